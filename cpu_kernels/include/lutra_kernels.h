@@ -1,0 +1,98 @@
+// Every kernel of Lutra: what each job computes, which kernels this build has, and which one runs.
+//
+// A kernel is named lutra_<op>_<type>_<tile>_<set>; its file has the same name. The scalar
+// reference (set "ref") is the specification: every other set gives the same int32 sums and, the
+// float part being fixed below, the same bits.
+#ifndef LUTRA_KERNELS_H
+#define LUTRA_KERNELS_H
+
+#include "../formats/cb.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// ---- jobs ----------------------------------------------------------------------------------
+//
+// Activations: per super-block (sb = 256 or 64, the weight type's) of one row x[k]
+//
+//     d = amax / 127      q = round_half_to_even(x * (127 / amax))  in [-127, 127]
+//
+// amax = 0 (or below 1e-30): d = 0, q = 0. A NaN or infinity in x: d = NaN, q = 0, so that it shows.
+typedef void lutra_quantize_fn(int64_t k, const float *x, int8_t *q, float *d);
+
+// y[8 * n_strips] = W x. Per row, in order of the super-blocks s, starting from acc = 0:
+//
+//     acc = fmaf(d_w[s] * d_x[s], (float)isum[s], acc)      isum = sum over sb weights of entry * q
+typedef void lutra_gemv_fn(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,
+                           const int8_t *q, const float *d, float *y);
+
+// One activation row of a gemm: q[k], d[k / sb] in, y[8 * n_strips] out.
+struct lutra_column {
+    const int8_t *q;
+    const float *d;
+    float *y;
+};
+
+// The same for n columns; columns may share q and d (experts of a MoE do).
+typedef void lutra_gemm_fn(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,
+                           int64_t n, const struct lutra_column *columns);
+
+// y[k] = row `row` (0..7) of one strip, as float: d * entry.
+typedef void lutra_dequantize_fn(int64_t k, const uint8_t *strip, const int8_t *library, int row, float *y);
+
+// ---- registry ------------------------------------------------------------------------------
+
+enum lutra_op { LUTRA_OP_GEMV, LUTRA_OP_GEMM, LUTRA_OP_DEQUANTIZE, LUTRA_OP_QUANTIZE, LUTRA_OP_COUNT };
+
+// Instruction sets, worst first. The order is the order of choice.
+enum lutra_set {
+    LUTRA_SET_REF,
+    LUTRA_SET_NEON,
+    LUTRA_SET_NEON_DOTPROD,
+    LUTRA_SET_NEON_I8MM,
+    LUTRA_SET_SVE,
+    LUTRA_SET_AVX2,
+    LUTRA_SET_AVX512,
+    LUTRA_SET_COUNT
+};
+
+struct lutra_kernel {
+    const char *name; // "lutra_gemv_cb4_8x1_avx2"
+    enum lutra_op op;
+    enum lutra_set set;
+    int32_t type; // ggml type id; for LUTRA_OP_QUANTIZE the super-block, 256 or 64
+    union {
+        lutra_gemv_fn *gemv;
+        lutra_gemm_fn *gemm;
+        lutra_dequantize_fn *dequantize;
+        lutra_quantize_fn *quantize;
+    } fn;
+};
+
+// The ggml types, and the members that only the reference knows; NULL when there is none.
+const struct lutra_cb_format *lutra_cb_format_of_type(int32_t type);
+const struct lutra_cb_format *lutra_cb_format_of_name(const char *name);
+
+int lutra_kernel_count(void);                           // compiled into this build
+const struct lutra_kernel *lutra_kernel_at(int i);      // i < lutra_kernel_count()
+const char *lutra_set_name(enum lutra_set set);         // "neon_dotprod"
+bool lutra_set_supported(enum lutra_set set);           // by the CPU we run on
+
+// The kernel that runs this job: the best supported set, or, with LUTRA_KERNELS=<set> in the
+// environment, the best one that is not above that set (ref where the set has no such kernel).
+const struct lutra_kernel *lutra_kernel_chosen(enum lutra_op op, int32_t type);
+
+// NULL, or why LUTRA_KERNELS cannot be obeyed: unknown set, not compiled in, or not on this CPU.
+// Callers refuse to compute while this is not NULL.
+const char *lutra_kernels_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
