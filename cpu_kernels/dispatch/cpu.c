@@ -1,0 +1,57 @@
+// Run-time CPU detection; compiled for the baseline of the architecture.
+#include "cpu.h"
+
+#if defined(__x86_64__)
+
+// __builtin_cpu_supports asks cpuid and, for the wide registers, whether the system saves them.
+bool lutra_cpu_has(enum lutra_set set) {
+    __builtin_cpu_init();
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    switch (set) {
+    case LUTRA_SET_REF:
+        return true;
+    case LUTRA_SET_AVX2:
+        return avx2;
+    case LUTRA_SET_AVX512:
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    default:
+        return false;
+    }
+}
+
+#elif defined(__aarch64__) && defined(__linux__)
+
+#include <sys/auxv.h>
+
+// Bits of the kernel's interface (asm/hwcap.h), spelled out because old headers lack the newer ones.
+#define HWCAP_BIT_ASIMDDP (1ul << 20)
+#define HWCAP_BIT_SVE (1ul << 22)
+#define HWCAP2_BIT_I8MM (1ul << 13)
+
+bool lutra_cpu_has(enum lutra_set set) {
+    const unsigned long hwcap = getauxval(AT_HWCAP);
+    const unsigned long hwcap2 = getauxval(AT_HWCAP2);
+    switch (set) {
+    case LUTRA_SET_REF:
+    case LUTRA_SET_NEON: // part of every 64-bit Arm CPU
+        return true;
+    case LUTRA_SET_NEON_DOTPROD:
+        return hwcap & HWCAP_BIT_ASIMDDP;
+    case LUTRA_SET_NEON_I8MM:
+        return (hwcap & HWCAP_BIT_ASIMDDP) && (hwcap2 & HWCAP2_BIT_I8MM);
+    case LUTRA_SET_SVE:
+        return hwcap & HWCAP_BIT_SVE;
+    default:
+        return false;
+    }
+}
+
+#else
+
+bool lutra_cpu_has(enum lutra_set set) {
+    return set == LUTRA_SET_REF;
+}
+
+#endif

@@ -1,0 +1,38 @@
+// Every kernel of Lutra, one row each: ROW(op, SET, type, function). A row declares the function and,
+// where its set is compiled in, registers it; its file is <set>/<function>.c. README.md has the same
+// table with comments, and scripts/check_kernels holds files, rows and README together.
+#ifndef LUTRA_DISPATCH_KERNELS_H
+#define LUTRA_DISPATCH_KERNELS_H
+
+#include "../include/lutra_kernels.h"
+
+// clang-format off
+#define LUTRA_KERNELS_REF(ROW)                                                       \
+    ROW(quantize,   REF, 256,               lutra_quantize_q8_256_1x1_ref)           \
+    ROW(quantize,   REF, 64,                lutra_quantize_q8_64_1x1_ref)            \
+    ROW(dequantize, REF, LUTRA_TYPE_CB2,    lutra_dequantize_cb2_1x1_ref)            \
+    ROW(dequantize, REF, LUTRA_TYPE_CB3,    lutra_dequantize_cb3_1x1_ref)            \
+    ROW(dequantize, REF, LUTRA_TYPE_CB4,    lutra_dequantize_cb4_1x1_ref)            \
+    ROW(dequantize, REF, LUTRA_TYPE_CB2_64, lutra_dequantize_cb2_64_1x1_ref)         \
+    ROW(dequantize, REF, LUTRA_TYPE_CB3_64, lutra_dequantize_cb3_64_1x1_ref)         \
+    ROW(dequantize, REF, LUTRA_TYPE_CB4_64, lutra_dequantize_cb4_64_1x1_ref)         \
+    ROW(gemv,       REF, LUTRA_TYPE_CB2,    lutra_gemv_cb2_1x1_ref)                  \
+    ROW(gemv,       REF, LUTRA_TYPE_CB3,    lutra_gemv_cb3_1x1_ref)                  \
+    ROW(gemv,       REF, LUTRA_TYPE_CB4,    lutra_gemv_cb4_1x1_ref)                  \
+    ROW(gemv,       REF, LUTRA_TYPE_CB2_64, lutra_gemv_cb2_64_1x1_ref)               \
+    ROW(gemv,       REF, LUTRA_TYPE_CB3_64, lutra_gemv_cb3_64_1x1_ref)               \
+    ROW(gemv,       REF, LUTRA_TYPE_CB4_64, lutra_gemv_cb4_64_1x1_ref)               \
+    ROW(gemm,       REF, LUTRA_TYPE_CB2,    lutra_gemm_cb2_1x1_ref)                  \
+    ROW(gemm,       REF, LUTRA_TYPE_CB3,    lutra_gemm_cb3_1x1_ref)                  \
+    ROW(gemm,       REF, LUTRA_TYPE_CB4,    lutra_gemm_cb4_1x1_ref)                  \
+    ROW(gemm,       REF, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_1x1_ref)               \
+    ROW(gemm,       REF, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_1x1_ref)               \
+    ROW(gemm,       REF, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_1x1_ref)
+
+// clang-format on
+
+#define LUTRA_DECLARE(op, set, type, function) lutra_##op##_fn function;
+LUTRA_KERNELS_REF(LUTRA_DECLARE)
+#undef LUTRA_DECLARE
+
+#endif

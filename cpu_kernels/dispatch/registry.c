@@ -1,0 +1,112 @@
+// The registry: the kernels of this build, and the choice among them.
+#include "cpu.h"
+#include "kernels.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// Rows name their operation in lower case; these give the enumerator.
+#define OP_quantize LUTRA_OP_QUANTIZE
+#define OP_dequantize LUTRA_OP_DEQUANTIZE
+#define OP_gemv LUTRA_OP_GEMV
+#define OP_gemm LUTRA_OP_GEMM
+#define REGISTER(op_, set_, type_, function)                                                                 \
+    {.name = #function, .op = OP_##op_, .set = LUTRA_SET_##set_, .type = type_, .fn.op_ = function},
+
+static const struct lutra_kernel kernels[] = {
+    // clang-format off
+    LUTRA_KERNELS_REF(REGISTER)
+    // clang-format on
+};
+enum { KERNELS = sizeof(kernels) / sizeof(kernels[0]) };
+
+static const char *const set_names[LUTRA_SET_COUNT] = {
+    [LUTRA_SET_REF] = "ref",
+    [LUTRA_SET_NEON] = "neon",
+    [LUTRA_SET_NEON_DOTPROD] = "neon_dotprod",
+    [LUTRA_SET_NEON_I8MM] = "neon_i8mm",
+    [LUTRA_SET_SVE] = "sve",
+    [LUTRA_SET_AVX2] = "avx2",
+    [LUTRA_SET_AVX512] = "avx512",
+};
+
+int lutra_kernel_count(void) {
+    return KERNELS;
+}
+
+const struct lutra_kernel *lutra_kernel_at(int i) {
+    return i >= 0 && i < KERNELS ? &kernels[i] : NULL;
+}
+
+const char *lutra_set_name(enum lutra_set set) {
+    return (unsigned)set < LUTRA_SET_COUNT ? set_names[set] : NULL;
+}
+
+bool lutra_set_supported(enum lutra_set set) {
+    return lutra_cpu_has(set);
+}
+
+static bool compiled(enum lutra_set set) {
+    for (int i = 0; i < KERNELS; i++) {
+        if (kernels[i].set == set) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// LUTRA_KERNELS, NULL when unset or empty.
+static const char *forced_name(void) {
+    const char *name = getenv("LUTRA_KERNELS");
+    return name && *name ? name : NULL;
+}
+
+// The set of this name, LUTRA_SET_COUNT when there is none.
+static enum lutra_set set_of_name(const char *name) {
+    int set = 0;
+    while (set < LUTRA_SET_COUNT && strcmp(set_names[set], name) != 0) {
+        set++;
+    }
+    return (enum lutra_set)set;
+}
+
+const char *lutra_kernels_error(void) {
+    static _Thread_local char message[256];
+    const char *name = forced_name();
+    if (!name) {
+        return NULL;
+    }
+    const enum lutra_set set = set_of_name(name);
+    const char *why = set == LUTRA_SET_COUNT ? "there is no such set"
+                      : !compiled(set)       ? "not compiled into this build"
+                      : !lutra_cpu_has(set)  ? "not supported by this CPU"
+                                             : NULL;
+    if (!why) {
+        return NULL;
+    }
+    char usable[128] = "";
+    for (int s = 0; s < LUTRA_SET_COUNT; s++) {
+        if (compiled((enum lutra_set)s) && lutra_cpu_has((enum lutra_set)s)) {
+            strcat(strcat(usable, " "), set_names[s]);
+        }
+    }
+    snprintf(message, sizeof(message), "LUTRA_KERNELS=%.40s: %s; usable here:%s", name, why, usable);
+    return message;
+}
+
+const struct lutra_kernel *lutra_kernel_chosen(enum lutra_op op, int32_t type) {
+    const char *name = forced_name();
+    const enum lutra_set limit = !name                   ? LUTRA_SET_COUNT
+                                 : lutra_kernels_error() ? LUTRA_SET_REF
+                                                         : set_of_name(name);
+    const struct lutra_kernel *best = NULL;
+    for (int i = 0; i < KERNELS; i++) {
+        const struct lutra_kernel *kernel = &kernels[i];
+        if (kernel->op == op && kernel->type == type && kernel->set <= limit && lutra_cpu_has(kernel->set) &&
+            (!best || kernel->set > best->set)) {
+            best = kernel;
+        }
+    }
+    return best;
+}

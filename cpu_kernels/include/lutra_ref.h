@@ -1,0 +1,53 @@
+// The scalar reference: the specification of packing, encoding and every kernel's arithmetic, for
+// every member of the CB family (1 to 6 bits per code, 1 or 2 weights per code, both super-blocks).
+//
+// All arrays are row-major and without padding. n_rows is a multiple of 8, k of the super-block.
+//
+//     codes      uint8   [n_rows][k / pair]   code c of group g at g * 32 / pair + c
+//     selectors  uint8   [n_rows][k / 32]
+//     d          fp16    [n_rows][k / sb]     as bits
+//     library    int8    [256][pair][2^bits]
+//     strips     uint8   n_rows * lutra_cb_row_bytes(f, k)
+#ifndef LUTRA_REF_H
+#define LUTRA_REF_H
+
+#include "lutra_kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Value of an IEEE half-precision number.
+float lutra_f16_to_f32(uint16_t h);
+
+// Codes, selectors and scales -> the strips as they lie in the file, and back.
+void lutra_cb_pack(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, const uint8_t *codes,
+                   const uint8_t *selectors, const uint16_t *d, uint8_t *strips);
+void lutra_cb_unpack(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, const uint8_t *strips,
+                     uint8_t *codes, uint8_t *selectors, uint16_t *d);
+
+// Encoding by full search: for each group the table, and for each of its codes the entry, that
+// minimise sum of importance * (w - d * entry)^2 for the given d; the lowest index wins a tie.
+// importance: float [k], NULL for 1 everywhere.
+void lutra_cb_encode(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, const float *w,
+                     const float *importance, const uint16_t *d, const int8_t *library, uint8_t *codes,
+                     uint8_t *selectors);
+
+// The entries of weights k0 .. k0 + n - 1 (multiples of 64) of one row of a strip, without d.
+void lutra_cb_entries(const struct lutra_cb_format *f, int64_t k0, int64_t n, const uint8_t *strip,
+                      const int8_t *library, int row, int8_t *entries);
+
+// The jobs of lutra_kernels.h for any member of the family.
+void lutra_cb_quantize_x(int sb, int64_t k, const float *x, int8_t *q, float *d);
+void lutra_cb_dequantize(const struct lutra_cb_format *f, int64_t k, const uint8_t *strip,
+                         const int8_t *library, int row, float *y);
+void lutra_cb_gemv(const struct lutra_cb_format *f, int64_t k, int64_t n_strips, const uint8_t *strips,
+                   const int8_t *library, const int8_t *q, const float *d, float *y);
+void lutra_cb_gemm(const struct lutra_cb_format *f, int64_t k, int64_t n_strips, const uint8_t *strips,
+                   const int8_t *library, int64_t n, const struct lutra_column *columns);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

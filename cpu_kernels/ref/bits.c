@@ -1,0 +1,51 @@
+// Packing and unpacking of one period of codes; bits.h has the idea.
+#include "bits.h"
+
+#include <string.h>
+
+// clang-format off
+const struct lutra_bits lutra_bits[7] = {
+    [1] = {8, 1, {"76543210"}},
+    [2] = {4, 1, {"33221100"}},
+    [3] = {8, 3, {"11170006",
+                  "33732262",
+                  "57554644"}},
+    [4] = {2, 1, {"11110000"}},
+    [5] = {8, 5, {"11110000",
+                  "33332222",
+                  "55554444",
+                  "77776666",
+                  "76543210"}},
+    [6] = {4, 3, {"11110000",
+                  "33332222",
+                  "33112200"}},
+};
+// clang-format on
+
+void lutra_bits_unpack(const struct lutra_bits *b, const uint8_t *packed, uint8_t codes[8][LUTRA_LANE]) {
+    int met[8] = {0};
+    memset(codes, 0, (size_t)b->lanes * LUTRA_LANE);
+    for (int v = 0; v < b->vectors; v++) {
+        for (int bit = 0; bit < 8; bit++) {
+            const int lane = b->map[v][7 - bit] - '0';
+            const int n = met[lane]++;
+            for (int j = 0; j < LUTRA_LANE; j++) {
+                codes[lane][j] |= (uint8_t)((packed[v * LUTRA_LANE + j] >> bit & 1) << n);
+            }
+        }
+    }
+}
+
+void lutra_bits_pack(const struct lutra_bits *b, const uint8_t codes[8][LUTRA_LANE], uint8_t *packed) {
+    int met[8] = {0};
+    memset(packed, 0, (size_t)b->vectors * LUTRA_LANE);
+    for (int v = 0; v < b->vectors; v++) {
+        for (int bit = 0; bit < 8; bit++) {
+            const int lane = b->map[v][7 - bit] - '0';
+            const int n = met[lane]++;
+            for (int j = 0; j < LUTRA_LANE; j++) {
+                packed[v * LUTRA_LANE + j] |= (uint8_t)((codes[lane][j] >> n & 1) << bit);
+            }
+        }
+    }
+}

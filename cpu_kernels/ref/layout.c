@@ -1,0 +1,102 @@
+// From codes, selectors and scales to strips and back, for every member of the family.
+#include "../include/lutra_ref.h"
+#include "bits.h"
+
+#include <string.h>
+
+// Byte offsets of a row's parts in a strip: d of super-block s, and the selectors of the chunk that
+// starts at weight k0 (the chunk's codes follow the 16 selectors of its 8 rows).
+static size_t d_offset(const struct lutra_cb_format *f, int64_t s, int row) {
+    return (size_t)s * lutra_cb_block_bytes(f) + 2 * (size_t)row;
+}
+
+static size_t chunk_offset(const struct lutra_cb_format *f, int64_t k0) {
+    const int64_t s = k0 / f->sb;
+    const int64_t chunk = k0 % f->sb / LUTRA_CHUNK;
+    return d_offset(f, s, LUTRA_ROWS) + (size_t)chunk * lutra_cb_chunk_bytes(f);
+}
+
+// Calls are per chunk: codes[row] are the chunk's 64 / pair codes of that row.
+static void pack_chunk(const struct lutra_cb_format *f, const uint8_t *codes[LUTRA_ROWS], uint8_t *packed) {
+    const struct lutra_bits *b = &lutra_bits[f->bits];
+    const int row_lanes = LUTRA_CHUNK / f->pair / LUTRA_LANE;
+    for (int lane = 0; lane < LUTRA_ROWS * row_lanes; lane += b->lanes, packed += b->vectors * LUTRA_LANE) {
+        uint8_t period[8][LUTRA_LANE];
+        for (int i = 0; i < b->lanes; i++) {
+            const uint8_t *row = codes[(lane + i) / row_lanes];
+            memcpy(period[i], row + (lane + i) % row_lanes * LUTRA_LANE, LUTRA_LANE);
+        }
+        lutra_bits_pack(b, period, packed);
+    }
+}
+
+// The 64 / pair codes of one row of a chunk.
+static void unpack_row(const struct lutra_cb_format *f, const uint8_t *packed, int row, uint8_t *codes) {
+    const struct lutra_bits *b = &lutra_bits[f->bits];
+    const int row_lanes = LUTRA_CHUNK / f->pair / LUTRA_LANE;
+    uint8_t period[8][LUTRA_LANE];
+    int unpacked = -1;
+    for (int i = 0; i < row_lanes; i++) {
+        const int lane = row * row_lanes + i;
+        if (lane / b->lanes != unpacked) {
+            unpacked = lane / b->lanes;
+            lutra_bits_unpack(b, packed + unpacked * b->vectors * LUTRA_LANE, period);
+        }
+        memcpy(codes + i * LUTRA_LANE, period[lane % b->lanes], LUTRA_LANE);
+    }
+}
+
+void lutra_cb_pack(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, const uint8_t *codes,
+                   const uint8_t *selectors, const uint16_t *d, uint8_t *strips) {
+    for (int64_t r0 = 0; r0 < n_rows; r0 += LUTRA_ROWS) {
+        uint8_t *strip = strips + (size_t)r0 * lutra_cb_row_bytes(f, k);
+        for (int row = 0; row < LUTRA_ROWS; row++) {
+            for (int64_t s = 0; s < k / f->sb; s++) {
+                memcpy(strip + d_offset(f, s, row), &d[(r0 + row) * (k / f->sb) + s], 2);
+            }
+        }
+        for (int64_t k0 = 0; k0 < k; k0 += LUTRA_CHUNK) {
+            uint8_t *chunk = strip + chunk_offset(f, k0);
+            const uint8_t *row_codes[LUTRA_ROWS];
+            for (int row = 0; row < LUTRA_ROWS; row++) {
+                memcpy(chunk + 2 * row, selectors + ((r0 + row) * k + k0) / LUTRA_GROUP, 2);
+                row_codes[row] = codes + ((r0 + row) * k + k0) / f->pair;
+            }
+            pack_chunk(f, row_codes, chunk + 2 * LUTRA_ROWS);
+        }
+    }
+}
+
+void lutra_cb_unpack(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, const uint8_t *strips,
+                     uint8_t *codes, uint8_t *selectors, uint16_t *d) {
+    for (int64_t r = 0; r < n_rows; r++) {
+        const int row = (int)(r % LUTRA_ROWS);
+        const uint8_t *strip = strips + (size_t)(r - row) * lutra_cb_row_bytes(f, k);
+        for (int64_t s = 0; s < k / f->sb; s++) {
+            memcpy(&d[r * (k / f->sb) + s], strip + d_offset(f, s, row), 2);
+        }
+        for (int64_t k0 = 0; k0 < k; k0 += LUTRA_CHUNK) {
+            const uint8_t *chunk = strip + chunk_offset(f, k0);
+            memcpy(selectors + (r * k + k0) / LUTRA_GROUP, chunk + 2 * row, 2);
+            unpack_row(f, chunk + 2 * LUTRA_ROWS, row, codes + (r * k + k0) / f->pair);
+        }
+    }
+}
+
+void lutra_cb_entries(const struct lutra_cb_format *f, int64_t k0, int64_t n, const uint8_t *strip,
+                      const int8_t *library, int row, int8_t *entries) {
+    const int group_codes = LUTRA_GROUP / f->pair;
+    for (int64_t i = 0; i < n; i += LUTRA_CHUNK) {
+        const uint8_t *chunk = strip + chunk_offset(f, k0 + i);
+        uint8_t codes[LUTRA_CHUNK];
+        unpack_row(f, chunk + 2 * LUTRA_ROWS, row, codes);
+        for (int g = 0; g < 2; g++) {
+            const int8_t *table = library + chunk[2 * row + g] * lutra_cb_table_bytes(f);
+            for (int w = 0; w < LUTRA_GROUP;
+                 w++) { // weight w = member w / group_codes of code w % group_codes
+                const int code = codes[g * group_codes + w % group_codes];
+                entries[i + g * LUTRA_GROUP + w] = table[(w / group_codes << f->bits) + code];
+            }
+        }
+    }
+}
