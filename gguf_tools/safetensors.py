@@ -1,0 +1,133 @@
+"""Safetensors files, mapped and checked, without torch: bfloat16 stays the uint16 it is on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.errors import LutraError
+
+DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as stored: ``array`` is the mapping, shaped (BF16 as uint16)."""
+
+    name: str
+    dtype: str
+    path: Path
+    array: NDArray[Any]
+
+
+def open_safetensors(directory: Path) -> dict[str, StoredTensor]:
+    """All tensors of a model directory, single-file or sharded, part by part in order of their names.
+
+    Raises ``LutraError`` naming the file, and the tensor where there is one.
+    """
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(p, str) for p in weight_map.values()):
+            raise LutraError(f"{index}: has no weight_map; download the model again")
+        parts = sorted(set(weight_map.values()))
+    elif single.is_file():
+        weight_map, parts = None, [single.name]
+    else:
+        raise LutraError(
+            f"{directory}: has no model.safetensors; other forms (pytorch_model.bin) "
+            "must be saved as safetensors or converted to an F16 GGUF first"
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for part in parts:
+        path = directory / part
+        if "/" in part or not path.is_file():
+            raise LutraError(f"{index}: names {part!r}, which is not there; download the model again")
+        for tensor in _open_part(path):
+            if tensor.name in tensors:
+                raise LutraError(f"{path}: tensor {tensor.name!r} is in another part too")
+            tensors[tensor.name] = tensor
+    missing = sorted(set(weight_map or ()) - set(tensors))
+    if missing:
+        raise LutraError(f"{directory / weight_map[missing[0]]}: lacks tensor {missing[0]!r} of the index")
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ``LutraError`` when it is missing or not one."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise LutraError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise LutraError(f"{path}: is not a JSON object; download the model again")
+    return value
+
+
+def _open_part(path: Path) -> list[StoredTensor]:
+    """The tensors of one file in order of their names.
+
+    The file: 8 bytes little-endian length of the header, the header (JSON: name -> dtype, shape,
+    data_offsets), then the data that the offsets count in.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER):
+            raise LutraError(f"{path}: truncated or no safetensors file; download it again")
+        try:
+            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+        except (ValueError, RecursionError) as error:
+            raise LutraError(f"{path}: damaged header ({error}); download it again") from None
+    if not isinstance(header, dict):
+        raise LutraError(f"{path}: damaged header; download it again")
+    header.pop("__metadata__", None)
+    data = np.memmap(path, np.uint8, "r")[8 + length :] if size > 8 + length else np.zeros(0, np.uint8)
+    return [_open_tensor(path, name, header[name], data) for name in sorted(header)]
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in names:
+            raise ValueError(f"{name!r} occurs twice")
+        names[name] = value
+    return names
+
+
+def _open_tensor(path: Path, name: str, entry: Any, data: NDArray[np.uint8]) -> StoredTensor:
+    def natural(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if not all(map(natural, (*shape, start, stop))):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise LutraError(f"{path}: tensor {name!r} has a damaged header entry; download it again") from None
+    if dtype not in DTYPES:
+        raise LutraError(
+            f"{path}: tensor {name!r} is {dtype}, not BF16, F16 or F32; "
+            "convert the model to an F16 GGUF with llama.cpp's convert_hf_to_gguf.py and pass that"
+        )
+    kind = np.dtype(DTYPES[dtype])
+    if not shape or prod(shape) == 0:
+        raise LutraError(f"{path}: tensor {name!r} has no weights (shape {list(shape)})")
+    if stop > len(data):
+        raise LutraError(
+            f"{path}: truncated, tensor {name!r} lacks {stop - len(data)} bytes; download it again"
+        )
+    if stop - start != prod(shape) * kind.itemsize:
+        raise LutraError(
+            f"{path}: tensor {name!r} has {stop - start} bytes, which is not {dtype} {list(shape)}"
+        )
+    return StoredTensor(name, dtype, path, data[start:stop].view(kind).reshape(shape))

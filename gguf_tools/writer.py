@@ -1,0 +1,172 @@
+"""A streaming GGUF writer: sizes declared up front, data in order and in pieces, rename at the end.
+
+The data goes to a temporary file in the output's own directory, which becomes the output only when
+every declared byte is on the disk. Whatever fails before, nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+from gguf import GGUFValueType
+from gguf.gguf_writer import GGUFValue
+from numpy.typing import NDArray
+
+from gguf_tools.errors import LutraError
+from gguf_tools.reader import MAGIC, SCALARS, tensor_nbytes, type_name
+
+GGUF_VERSION = 3
+ALIGNMENT = 64  # a cache line: strips are used straight from the mapping
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor to come: GGUF name, ggml type id, shape in numpy order, bytes of its data."""
+
+    name: str
+    type: int
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def _string(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(data)) + data
+
+
+def _items(kind: GGUFValueType, values: Iterable[Any]) -> bytes:
+    if kind == GGUFValueType.STRING:
+        return b"".join(map(_string, values))
+    values = list(values)
+    return struct.pack(f"<{len(values)}{SCALARS[kind]}", *values)
+
+
+def _value(value: GGUFValue) -> bytes:
+    if value.type != GGUFValueType.ARRAY:
+        return struct.pack("<I", value.type) + _items(value.type, [value.value])
+    # the gguf package leaves the type of an array's items open: then the first one decides
+    item = value.sub_type or GGUFValueType.get_type(value.value[0])
+    values = [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in value.value]
+    return struct.pack("<IIQ", value.type, item, len(values)) + _items(item, values)
+
+
+class GGUFWriter:
+    """Writes one GGUF file; use as a context manager.
+
+    ``metadata`` maps keys to ``GGUFValue`` of the gguf package; ``general.alignment`` is set to 64
+    here. ``write`` takes the tensors' bytes in the declared order, cut anywhere; leaving the
+    ``with`` block without an exception checks that all of them came and puts the file in its place.
+    ``LutraError`` when the directory or disk refuses.
+    """
+
+    def __init__(
+        self, path: str | Path, metadata: Mapping[str, GGUFValue], tensors: Iterable[TensorSpec]
+    ) -> None:
+        self.path = Path(path)
+        self.tensors = list(tensors)
+        self._partial = self.path.with_name(f".{self.path.name}.lutra-partial")
+        self._index = 0  # tensor being written
+        self._written = 0  # bytes of it
+        self._check_specs()
+        header = self._header(dict(metadata))
+        with self._disk_errors():
+            self._file: BinaryIO = self._partial.open("wb")
+        with self._remove_on_error(), self._disk_errors():
+            self._file.write(header)
+
+    def __enter__(self) -> GGUFWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.abort()
+
+    def write(self, data: bytes | NDArray[Any]) -> None:
+        """The next bytes of the current tensor; a complete tensor is padded and the next one begins."""
+        view = memoryview(np.ascontiguousarray(data)).cast("B") if isinstance(data, np.ndarray) else data
+        spec = self.tensors[self._index] if self._index < len(self.tensors) else None
+        if spec is None or self._written + len(view) > spec.nbytes:
+            raise ValueError(f"more bytes than declared for {spec.name if spec else 'the file'!r}")
+        with self._disk_errors():
+            self._file.write(view)
+            self._written += len(view)
+            if self._written == spec.nbytes:
+                self._file.write(bytes(-spec.nbytes % ALIGNMENT))
+                self._index, self._written = self._index + 1, 0
+
+    def finish(self) -> None:
+        """Flush to the disk, rename into place. ``ValueError`` when declared bytes are missing."""
+        with self._remove_on_error():
+            if self._index < len(self.tensors):
+                spec = self.tensors[self._index]
+                raise ValueError(f"{spec.name!r}: {self._written} of {spec.nbytes} bytes were written")
+            with self._disk_errors():
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                os.replace(self._partial, self.path)
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        with contextlib.suppress(OSError):  # closing flushes, and the disk may still be full
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._partial.unlink()
+
+    def _check_specs(self) -> None:
+        names: set[str] = set()
+        for spec in self.tensors:
+            if spec.name in names:
+                raise ValueError(f"tensor {spec.name!r} is declared twice")
+            names.add(spec.name)
+            expected = tensor_nbytes(spec.type, spec.shape)
+            if spec.nbytes != expected:
+                kind = type_name(spec.type)
+                raise ValueError(
+                    f"{spec.name!r}: {kind} {spec.shape} takes {expected} bytes, not {spec.nbytes}"
+                )
+
+    def _header(self, metadata: dict[str, GGUFValue]) -> bytes:
+        metadata["general.alignment"] = GGUFValue(ALIGNMENT, GGUFValueType.UINT32)
+        parts = [MAGIC, struct.pack("<IQQ", GGUF_VERSION, len(self.tensors), len(metadata))]
+        for key, value in metadata.items():
+            try:
+                parts += _string(key), _value(value)
+            except (struct.error, KeyError, IndexError, TypeError) as error:
+                raise ValueError(f"key {key!r} cannot be written as {value.type.name}: {error}") from None
+        offset = 0
+        for spec in self.tensors:
+            n = len(spec.shape)
+            parts += _string(spec.name), struct.pack(f"<I{n}Q", n, *reversed(spec.shape))
+            parts.append(struct.pack("<IQ", spec.type, offset))
+            offset += spec.nbytes + -spec.nbytes % ALIGNMENT
+        header = b"".join(parts)
+        return header + bytes(-len(header) % ALIGNMENT)
+
+    @contextlib.contextmanager
+    def _remove_on_error(self) -> Any:
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Any:
+        try:
+            yield
+        except OSError as error:
+            hint = "choose another place with -o"
+            raise LutraError(f"{self.path}: cannot be written: {error.strerror}; {hint}") from None
