@@ -1,0 +1,5 @@
+"""Learning codebooks and encoding weights with them."""
+
+from pyquant.codebook import encode, learn
+
+__all__ = ["encode", "learn"]

@@ -1,0 +1,196 @@
+// Learning a library: k-means whose centroids are tables.
+#include "quant.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct lutra_learner {
+    struct lutra_shape shape;
+    int64_t blocks;
+    const float *w, *importance;
+    uint16_t *d;        // [blocks]
+    uint16_t *selector; // [groups]
+    float *cost;        // [groups] weighted squared error
+    int64_t *member;    // [groups] groups in the order of their tables
+    int64_t *first;     // [tables + 1] where a table's members start
+    double *total;      // [tables] error of a table's members
+
+    // of the current step
+    struct lutra_search *search;
+    bool scales;
+    int candidates;
+    int8_t *library;
+};
+
+void lutra_learner_free(struct lutra_learner *l) {
+    if (l) {
+        free(l->d);
+        free(l->selector);
+        free(l->cost);
+        free(l->member);
+        free(l->first);
+        free(l->total);
+        free(l);
+    }
+}
+
+struct lutra_learner *lutra_learner_new(const struct lutra_shape *shape, int64_t blocks, const float *w,
+                                        const float *importance) {
+    struct lutra_learner *l = calloc(1, sizeof *l);
+    if (!l) {
+        return NULL;
+    }
+    const size_t groups = (size_t)blocks * (shape->sb / shape->group);
+    l->shape = *shape;
+    l->blocks = blocks;
+    l->w = w;
+    l->importance = importance;
+    l->d = calloc(blocks, sizeof *l->d);
+    l->selector = malloc(groups * sizeof *l->selector);
+    l->cost = malloc(groups * sizeof *l->cost);
+    l->member = malloc(groups * sizeof *l->member);
+    l->first = malloc((shape->tables + 1) * sizeof *l->first);
+    l->total = malloc(shape->tables * sizeof *l->total);
+    if (!l->d || !l->selector || !l->cost || !l->member || !l->first || !l->total) {
+        lutra_learner_free(l);
+        return NULL;
+    }
+    return l;
+}
+
+static void assign_block(void *context, int64_t block) {
+    const struct lutra_learner *l = context;
+    const int groups = l->shape.sb / l->shape.group;
+    const int64_t at = block * l->shape.sb;
+    lutra_search_block(l->search, l->w + at, l->importance ? l->importance + at : NULL, l->scales,
+                       l->candidates, &l->d[block], l->selector + block * groups, NULL,
+                       l->cost + block * groups);
+}
+
+// Groups in the order of their tables (a counting sort, so members stay in order of the sample).
+static void sort_members(struct lutra_learner *l, int64_t groups) {
+    const int tables = l->shape.tables;
+    memset(l->first, 0, (tables + 1) * sizeof *l->first);
+    for (int64_t i = 0; i < groups; i++) {
+        l->first[l->selector[i] + 1]++;
+    }
+    for (int t = 0; t < tables; t++) {
+        l->first[t + 1] += l->first[t];
+        l->total[t] = 0.0;
+    }
+    for (int64_t i = 0; i < groups; i++) {
+        l->member[l->first[l->selector[i]]++] = i;
+        l->total[l->selector[i]] += l->cost[i];
+    }
+    for (int t = tables; t > 0; t--) {
+        l->first[t] = l->first[t - 1];
+    }
+    l->first[0] = 0;
+}
+
+static int8_t entry_of(double x) {
+    return (int8_t)(x < -127.0 ? -127 : x > 127.0 ? 127 : x < 0.0 ? (int)(x - 0.5) : (int)(x + 0.5));
+}
+
+// Moves one table to the centroids of its members.
+static void move_table(void *context, int64_t t) {
+    struct lutra_learner *l = context;
+    const int pair = l->shape.pair, entries = 1 << l->shape.bits, group = l->shape.group;
+    const int points = group / pair, groups = l->shape.sb / group;
+    int8_t *entry = l->library + t * pair * entries;
+    float table[2 * LUTRA_MAX_ENTRIES];
+    double sum[2][2 * LUTRA_MAX_ENTRIES] = {{0}}; // weighted value, weight
+    float worst[2] = {0}, worst_error = -1.0f;
+    for (int i = 0; i < pair * entries; i++) {
+        table[i] = entry[i];
+    }
+    for (int64_t m = l->first[t]; m < l->first[t + 1]; m++) {
+        const int64_t i = l->member[m];
+        const float d = lutra_f16_to_f32(l->d[i / groups]), scale = d > 0.0f ? 1.0f / d : 0.0f;
+        const float *importance = l->importance ? l->importance + i * group : NULL;
+        float x[LUTRA_MAX_GROUP];
+        uint8_t code[LUTRA_MAX_GROUP];
+        for (int j = 0; j < group; j++) {
+            x[j] = l->w[i * group + j] * scale;
+        }
+        lutra_nearest(&l->shape, table, x, importance, code);
+        for (int j = 0; j < points; j++) {
+            float error = 0.0f;
+            for (int a = 0; a < pair; a++) {
+                const int e = a * entries + code[j];
+                const float weight = d * d * (importance ? importance[a * points + j] : 1.0f);
+                const float delta = x[a * points + j] - table[e];
+                error += weight * delta * delta;
+                sum[0][e] += (double)weight * x[a * points + j];
+                sum[1][e] += (double)weight;
+            }
+            if (error > worst_error) {
+                worst_error = error;
+                for (int a = 0; a < pair; a++) {
+                    worst[a] = x[a * points + j];
+                }
+            }
+        }
+    }
+    bool seeded = false;
+    for (int c = 0; c < entries; c++) {
+        bool dead = true;
+        for (int a = 0; a < pair; a++) {
+            if (sum[1][a * entries + c] > 0.0) {
+                dead = false;
+                entry[a * entries + c] = entry_of(sum[0][a * entries + c] / sum[1][a * entries + c]);
+            }
+        }
+        // An entry that nobody uses goes where the table is worst, one in an iteration.
+        if (dead && !seeded && worst_error > 0.0f) {
+            seeded = true;
+            for (int a = 0; a < pair; a++) {
+                entry[a * entries + c] = entry_of(worst[a]);
+            }
+        }
+    }
+}
+
+// A table without members becomes a copy of the table with the largest error, a little apart: the two share
+// its groups from the next iteration on.
+static void split_worst(struct lutra_learner *l) {
+    const int size = l->shape.pair << l->shape.bits;
+    for (int t = 0; t < l->shape.tables; t++) {
+        if (l->first[t] < l->first[t + 1]) {
+            continue;
+        }
+        int worst = 0;
+        for (int i = 1; i < l->shape.tables; i++) {
+            worst = l->total[i] > l->total[worst] ? i : worst;
+        }
+        for (int i = 0; i < size; i++) {
+            double x = l->library[worst * size + i];
+            l->library[t * size + i] = entry_of(x * 1.06);
+            l->library[worst * size + i] = entry_of(x * 0.94);
+        }
+        l->total[worst] *= 0.5;
+        l->total[t] = l->total[worst];
+    }
+}
+
+double lutra_learner_step(struct lutra_learner *l, int64_t blocks, bool scales, int candidates, int threads,
+                          int8_t *library) {
+    const int64_t groups = blocks * (l->shape.sb / l->shape.group);
+    l->search = lutra_search_new(&l->shape, library);
+    if (!l->search) {
+        return -1.0;
+    }
+    l->scales = scales;
+    l->candidates = candidates;
+    l->library = library;
+    lutra_parallel(blocks, threads, assign_block, l);
+    lutra_search_free(l->search);
+    double error = 0.0;
+    for (int64_t i = 0; i < groups; i++) {
+        error += l->cost[i];
+    }
+    sort_members(l, groups);
+    lutra_parallel(l->shape.tables, threads, move_table, l);
+    split_worst(l);
+    return error;
+}

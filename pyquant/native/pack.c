@@ -1,0 +1,42 @@
+// Strips on all cores; what a strip is, the reference says.
+#include "quant.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+
+struct pack {
+    struct lutra_cb_format format;
+    int64_t k;
+    const uint8_t *codes;
+    const uint16_t *selectors, *d;
+    uint8_t *strips;
+    atomic_bool failed;
+};
+
+static void pack_strip(void *context, int64_t strip) {
+    struct pack *p = context;
+    const int64_t k = p->k, row = strip * LUTRA_ROWS, n = LUTRA_ROWS * k / LUTRA_GROUP;
+    uint8_t *selectors = malloc((size_t)n);
+    if (!selectors) {
+        p->failed = true;
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        selectors[i] = (uint8_t)p->selectors[strip * n + i];
+    }
+    lutra_cb_pack(&p->format, k, LUTRA_ROWS, p->codes + row * k / p->format.pair, selectors,
+                  p->d + row * (k / p->format.sb), p->strips + row * lutra_cb_row_bytes(&p->format, k));
+    free(selectors);
+}
+
+bool lutra_pack(const struct lutra_shape *shape, int64_t rows, int64_t k, const uint8_t *codes,
+                const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips) {
+    struct pack p = {.format = {.bits = shape->bits, .pair = shape->pair, .sb = shape->sb},
+                     .k = k,
+                     .codes = codes,
+                     .selectors = selectors,
+                     .d = d,
+                     .strips = strips};
+    lutra_parallel(rows / LUTRA_ROWS, threads, pack_strip, &p);
+    return !p.failed;
+}

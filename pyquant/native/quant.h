@@ -1,0 +1,82 @@
+// Learning and encoding of the CB family. One shape describes a member of the family; the frozen
+// formats have group = 32 and tables = 256, other values serve comparisons.
+//
+// Everything is deterministic: work is divided in pieces whose results do not depend on who computes
+// them, and float sums run in a fixed order (lanes of 16, then a fixed tree), so neither the number
+// of threads nor the instruction set changes a bit.
+#ifndef LUTRA_QUANT_H
+#define LUTRA_QUANT_H
+
+#include "lutra_ref.h"
+
+struct lutra_shape {
+    int32_t bits;   // b: bits per code, 1 to 6
+    int32_t pair;   // p: weights per code, 1 or 2 (weights j and group/2 + j)
+    int32_t group;  // weights per selector: 16, 32 or 64
+    int32_t tables; // tables per library, at most 1024
+    int32_t sb;     // weights per super-block, a multiple of group
+};
+
+enum {
+    LUTRA_MAX_GROUP = 64,
+    LUTRA_MAX_ENTRIES = 64,
+    LUTRA_MAX_TABLES = 1024,
+};
+
+// ---- learn.c -------------------------------------------------------------------------------
+
+// The sample that a library is learned from: `blocks` super-blocks of weights (and of importances,
+// or NULL), kept by the caller for as long as the learner lives. NULL when out of memory.
+struct lutra_learner;
+struct lutra_learner *lutra_learner_new(const struct lutra_shape *shape, int64_t blocks, const float *w,
+                                        const float *importance);
+void lutra_learner_free(struct lutra_learner *learner);
+
+// One iteration over the first `blocks` super-blocks of the sample: every group picks its table (and,
+// with `scales`, every super-block its d), then every table moves to the centroids of its weights.
+// candidates: see lutra_encode. Returns the weighted squared error before the move, < 0 when out of
+// memory.
+double lutra_learner_step(struct lutra_learner *learner, int64_t blocks, bool scales, int candidates,
+                          int threads, int8_t *library);
+
+// ---- encode.c ------------------------------------------------------------------------------
+
+// rows x k weights -> codes [rows][k/pair] (group by group), selectors [rows][k/group] and fp16 scales
+// [rows][k/sb]. importance: [k] per column, or NULL. candidates: tables per group whose error is
+// computed exactly after the coarse search; 0 for all of them (full search). Returns the weighted squared
+// error, < 0 when out of memory.
+double lutra_encode(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
+                    const float *importance, const int8_t *library, int candidates, int threads,
+                    uint8_t *codes, uint16_t *selectors, uint16_t *d);
+
+// Interleaves the result of lutra_encode into strips (formats/cb.h); group = 32, at most 256 tables.
+// False when out of memory.
+bool lutra_pack(const struct lutra_shape *shape, int64_t rows, int64_t k, const uint8_t *codes,
+                const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips);
+
+// Index of the first weight that is NaN, infinite or beyond `limit` in magnitude; -1 when there is none.
+int64_t lutra_find_bad(int64_t n, const float *w, float limit);
+
+// ---- search.c ------------------------------------------------------------------------------
+
+struct lutra_search;
+struct lutra_search *lutra_search_new(const struct lutra_shape *shape, const int8_t *library);
+void lutra_search_free(struct lutra_search *search);
+
+// Scale, selectors and codes (both optional) of one super-block. `*d` is fp16; on entry the scale to
+// start from, unless `scales` asks for a search of the best. cost: weighted squared error per group.
+void lutra_search_block(const struct lutra_search *search, const float *w, const float *importance,
+                        bool scales, int candidates, uint16_t *d, uint16_t *selectors, uint8_t *codes,
+                        float *cost);
+
+// Nearest codes of one group of normalised weights; returns the weighted squared error.
+float lutra_nearest(const struct lutra_shape *shape, const float *table, const float *x,
+                    const float *importance, uint8_t *codes);
+
+// ---- parallel.c ----------------------------------------------------------------------------
+
+// task(context, i) for all i in [0, n), on `threads` threads (the caller is one of them).
+typedef void lutra_task(void *context, int64_t i);
+void lutra_parallel(int64_t n, int threads, lutra_task *task, void *context);
+
+#endif
