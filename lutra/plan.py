@@ -1,0 +1,115 @@
+"""Which type each tensor of a converted file gets: the rules of ``lutra convert``, no work done yet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from gguf_tools.errors import LutraError
+from gguf_tools.reader import tensor_nbytes
+from gguf_tools.tensors import SourceTensor, keeps_f32
+from gguf_tools.types import ROWS, CBFormat, cb_format
+
+CB_TYPES = ("cb2", "cb3", "cb4")
+FLOAT_TYPES = ("f32", "f16", "bf16")
+# Types of upstream that ggml can make of float rows.
+STOCK_TYPES = (
+    *FLOAT_TYPES, "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k",
+    "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs",
+)  # fmt: skip
+
+# The token embeddings and the output matrix decide about every token, so they get more bits.
+RECIPE = {"cb2": "cb4", "cb3": "cb4", "cb4": "cb4"}
+
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the user asked for: a base type and exceptions, all in lower case.
+
+    ``tensor_types`` are (regular expression, type) in order of precedence; ``pure`` drops the recipe for
+    embeddings and output.
+    """
+
+    base: str
+    pure: bool = False
+    tensor_types: Sequence[tuple[str, str]] = ()
+    output_type: str | None = None
+    embedding_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor and the type it gets; ``fmt`` when that is a CB type, ``instead_of`` the type asked for."""
+
+    source: SourceTensor
+    type: int
+    type_name: str
+    nbytes: int
+    fmt: CBFormat | None = None
+    instead_of: str | None = field(default=None)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return self.source.rows * self.source.k
+
+
+def check_type(name: str) -> str:
+    """``name`` in lower case. Raises LutraError when it is no type for a tensor."""
+    if name.lower() not in (*CB_TYPES, *STOCK_TYPES):
+        raise LutraError(f"'{name}' is no tensor type; choose one of {', '.join((*CB_TYPES, *STOCK_TYPES))}")
+    return name.lower()
+
+
+def plan(tensors: Sequence[SourceTensor], rules: Rules) -> list[Planned]:
+    """The type of every tensor, in order. Raises LutraError for a type that does not exist."""
+    tied = all(tensor.name != OUTPUT for tensor in tensors)
+    return [_fit(tensor, _wanted(tensor, rules, tied)) for tensor in tensors]
+
+
+def _wanted(tensor: SourceTensor, rules: Rules, tied: bool) -> str:
+    """The type by the rules, before the shape is looked at. Precedence as in llama-quantize."""
+    if keeps_f32(tensor.name, tensor.shape):
+        return "f32"
+    is_embedding = tensor.name == EMBEDDING
+    is_output = tensor.name == OUTPUT or (tied and is_embedding)
+    if is_embedding and rules.embedding_type:
+        return rules.embedding_type
+    if is_output and rules.output_type:
+        return rules.output_type
+    for pattern, name in rules.tensor_types:
+        if re.search(pattern, tensor.name):
+            return name
+    if (is_embedding or is_output) and not rules.pure:
+        return RECIPE.get(rules.base, rules.base)
+    return rules.base
+
+
+def _fit(tensor: SourceTensor, wanted: str) -> Planned:
+    """The wanted type, or Q8_0, or F16: the first that can hold rows of this length."""
+    for name in (wanted, "q8_0", "f16"):
+        fmt = _cb_format(name, tensor) if name in CB_TYPES else None
+        if name in CB_TYPES and fmt is None:
+            continue
+        type_id = fmt.type if fmt else GGMLQuantizationType[name.upper()].value
+        if not fmt and tensor.k % GGML_QUANT_SIZES[GGMLQuantizationType(type_id)][0]:
+            continue
+        return Planned(
+            source=tensor,
+            type=type_id,
+            type_name=fmt.name if fmt else name.upper(),
+            nbytes=tensor_nbytes(type_id, tensor.shape),
+            fmt=fmt,
+            instead_of=None if name == wanted else wanted.upper(),
+        )
+    raise AssertionError("F16 holds rows of any length")
+
+
+def _cb_format(name: str, tensor: SourceTensor) -> CBFormat | None:
+    # Each matrix of a stack of experts is made of whole strips.
+    return None if tensor.shape[-2] % ROWS else cb_format(name, tensor.k, tensor.rows)

@@ -1,0 +1,29 @@
+"""Numbers and lines as people read them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def warn(message: str) -> None:
+    """One line on standard error."""
+    print(f"lutra: warning: {message}", file=sys.stderr)
+
+
+def mib(nbytes: float) -> str:
+    """Bytes as "12.3 MiB"."""
+    return f"{nbytes / 2**20:.1f} MiB"
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Rows of cells as aligned columns; the columns in ``right`` are flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = (
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,83 @@
+"""Running llama.cpp's tools as child processes that never outlive us."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gguf_tools.errors import LutraError
+from lutra.paths import tool_path
+
+
+def model_file(path: str | Path) -> Path:
+    """``path`` when it is a GGUF file with a sound header; raises LutraError naming the defect otherwise.
+
+    llama.cpp trusts much of a header, so every file is looked at here before it gets one.
+    """
+    from gguf_tools.reader import GGUFFile
+
+    return GGUFFile(path).path
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a child that still runs, and reap it."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def run_tool(name: str, arguments: list[str], on_output: Callable[[str], None] | None = None) -> str:
+    """Run a tool and return everything it printed, standard output and error together.
+
+    ``on_output`` sees the text as it comes. Raises LutraError with the tool's own reason when it fails.
+    """
+    command = [str(tool_path(name)), *arguments]
+    output = []
+    with _child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        while data := process.stdout.read1():  # type: ignore[attr-defined]
+            output.append(data)
+            if on_output:
+                on_output(data.decode("utf-8", "replace"))
+        code = process.wait()
+    text = b"".join(output).decode("utf-8", "replace")
+    if code:
+        raise LutraError(f"{name}: {failure(text, code)}")
+    return text
+
+
+def pass_through(name: str, arguments: list[str]) -> None:
+    """Run a tool on our own standard output and error. Raises LutraError when it fails."""
+    with _child([str(tool_path(name)), *arguments]) as process:
+        code = process.wait()
+    if code:
+        raise LutraError(f"{name} {_exit(code)}")
+
+
+@contextlib.contextmanager
+def _child(command: list[str], **options: object) -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def failure(output: str, code: int) -> str:
+    """The reason in a failed tool's output: its first line that speaks of an error, or how it ended."""
+    for line in output.splitlines():
+        _, _, message = line.rpartition(" E ")
+        if any(word in line.lower() for word in ("error", "failed", "invalid", "cannot")) or " E " in line:
+            return message.strip()
+    return _exit(code)
+
+
+def _exit(code: int) -> str:
+    return f"ended with code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
