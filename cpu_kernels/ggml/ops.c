@@ -1,0 +1,311 @@
+// The operations of ggml's graph on CB weights, for ggml-cpu: MUL_MAT, MUL_MAT_ID and GET_ROWS.
+//
+// A product is computed in two phases with a barrier between them:
+//
+//   1. all threads quantize the activations, each an equal share of the super-blocks, and thread 0
+//      sorts the columns by the matrix of weights they meet (a MUL_MAT_ID has one matrix per expert,
+//      a MUL_MAT one per src0 slice, which broadcast columns share);
+//   2. the threads take jobs from a shared counter, so that a slow core takes fewer. A job is a range
+//      of strips of one matrix times a tile of its columns; the tile is small enough to stay in L2
+//      while the strips stream by.
+#include "lutra_ggml.h"
+
+#include "ggml-cpu-impl.h"
+#include "ggml-impl.h"
+#include "lutra_kernels.h"
+
+enum {
+    CACHE_LINE = 64,
+    TILE_BYTES = 256 * 1024, // of quantized activations
+    TILE_MIN = 16,
+    TILE_MAX = 128,
+    JOBS_PER_THREAD = 16
+};
+
+// ---- what is ours --------------------------------------------------------------------------
+
+// Whole strips in their order: the tensor itself, or a view that takes none apart.
+static bool has_whole_strips(const struct ggml_tensor *w) {
+    const struct ggml_tensor *whole = w->view_src ? w->view_src : w;
+    const size_t strip = LUTRA_ROWS * whole->nb[1];
+    return w->type == whole->type && w->ne[0] == whole->ne[0] && w->nb[0] == whole->nb[0] &&
+           w->nb[1] == whole->nb[1] && w->ne[1] % LUTRA_ROWS == 0 && w->nb[2] % strip == 0 &&
+           w->nb[3] % strip == 0 && w->view_offs % strip == 0;
+}
+
+bool lutra_is_cb_op(const struct ggml_tensor *op) {
+    if (lutra_is_cb(op->type)) {
+        return true;
+    }
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        if (op->src[i] && lutra_is_cb(op->src[i]->type)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool lutra_supports_op(const struct ggml_tensor *op) {
+    const struct ggml_tensor *w = op->src[0];
+    const struct ggml_tensor *x = op->src[1];
+    if (!w || !x || !lutra_is_cb(w->type) || !has_whole_strips(w) || op->type != GGML_TYPE_F32 ||
+        lutra_kernels_error()) {
+        return false;
+    }
+    switch (op->op) {
+        case GGML_OP_MUL_MAT:
+            return x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float);
+        case GGML_OP_MUL_MAT_ID:
+            return x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && op->src[2]->type == GGML_TYPE_I32;
+        case GGML_OP_GET_ROWS:
+            return x->type == GGML_TYPE_I32;
+        default:
+            return false;
+    }
+}
+
+// ---- products ------------------------------------------------------------------------------
+
+// A product and its work buffer.
+struct product {
+    const struct lutra_cb_format *format;
+    const struct ggml_tensor *w; // weights [k, rows, matrices...]
+    const struct ggml_tensor *x; // activations [k, ...]
+    struct ggml_tensor *y;
+    int64_t k;
+    int64_t n_strips;   // of one matrix
+    int64_t n_matrices; // slices of w
+    int64_t n_x;        // rows of x
+    int64_t n_columns;  // columns of y
+
+    int8_t *q;                    // [n_x][k]
+    float *d;                     // [n_x][k / super-block]
+    struct lutra_column *columns; // [n_columns], sorted by matrix
+    int64_t *first;               // [n_matrices + 1]: matrix m has columns first[m] to first[m + 1]
+};
+
+// The product of op with its work buffer at `at`; *end is where the buffer ends.
+static struct product product_of(struct ggml_tensor *op, uintptr_t at, uintptr_t *end) {
+    const struct ggml_tensor *w = op->src[0];
+    const struct ggml_tensor *x = op->src[1];
+    struct product p = {
+        .format = lutra_cb_format_of_type(w->type),
+        .w = w,
+        .x = x,
+        .y = op,
+        .k = w->ne[0],
+        .n_strips = w->ne[1] / LUTRA_ROWS,
+        .n_matrices = w->ne[2] * w->ne[3],
+        .n_x = ggml_nrows(x),
+        .n_columns = ggml_nrows(op),
+    };
+    at = GGML_PAD(at, CACHE_LINE);
+    p.q = (int8_t *)at;
+    at += GGML_PAD(p.n_x * p.k, CACHE_LINE);
+    p.d = (float *)at;
+    at += GGML_PAD(p.n_x * (p.k / p.format->sb) * sizeof(float), CACHE_LINE);
+    p.columns = (struct lutra_column *)at;
+    at += GGML_PAD(p.n_columns * sizeof(struct lutra_column), CACHE_LINE);
+    p.first = (int64_t *)at;
+    at += (p.n_matrices + 1) * sizeof(int64_t);
+    *end = at;
+    return p;
+}
+
+static void quantize_share(const struct product *p, int ith, int nth) {
+    const int sb = p->format->sb;
+    lutra_quantize_fn *quantize = lutra_kernel_chosen(LUTRA_OP_QUANTIZE, sb)->fn.quantize;
+    const struct ggml_tensor *x = p->x;
+    const int64_t per_row = p->k / sb;
+    const int64_t blocks = p->n_x * per_row;
+    const int64_t end = blocks * (ith + 1) / nth;
+    for (int64_t block = blocks * ith / nth; block < end;) {
+        const int64_t row = block / per_row;
+        const int64_t start = block % per_row;
+        const int64_t n = MIN(per_row - start, end - block);
+        const int64_t i1 = row % x->ne[1];
+        const int64_t i2 = row / x->ne[1] % x->ne[2];
+        const int64_t i3 = row / x->ne[1] / x->ne[2];
+        const char *data = (const char *)x->data + i1 * x->nb[1] + i2 * x->nb[2] + i3 * x->nb[3];
+        quantize(n * sb, (const float *)data + start * sb, p->q + row * p->k + start * sb, p->d + block);
+        block += n;
+    }
+}
+
+static struct lutra_column column_of(const struct product *p, int64_t x_row, char *y) {
+    return (struct lutra_column){
+        .q = p->q + x_row * p->k,
+        .d = p->d + x_row * (p->k / p->format->sb),
+        .y = (float *)y,
+    };
+}
+
+// MUL_MAT: slice (i2, i3) of the activations meets slice (i2 / r2, i3 / r3) of the weights.
+static void sort_columns(const struct product *p) {
+    const struct ggml_tensor *w = p->w;
+    const struct ggml_tensor *x = p->x;
+    const int64_t r2 = x->ne[2] / w->ne[2];
+    const int64_t r3 = x->ne[3] / w->ne[3];
+    int64_t n = 0;
+    for (int64_t m = 0; m < p->n_matrices; m++) {
+        p->first[m] = n;
+        const int64_t i2 = m % w->ne[2] * r2;
+        const int64_t i3 = m / w->ne[2] * r3;
+        for (int64_t j3 = i3; j3 < i3 + r3; j3++) {
+            for (int64_t j2 = i2; j2 < i2 + r2; j2++) {
+                for (int64_t j1 = 0; j1 < x->ne[1]; j1++) {
+                    char *y = (char *)p->y->data + j1 * p->y->nb[1] + j2 * p->y->nb[2] + j3 * p->y->nb[3];
+                    p->columns[n++] = column_of(p, (j3 * x->ne[2] + j2) * x->ne[1] + j1, y);
+                }
+            }
+        }
+    }
+    p->first[p->n_matrices] = n;
+}
+
+// MUL_MAT_ID: column (slot, token) meets the expert ids[slot, token]. A counting sort.
+static void sort_columns_by_expert(const struct product *p) {
+    const struct ggml_tensor *ids = p->y->src[2];
+    const struct ggml_tensor *x = p->x;
+    int64_t *next = p->first + 1; // becomes first[m + 1] once the columns of m are placed
+    memset(p->first, 0, (p->n_matrices + 1) * sizeof(int64_t));
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t token = 0; token < ids->ne[1]; token++) {
+            for (int64_t slot = 0; slot < ids->ne[0]; slot++) {
+                const char *id = (const char *)ids->data + slot * ids->nb[0] + token * ids->nb[1];
+                const int32_t expert = *(const int32_t *)id;
+                GGML_ASSERT(expert >= 0 && expert < p->n_matrices);
+                if (pass == 0) {
+                    next[expert]++;
+                } else {
+                    char *y = (char *)p->y->data + slot * p->y->nb[1] + token * p->y->nb[2];
+                    p->columns[next[expert]++] = column_of(p, token * x->ne[1] + slot % x->ne[1], y);
+                }
+            }
+        }
+        if (pass == 0) { // counts to starts
+            int64_t start = 0;
+            for (int64_t m = 0; m < p->n_matrices; m++) {
+                const int64_t count = next[m];
+                next[m] = start;
+                start += count;
+            }
+        }
+    }
+}
+
+// Strips [strip, strip + n_strips) of matrix m times its columns [column, column + n), n <= TILE_MAX.
+static void multiply(const struct product *p, int64_t m, int64_t strip, int64_t n_strips, int64_t column, int64_t n) {
+    const struct ggml_tensor *w = p->w;
+    const uint8_t *strips = (const uint8_t *)w->data + m % w->ne[2] * w->nb[2] + m / w->ne[2] * w->nb[3] +
+                            strip * LUTRA_ROWS * w->nb[1];
+    const int8_t *library = lutra_library(w);
+    struct lutra_column tile[TILE_MAX];
+    for (int64_t i = 0; i < n; i++) {
+        tile[i] = p->columns[column + i];
+        tile[i].y += strip * LUTRA_ROWS;
+    }
+    if (n == 1) {
+        lutra_kernel_chosen(LUTRA_OP_GEMV, w->type)
+            ->fn.gemv(p->k, n_strips, strips, library, tile[0].q, tile[0].d, tile[0].y);
+    } else {
+        lutra_kernel_chosen(LUTRA_OP_GEMM, w->type)->fn.gemm(p->k, n_strips, strips, library, n, tile);
+    }
+}
+
+static void compute_product(const struct ggml_compute_params *params, struct ggml_tensor *op) {
+    const int ith = params->ith;
+    const int nth = params->nth;
+    uintptr_t end;
+    const struct product p = product_of(op, (uintptr_t)params->wdata, &end);
+    GGML_ASSERT(end <= (uintptr_t)params->wdata + params->wsize);
+
+    if (ith == 0) {
+        if (op->op == GGML_OP_MUL_MAT_ID) {
+            sort_columns_by_expert(&p);
+        } else {
+            sort_columns(&p);
+        }
+        ggml_threadpool_chunk_set(params->threadpool, nth); // jobs 0 to nth - 1 are given out already
+    }
+    quantize_share(&p, ith, nth);
+    ggml_barrier(params->threadpool);
+
+    const int64_t tile = MAX(TILE_MIN, MIN(TILE_MAX, TILE_BYTES / p.k));
+    int64_t n_tiles = 0;
+    for (int64_t m = 0; m < p.n_matrices; m++) {
+        n_tiles += (p.first[m + 1] - p.first[m] + tile - 1) / tile;
+    }
+    const int64_t range = MAX(1, MIN(p.n_strips, n_tiles * p.n_strips / (nth * JOBS_PER_THREAD)));
+    const int64_t n_ranges = (p.n_strips + range - 1) / range;
+
+    // Jobs are numbered by matrix, in a matrix by tile, in a tile by range of strips; a thread's job
+    // numbers only grow.
+    int64_t job = ith;
+    int64_t base = 0; // the first job of matrix m
+    for (int64_t m = 0; m < p.n_matrices; m++) {
+        const int64_t n = p.first[m + 1] - p.first[m];
+        const int64_t n_jobs = (n + tile - 1) / tile * n_ranges;
+        while (job < base + n_jobs) {
+            const int64_t column = (job - base) / n_ranges * tile;
+            const int64_t strip = (job - base) % n_ranges * range;
+            multiply(&p, m, strip, MIN(range, p.n_strips - strip), p.first[m] + column, MIN(tile, n - column));
+            job = ggml_threadpool_chunk_add(params->threadpool, 1);
+        }
+        base += n_jobs;
+    }
+}
+
+// ---- rows ----------------------------------------------------------------------------------
+
+static void get_rows(const struct ggml_compute_params *params, struct ggml_tensor *op) {
+    const struct ggml_tensor *w = op->src[0];
+    const struct ggml_tensor *ids = op->src[1];
+    const int8_t *library = lutra_library(w);
+    lutra_dequantize_fn *dequantize = lutra_kernel_chosen(LUTRA_OP_DEQUANTIZE, w->type)->fn.dequantize;
+    const int64_t n = ggml_nelements(ids);
+    for (int64_t i = params->ith; i < n; i += params->nth) {
+        const int64_t i0 = i % ids->ne[0];
+        const int64_t i1 = i / ids->ne[0] % ids->ne[1];
+        const int64_t i2 = i / ids->ne[0] / ids->ne[1];
+        const char *id = (const char *)ids->data + i0 * ids->nb[0] + i1 * ids->nb[1] + i2 * ids->nb[2];
+        const int32_t row = *(const int32_t *)id;
+        GGML_ASSERT(row >= 0 && row < w->ne[1]);
+        const uint8_t *strip = (const uint8_t *)w->data + i1 * w->nb[2] + i2 * w->nb[3] +
+                               row / LUTRA_ROWS * LUTRA_ROWS * w->nb[1];
+        char *y = (char *)op->data + i0 * op->nb[1] + i1 * op->nb[2] + i2 * op->nb[3];
+        dequantize(w->ne[0], strip, library, row % LUTRA_ROWS, (float *)y);
+    }
+}
+
+// ---- hooks ---------------------------------------------------------------------------------
+
+bool lutra_work_size(const struct ggml_tensor *op, size_t *size) {
+    if (!lutra_is_cb_op(op)) {
+        return false;
+    }
+    *size = 0;
+    if (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID) {
+        struct ggml_tensor copy = *op;
+        uintptr_t end;
+        product_of(&copy, 0, &end);
+        *size = end + CACHE_LINE; // the buffer need not start at a cache line
+    }
+    return true;
+}
+
+bool lutra_compute_forward(const struct ggml_compute_params *params, struct ggml_tensor *op) {
+    if (op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID && op->op != GGML_OP_GET_ROWS) {
+        return false;
+    }
+    if (!lutra_is_cb_op(op)) {
+        return false;
+    }
+    GGML_ASSERT(lutra_supports_op(op));
+    if (op->op == GGML_OP_GET_ROWS) {
+        get_rows(params, op);
+    } else {
+        compute_product(params, op);
+    }
+    return true;
+}

@@ -1,0 +1,64 @@
+// Size, shape and data of CB tensors, for ggml-base.
+#include "lutra_ggml.h"
+
+#include "ggml-impl.h"
+#include "lutra_kernels.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+bool lutra_is_cb(enum ggml_type type) {
+    // Asked of every operand of every operation: cheap for ggml's own types.
+    return type >= GGML_TYPE_CB2 && lutra_cb_format_of_type(type) != NULL;
+}
+
+size_t lutra_type_library_bytes(enum ggml_type type) {
+    const struct lutra_cb_format *f = lutra_cb_format_of_type(type);
+    return f ? lutra_cb_library_bytes(f) : 0;
+}
+
+size_t lutra_library_bytes(const struct ggml_tensor *tensor) {
+    return tensor->view_src ? 0 : lutra_type_library_bytes(tensor->type);
+}
+
+const int8_t *lutra_library(const struct ggml_tensor *tensor) {
+    const struct ggml_tensor *whole = tensor->view_src ? tensor->view_src : tensor;
+    return (const int8_t *)whole->data + ggml_nbytes(whole) - lutra_library_bytes(whole);
+}
+
+bool lutra_check_shape(const struct ggml_tensor *tensor) {
+    if (lutra_is_cb(tensor->type) && tensor->ne[1] % LUTRA_ROWS != 0) {
+        GGML_LOG_ERROR("%s: tensor '%s' of type %s has %" PRId64 " rows, not a multiple of %d\n", __func__,
+                       tensor->name, ggml_type_name(tensor->type), tensor->ne[1], LUTRA_ROWS);
+        return false;
+    }
+    return true;
+}
+
+bool lutra_check_data(enum ggml_type type, const void *data, size_t nbytes) {
+    const struct lutra_cb_format *f = lutra_cb_format_of_type(type);
+    const size_t block = lutra_cb_block_bytes(f);
+    const size_t library = lutra_cb_library_bytes(f);
+    if (nbytes < library || (nbytes - library) % block != 0) {
+        fprintf(stderr, "%s: invalid size %zu for type %s\n", __func__, nbytes, f->name);
+        return false;
+    }
+    const uint8_t *p = data;
+    const uint8_t *end = p + nbytes - library;
+    for (size_t i = 0; p < end; p += block, i++) {
+        uint16_t d[LUTRA_ROWS];
+        memcpy(d, p, sizeof(d));
+        for (int row = 0; row < LUTRA_ROWS; row++) {
+            if ((d[row] & 0x7c00) == 0x7c00) {
+                fprintf(stderr, "%s: the scale of row %d of strip-super-block %zu is not finite\n", __func__, row, i);
+                return false;
+            }
+        }
+    }
+    if (memchr(end, 0x80, library)) {
+        fprintf(stderr, "%s: the library has an entry of -128; entries are in [-127, 127]\n", __func__);
+        return false;
+    }
+    return true;
+}
