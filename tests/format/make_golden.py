@@ -1,0 +1,71 @@
+"""Writes the golden vectors of the format from the numpy reference: python tests/format/make_golden.py
+
+One golden/<member>.npz per member of the family: the inputs (codes, selectors, d, library, x) and what
+the format makes of them (data, weights, q, dx, y). Vectors of a frozen format version never change:
+run this for a new member or a new version only.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # an installed package comes first
+
+from gguf_tools import layout
+from gguf_tools.types import CB_FORMATS, CHUNK, GROUP, CBFormat
+
+GOLDEN = Path(__file__).parent / "golden"
+ROWS = 16  # two strips
+COLUMNS = 4
+
+# The ggml types, and members that only the references know.
+MEMBERS = [
+    *CB_FORMATS.values(),
+    *(CBFormat(f"B{bits}P{pair}_64", -1, bits, pair, 64) for bits in (1, 2, 3, 5, 6) for pair in (1, 2)),
+]
+
+
+def columns_of(fmt: CBFormat) -> int:
+    """Weights per row: several super-blocks, for sb = 64 not a multiple of 256."""
+    return 3 * fmt.sb if fmt.sb == CHUNK else 2 * fmt.sb
+
+
+def make(fmt: CBFormat) -> dict[str, np.ndarray]:
+    """The golden vectors of one member."""
+    rng = np.random.default_rng(1000 * fmt.bits + 10 * fmt.pair + fmt.sb)
+    k = columns_of(fmt)
+    codes = rng.integers(0, 1 << fmt.bits, (ROWS, k // fmt.pair), np.uint8)
+    selectors = rng.integers(0, 256, (ROWS, k // GROUP), np.uint8)
+    library = rng.integers(-127, 128, fmt.library_shape).astype(np.int8)
+    library[7] = 127  # with x[0] below: the largest sums
+    selectors[0] = 7
+    d = (rng.standard_normal((ROWS, k // fmt.sb)) * 0.01).astype(np.float16)
+    d[1, 0], d[2, 0], d[3, 0] = 0, 6e-8, 65504  # zero, the smallest subnormal, the largest
+    x = rng.standard_normal((COLUMNS, k)).astype(np.float32)
+    x[0] = 3
+    x[1, : fmt.sb] = 0
+    x[2, : fmt.sb] *= np.float32(1e-32)  # below the smallest amax that is kept
+    x[3, 5], x[3, fmt.sb + 9] = np.nan, np.inf
+    q, dx = layout.quantize_x(x, fmt.sb)
+    data = layout.pack(codes, selectors, d, library, fmt)
+    return {
+        "codes": codes,
+        "selectors": selectors,
+        "d": d.view(np.uint16),
+        "library": library,
+        "x": x,
+        "data": data,
+        "weights": layout.dequantize(data, ROWS, k, fmt),
+        "q": q,
+        "dx": dx,
+        "y": layout.gemm(data, ROWS, k, fmt, q, dx),
+    }
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for member in MEMBERS:
+        np.savez_compressed(GOLDEN / f"{member.name.lower()}.npz", **make(member))
