@@ -45,8 +45,8 @@ def _bit_places(bits: int) -> list[tuple[int, int, int, int]]:
     return places
 
 
-def _block(fmt: CBFormat) -> np.dtype[Any]:
-    """One strip-super-block; the codes as vectors of 16 bytes."""
+def block_dtype(fmt: CBFormat) -> np.dtype[Any]:
+    """One strip-super-block as a numpy record; the codes as vectors of 16 bytes."""
     chunk = np.dtype(
         [("selector", "u1", (ROWS, CHUNK // GROUP)), ("codes", "u1", (fmt.chunk_code_bytes // LANE, LANE))]
     )
@@ -80,7 +80,7 @@ def pack(
         raise ValueError(f"code {codes.max()} does not fit {fmt.bits} bits")
 
     strips, blocks, chunks = rows // ROWS, k // fmt.sb, fmt.sb // CHUNK
-    data = np.zeros((strips, blocks), _block(fmt))
+    data = np.zeros((strips, blocks), block_dtype(fmt))
     data["d"] = d.reshape(strips, ROWS, blocks).swapaxes(1, 2)
     by_chunk = selectors.reshape(strips, ROWS, blocks, chunks, CHUNK // GROUP)
     data["chunk"]["selector"] = by_chunk.transpose(0, 2, 3, 1, 4)
@@ -106,7 +106,7 @@ def unpack(
     n = rows * fmt.row_bytes(k)
     library = data[n:].view(np.int8).reshape(fmt.library_shape)
     strips, blocks, chunks = rows // ROWS, k // fmt.sb, fmt.sb // CHUNK
-    packed = np.ascontiguousarray(data[:n]).view(_block(fmt)).reshape(strips, blocks)
+    packed = np.ascontiguousarray(data[:n]).view(block_dtype(fmt)).reshape(strips, blocks)
     d = packed["d"].swapaxes(1, 2).reshape(rows, blocks)
     selectors = packed["chunk"]["selector"].transpose(0, 3, 1, 2, 4).reshape(rows, -1)
 

@@ -1,0 +1,114 @@
+"""What is in a GGUF file (``lutra info``) and whether its bytes can be right (``lutra verify``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFValueType
+from gguf.gguf_writer import GGUFValue
+
+from gguf_tools.errors import LutraError
+from gguf_tools.layout import block_dtype
+from gguf_tools.reader import GGUFFile, TensorInfo, type_name
+from gguf_tools.tensors import to_float32
+from gguf_tools.types import CB_FORMATS, LAYOUT_VERSION, LAYOUT_VERSION_KEY, ROWS, CBFormat
+from gguf_tools.writer import ALIGNMENT
+
+_FLOATS = {GGMLQuantizationType.F32: "<f4", GGMLQuantizationType.F16: "<f2", GGMLQuantizationType.BF16: "<u2"}
+_STEP = 1 << 22  # weights looked at together
+_LARGEST = 65504.0  # of fp16, in which every weight once was or would have fitted
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file's size, tensors and key/values; ``bpw`` is the tensors' bits over their weights."""
+
+    path: Path
+    bytes: int
+    bpw: float
+    tensors: list[TensorInfo]
+    metadata: dict[str, GGUFValue]
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``lutra info FILE --json`` prints of a file; shapes in numpy order."""
+        tensors = [
+            {"name": t.name, "type": type_name(t.type), "shape": list(t.shape), "bytes": t.nbytes}
+            for t in self.tensors
+        ]
+        return {"bytes": self.bytes, "bpw": self.bpw, "tensors": tensors}
+
+
+def read_info(path: str | Path) -> FileInfo:
+    """Read a file's header. ``LutraError`` when it is no sound GGUF."""
+    file = GGUFFile(path)
+    tensors = list(file.tensors.values())
+    weights = sum(t.weights for t in tensors)
+    bits = 8 * sum(t.nbytes for t in tensors)
+    return FileInfo(file.path, file.size, bits / weights if weights else 0.0, tensors, file.metadata)
+
+
+def check(path: str | Path) -> list[str]:
+    """Everything that is wrong with a file, a line each; empty when nothing is.
+
+    Looks at the header, the layout version, every tensor's place and size, all scales and libraries
+    of CB tensors and all weights of float tensors. Selectors and codes are valid whatever they are.
+    """
+    try:
+        file = GGUFFile(path)
+    except LutraError as error:
+        return [str(error)]
+    return [f"{path}: {problem}" for problem in _problems(file)]
+
+
+def _problems(file: GGUFFile) -> Iterator[str]:
+    tensors = list(file.tensors.values())
+    if any(t.type in CB_FORMATS for t in tensors):
+        version = file.metadata.get(LAYOUT_VERSION_KEY)
+        if version is None:
+            yield f"has CB tensors but no key {LAYOUT_VERSION_KEY}"
+        elif version.type != GGUFValueType.UINT32 or version.value != LAYOUT_VERSION:
+            yield f"{LAYOUT_VERSION_KEY} is {version.value!r}, this version knows {LAYOUT_VERSION}"
+        if file.alignment % ALIGNMENT:
+            yield f"general.alignment is {file.alignment}, CB tensors need {ALIGNMENT}"
+    if tensors:
+        end = tensors[-1].offset + tensors[-1].nbytes
+        if file.size - end >= file.alignment:
+            yield f"{file.size - end} bytes follow the last tensor"
+    for t in tensors:
+        fmt = CB_FORMATS.get(t.type)
+        found = _cb_problems(file, t, fmt) if fmt else _float_problems(file, t)
+        yield from (f"tensor {t.name!r} ({type_name(t.type)}): {problem}" for problem in found)
+
+
+def _cb_problems(file: GGUFFile, t: TensorInfo, fmt: CBFormat) -> Iterator[str]:
+    data = file.data(t)
+    library = data[-fmt.library_bytes :].view(np.int8)
+    if (library == -128).any():
+        yield "the library has an entry of -128, entries end at -127"
+    if not library.any():
+        yield "the library is all zeros"
+    d = data[: -fmt.library_bytes].view(block_dtype(fmt))["d"]
+    d = d.reshape(-1, t.shape[-1] // fmt.sb, ROWS)  # strip, super-block, row
+    finite = np.isfinite(d)
+    if not finite.all():
+        strip, block, row = np.unravel_index(np.argmin(finite), d.shape)
+        yield f"the scale of row {ROWS * strip + row}, super-block {block} is {d[strip, block, row]}"
+        return
+    largest = float(np.abs(d).max()) * float(np.abs(library.astype(np.int16)).max())
+    if largest > _LARGEST:
+        yield f"scales make weights of up to {largest:.3g}"
+
+
+def _float_problems(file: GGUFFile, t: TensorInfo) -> Iterator[str]:
+    stored = _FLOATS.get(t.type)
+    if stored is None:
+        return
+    weights = file.data(t).view(stored)
+    for start in range(0, len(weights), _STEP):
+        if not np.isfinite(to_float32(weights[start : start + _STEP], type_name(t.type), 1)).all():
+            yield "has a NaN or an infinity"
+            return
