@@ -7,32 +7,68 @@
 #include "../include/lutra_kernels.h"
 
 // clang-format off
-#define LUTRA_KERNELS_REF(ROW)                                                       \
-    ROW(quantize,   REF, 256,               lutra_quantize_q8_256_1x1_ref)           \
-    ROW(quantize,   REF, 64,                lutra_quantize_q8_64_1x1_ref)            \
-    ROW(dequantize, REF, LUTRA_TYPE_CB2,    lutra_dequantize_cb2_1x1_ref)            \
-    ROW(dequantize, REF, LUTRA_TYPE_CB3,    lutra_dequantize_cb3_1x1_ref)            \
-    ROW(dequantize, REF, LUTRA_TYPE_CB4,    lutra_dequantize_cb4_1x1_ref)            \
-    ROW(dequantize, REF, LUTRA_TYPE_CB2_64, lutra_dequantize_cb2_64_1x1_ref)         \
-    ROW(dequantize, REF, LUTRA_TYPE_CB3_64, lutra_dequantize_cb3_64_1x1_ref)         \
-    ROW(dequantize, REF, LUTRA_TYPE_CB4_64, lutra_dequantize_cb4_64_1x1_ref)         \
-    ROW(gemv,       REF, LUTRA_TYPE_CB2,    lutra_gemv_cb2_1x1_ref)                  \
-    ROW(gemv,       REF, LUTRA_TYPE_CB3,    lutra_gemv_cb3_1x1_ref)                  \
-    ROW(gemv,       REF, LUTRA_TYPE_CB4,    lutra_gemv_cb4_1x1_ref)                  \
-    ROW(gemv,       REF, LUTRA_TYPE_CB2_64, lutra_gemv_cb2_64_1x1_ref)               \
-    ROW(gemv,       REF, LUTRA_TYPE_CB3_64, lutra_gemv_cb3_64_1x1_ref)               \
-    ROW(gemv,       REF, LUTRA_TYPE_CB4_64, lutra_gemv_cb4_64_1x1_ref)               \
-    ROW(gemm,       REF, LUTRA_TYPE_CB2,    lutra_gemm_cb2_1x1_ref)                  \
-    ROW(gemm,       REF, LUTRA_TYPE_CB3,    lutra_gemm_cb3_1x1_ref)                  \
-    ROW(gemm,       REF, LUTRA_TYPE_CB4,    lutra_gemm_cb4_1x1_ref)                  \
-    ROW(gemm,       REF, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_1x1_ref)               \
-    ROW(gemm,       REF, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_1x1_ref)               \
+#define LUTRA_KERNELS_REF(ROW) \
+    ROW(quantize,   REF, 256,               lutra_quantize_q8_256_1x1_ref) \
+    ROW(quantize,   REF, 64,                lutra_quantize_q8_64_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB2,    lutra_dequantize_cb2_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB3,    lutra_dequantize_cb3_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB4,    lutra_dequantize_cb4_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB2_64, lutra_dequantize_cb2_64_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB3_64, lutra_dequantize_cb3_64_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB4_64, lutra_dequantize_cb4_64_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB2,    lutra_gemv_cb2_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB3,    lutra_gemv_cb3_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB4,    lutra_gemv_cb4_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB2_64, lutra_gemv_cb2_64_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB3_64, lutra_gemv_cb3_64_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB4_64, lutra_gemv_cb4_64_1x1_ref) \
+    ROW(gemm,       REF, LUTRA_TYPE_CB2,    lutra_gemm_cb2_1x1_ref) \
+    ROW(gemm,       REF, LUTRA_TYPE_CB3,    lutra_gemm_cb3_1x1_ref) \
+    ROW(gemm,       REF, LUTRA_TYPE_CB4,    lutra_gemm_cb4_1x1_ref) \
+    ROW(gemm,       REF, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_1x1_ref) \
+    ROW(gemm,       REF, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_1x1_ref) \
     ROW(gemm,       REF, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_1x1_ref)
 
+#define LUTRA_KERNELS_AVX2(ROW) \
+    ROW(quantize,   AVX2, 256,               lutra_quantize_q8_256_1x1_avx2) \
+    ROW(quantize,   AVX2, 64,                lutra_quantize_q8_64_1x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB2,    lutra_gemv_cb2_8x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB3,    lutra_gemv_cb3_8x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB4,    lutra_gemv_cb4_8x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB2_64, lutra_gemv_cb2_64_8x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB3_64, lutra_gemv_cb3_64_8x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB4_64, lutra_gemv_cb4_64_8x1_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB2,    lutra_gemm_cb2_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB3,    lutra_gemm_cb3_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB4,    lutra_gemm_cb4_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_16x4_avx2)
+
+#define LUTRA_KERNELS_NEON(ROW) \
+    ROW(quantize,   NEON, 256,               lutra_quantize_q8_256_1x1_neon) \
+    ROW(quantize,   NEON, 64,                lutra_quantize_q8_64_1x1_neon)
+
+#define LUTRA_KERNELS_NEON_DOTPROD(ROW) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB2,    lutra_gemv_cb2_8x1_neon_dotprod) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB3,    lutra_gemv_cb3_8x1_neon_dotprod) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB4,    lutra_gemv_cb4_8x1_neon_dotprod) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB2_64, lutra_gemv_cb2_64_8x1_neon_dotprod) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB3_64, lutra_gemv_cb3_64_8x1_neon_dotprod) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB4_64, lutra_gemv_cb4_64_8x1_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB2,    lutra_gemm_cb2_8x8_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB3,    lutra_gemm_cb3_8x8_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB4,    lutra_gemm_cb4_8x8_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_8x8_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_8x8_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_8x8_neon_dotprod)
 // clang-format on
 
 #define LUTRA_DECLARE(op, set, type, function) lutra_##op##_fn function;
 LUTRA_KERNELS_REF(LUTRA_DECLARE)
+LUTRA_KERNELS_AVX2(LUTRA_DECLARE)
+LUTRA_KERNELS_NEON(LUTRA_DECLARE)
+LUTRA_KERNELS_NEON_DOTPROD(LUTRA_DECLARE)
 #undef LUTRA_DECLARE
 
 #endif

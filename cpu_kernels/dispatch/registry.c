@@ -17,6 +17,12 @@
 static const struct lutra_kernel kernels[] = {
     // clang-format off
     LUTRA_KERNELS_REF(REGISTER)
+#if defined(__x86_64__)
+    LUTRA_KERNELS_AVX2(REGISTER)
+#elif defined(__aarch64__)
+    LUTRA_KERNELS_NEON(REGISTER)
+    LUTRA_KERNELS_NEON_DOTPROD(REGISTER)
+#endif
     // clang-format on
 };
 enum { KERNELS = sizeof(kernels) / sizeof(kernels[0]) };
