@@ -155,6 +155,8 @@ def _add_metadata(
     meta = gguf.Metadata.load(None, directory, name, counts[0])
     meta.name = meta.name or directory.name
     meta.size_label = meta.size_label or gguf.size_label(*counts)
+    if meta.sampling_penalty_repeat is None:  # the name that transformers uses
+        meta.sampling_penalty_repeat = meta.load_generation_config(directory).get("repetition_penalty")
     writer.add_type(gguf.GGUFType.MODEL)
     meta.set_gguf_meta_model(writer)
 
@@ -208,13 +210,10 @@ def _rope_factors(config: _Config) -> NDArray[np.float32]:
     factor = rope.get("factor", 8.0)
     low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
     context = rope.get("original_max_position_embeddings", 8192)
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    freqs = np.float32(1) / np.float32(config.rope_theta) ** exponent
-    wavelength = np.float32(2 * math.pi) / freqs
-    smooth = (np.float32(context) / wavelength - np.float32(low)) / np.float32(high - low)
-    between = np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
-    factors = np.where(wavelength > context / low, np.float32(factor), between)
-    return np.where(wavelength < context / high, np.float32(1), factors).astype(np.float32)
+    wavelength = 2 * math.pi * config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+    smooth = (context / wavelength - low) / (high - low)
+    factors = np.where(wavelength > context / low, factor, 1 / ((1 - smooth) / factor + smooth))
+    return np.where(wavelength < context / high, 1, factors).astype(np.float32)
 
 
 # ---- tensors ---------------------------------------------------------------------------------

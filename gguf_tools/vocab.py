@@ -41,6 +41,9 @@ _PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
     ("digits", "gpt-2"): "smollm",
 }
 
+# Two ways of saying that what the expression matches are the words.
+_SPLITS = (("Isolated", False), ("Removed", True))
+
 # Types of pieces in SentencePiece's model file.
 _PIECE_TYPES = {
     1: TokenType.NORMAL,
@@ -109,6 +112,26 @@ def _added_tokens(directory: Path) -> dict[int, dict[str, Any]]:
         raise LutraError(f"{path}: damaged added_tokens_decoder; download it again") from None
 
 
+def _special_vocab(directory: Path, **options: Any) -> SpecialVocab:
+    """gguf's special tokens; whether bos and eos are added is what the tokenizer's post-processor does,
+    where tokenizer_config.json says otherwise (newer versions of the gguf package agree)."""
+    special = SpecialVocab(directory, **options)
+    if not (directory / "tokenizer.json").is_file():
+        return special
+    outer = read_json(directory / "tokenizer.json").get("post_processor") or {}
+    ids = special.special_token_ids
+    for step in outer.get("processors", [outer]):
+        if step.get("type") == "ByteLevel":
+            for kind in ("bos", "eos"):
+                special.add_special_token[kind] = False
+        elif step.get("type") == "TemplateProcessing" and len(step["single"]) > 1:
+            for kind, end in (("bos", step["single"][0]), ("eos", step["single"][-1])):
+                if name := end.get("SpecialToken", {}).get("id"):
+                    added = step["special_tokens"][name]["ids"]
+                    special.add_special_token[kind] = added == [ids.get(kind)]
+    return special
+
+
 # ---- SentencePiece ---------------------------------------------------------------------------
 
 
@@ -118,7 +141,7 @@ def _add_sentencepiece(writer: GGUFWriter, directory: Path, pieces: list[Piece])
     writer.add_token_list([text for text, _, _ in pieces])
     writer.add_token_scores([score for _, score, _ in pieces])
     writer.add_token_types([kind for _, _, kind in pieces])
-    SpecialVocab(directory, n_vocab=len(pieces)).add_to_gguf(writer, quiet=True)
+    _special_vocab(directory, n_vocab=len(pieces)).add_to_gguf(writer, quiet=True)
 
 
 def _fill(pieces: dict[int, Piece], n_vocab: int, score: float) -> list[Piece]:
@@ -226,7 +249,7 @@ def _add_byte_level(writer: GGUFWriter, directory: Path, tokenizer: dict[str, An
     writer.add_tokenizer_pre(_pre_tokenizer(path, tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    special = SpecialVocab(directory, load_merges=True)
+    special = _special_vocab(directory, load_merges=True)
     if not special.merges:
         raise LutraError(f"{path}: has no merges, nor has merges.txt; download the tokenizer again")
     special.add_to_gguf(writer, quiet=True)
@@ -238,7 +261,7 @@ def _pre_tokenizer(path: Path, tokenizer: dict[str, Any]) -> str:
     rules: list[str] = []
     for step in outer.get("pretokenizers", [outer]):
         kind = step.get("type")
-        if kind == "Split" and step.get("behavior") in ("Isolated", "Removed"):
+        if kind == "Split" and (step.get("behavior"), bool(step.get("invert"))) in _SPLITS:
             rules.append(step["pattern"].get("Regex", ""))
         elif kind == "Digits" and step.get("individual_digits"):
             rules.append("digits")
