@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.error = _usage_error  # type: ignore[method-assign]
     module.add_arguments(parser)
-    # `kill` must clean up as Ctrl-C does.
+    # `kill` must clean up as Ctrl-C does, so it becomes an exception too.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return module.run(parser.parse_args(argv[1:]))
@@ -83,4 +83,4 @@ def _usage_error(message: str) -> None:
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise SystemExit(128 + signal.SIGTERM)

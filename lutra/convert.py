@@ -9,13 +9,15 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
 from lutra import __version__
-from lutra.text import mib, table, warn
+from lutra.arguments import positive
+from lutra.text import mib, progress, table, warn
 from lutra.threads import default_threads
 from lutra.tools import run_tool
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     import numpy as np
     from gguf.gguf_writer import GGUFValue
     from numpy.typing import NDArray
-    from tqdm import tqdm
 
     from gguf_tools.source import Source, SourceTensor
     from lutra.plan import Planned
@@ -66,13 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--seed", type=int, default=0, metavar="N", help="seed for learning codebooks (default: 0)")
     add("--dry-run", action="store_true", help="show types and sizes, write nothing")
-
-
-def positive(text: str) -> int:
-    """An argument that must be a positive whole number."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,44 +117,72 @@ def convert(args: argparse.Namespace) -> None:
         return
     require_space(args.output, sum(p.nbytes for p in planned))
     specs = [TensorSpec(p.source.name, p.type, p.source.shape, p.nbytes) for p in planned]
-    writer = GGUFWriter(args.output, metadata(source, planned, args), specs)
-    with writer, progress(sum(p.weights for p in planned)) as bar:
+    # A codebook tensor is read twice: to learn its library, and to encode.
+    work = sum(p.weights * (2 if p.fmt else 1) for p in planned)
+    with (
+        GGUFWriter(args.output, metadata(source, planned, args), specs) as writer,
+        progress(work, "w") as bar,
+    ):
         for p in planned:
             bar.set_postfix_str(p.source.name)
-            for part in encode(p, importance.get(p.source.name), args.seed, args.threads):
-                writer.write(part.data)
-                bar.update(part.weights)
+            for data in encode(p, importance.get(p.source.name), args, bar.update):
+                writer.write(data)
     report(args.output, sum(p.weights for p in planned), started)
 
 
-class Part(NamedTuple):
-    """Bytes for the file and the number of weights they hold."""
+@dataclass(frozen=True)
+class Matrix:
+    """A tensor as one matrix (rows, k), as pyquant reads it."""
 
-    data: NDArray
-    weights: int
+    tensor: SourceTensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, k), all leading dimensions multiplied into rows."""
+        return self.tensor.rows, self.tensor.k
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows start..stop-1 as float32."""
+        return self.tensor.read(start, stop)
 
 
-def encode(p: Planned, importance: NDArray[np.float32] | None, seed: int, threads: int) -> Iterator[Part]:
+def encode(
+    p: Planned,
+    importance: NDArray[np.float32] | None,
+    args: argparse.Namespace,
+    advance: Callable[[int], object],
+) -> Iterator[NDArray]:
     """The bytes of one tensor in pieces of whole strips; a codebook tensor ends with its library.
 
-    ``importance`` float32 is (k,) or, for a stack of experts, (experts, k).
+    ``importance`` float32 is (k,) or, for a stack of experts, (experts, k). ``advance`` is told how many
+    weights were worked on.
     """
     from lutra import ggml
     from pyquant import encode as encode_strips
     from pyquant import learn
 
-    library = None
-    if p.fmt:
-        library = learn(p.source, p.fmt, importance=importance, seed=seed, threads=threads)
-    for start, stop, weights in blocks(p.source, importance):
-        rows = p.source.read(start, stop)
+    try:
+        library = None
+        if p.fmt:
+            library = learn(
+                Matrix(p.source),
+                p.fmt,
+                importance=importance,
+                seed=args.seed,
+                threads=args.threads,
+                progress=advance,
+            )
+        for start, stop, weights in blocks(p.source, importance):
+            rows = p.source.read(start, stop)
+            if library is not None:
+                yield encode_strips(rows, library, p.fmt, importance=weights, threads=args.threads)
+            else:
+                yield ggml.quantize(rows, p.type, weights, args.threads)
+            advance(rows.size)
         if library is not None:
-            data = encode_strips(rows, library, p.fmt, importance=weights, threads=threads)
-        else:
-            data = ggml.quantize(rows, p.type, weights, threads)
-        yield Part(data, rows.size)
-    if library is not None:
-        yield Part(library, 0)
+            yield library
+    except ValueError as error:
+        raise LutraError(f"{args.source}: tensor {p.source.name!r}: {error}") from None
 
 
 def blocks(
@@ -307,7 +329,7 @@ def delegate(args: argparse.Namespace) -> None:
             print(run_tool("llama-quantize", [*words, str(gguf), args.type, str(args.threads)]), end="")
             return
         result = stack.enter_context(temporary(args.output, "result"))
-        with progress(len(source.tensors), unit="tensor") as bar:
+        with progress(len(source.tensors), "tensor") as bar:
             run_tool(
                 "llama-quantize",
                 [*words, str(gguf), str(result), args.type, str(args.threads)],
@@ -335,13 +357,6 @@ def temporary(output: Path, role: str) -> Iterator[Path]:
 
 
 # ---- shared by both ------------------------------------------------------------------------
-
-
-def progress(total: int, unit: str = "w") -> tqdm:
-    """A bar with the time left, on standard error."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit=unit, unit_scale=True, dynamic_ncols=True, leave=False, file=sys.stderr)
 
 
 def require_space(output: Path, nbytes: int) -> None:

@@ -66,7 +66,6 @@ class Model:
         params = api.llama_context_default_params()
         params.n_ctx = n_ctx or min(api.llama_model_n_ctx_train(self._model), 4096)
         params.n_batch = params.n_ubatch = min(_BATCH, params.n_ctx)
-        params.n_outputs_max = 1  # only the last token's logits are ever read
         params.n_threads = params.n_threads_batch = threads
         self._ctx = api.llama_init_from_model(self._model, params)
         if not self._ctx:

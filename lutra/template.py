@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gguf_tools.errors import LutraError
+
+if TYPE_CHECKING:
+    from lutra.runtime import Model
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -43,6 +46,12 @@ class ChatTemplate:
             self._template = env.from_string(source)
         except jinja2.TemplateError as error:
             raise self._failure(error) from None
+
+    @classmethod
+    def of(cls, model: Model) -> ChatTemplate:
+        """The template in a model's file."""
+        bos, eos = model.special_token("bos"), model.special_token("eos")
+        return cls(model.chat_template, model.path, bos=bos, eos=eos)
 
     def render(self, messages: list[Message]) -> str:
         """The prompt for the assistant's next answer to ``messages``."""

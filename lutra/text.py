@@ -1,14 +1,27 @@
-"""Numbers and lines as people read them."""
+"""Numbers, lines and bars as people read them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def warn(message: str) -> None:
     """One line on standard error."""
     print(f"lutra: warning: {message}", file=sys.stderr)
+
+
+def progress(total: int, unit: str, title: str = "") -> tqdm:
+    """A bar with the time left, on standard error; it goes away when done."""
+    from tqdm import tqdm
+
+    return tqdm(
+        desc=title, total=total, unit=unit, unit_scale=True, dynamic_ncols=True, leave=False, file=sys.stderr
+    )
 
 
 def mib(nbytes: float) -> str:

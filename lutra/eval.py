@@ -1,0 +1,231 @@
+"""``lutra eval``: the quality of a model, by llama-perplexity (unmodified) and by exact answers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gguf_tools.errors import LutraError
+from lutra.arguments import positive
+from lutra.text import mib, progress
+from lutra.threads import default_threads
+from lutra.tools import failure, model_file, run_tool
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+EPILOG = """\
+With --base, the KL divergence to that model's predictions and how often both prefer the same token;
+the base's predictions go to a temporary file ($TMPDIR), vocabulary x 1 byte per token of text.
+Q.jsonl has one {"question": ..., "answer": ...} per line; an answer counts when it is exactly equal.
+
+--json prints: ppl, ppl_error; kld_mean, kld_error, same_top (%); tokens (evaluated); exact, total.
+
+examples:
+  lutra eval model-cb4.gguf --text wikitext-2.test.raw --base model-f16.gguf
+  lutra eval tiny-chat-cb4.gguf --questions questions.jsonl --json
+"""
+
+_NUMBER = r"([-\d.a-z]+)"
+_RESULTS = {
+    ("ppl", "ppl_error"): (
+        rf"(?:Final estimate: PPL = {_NUMBER} \+/- {_NUMBER}|Mean PPL\(Q\) *: *{_NUMBER} ± *{_NUMBER})"
+    ),
+    ("kld_mean", "kld_error"): rf"Mean +KLD: *{_NUMBER} ± *{_NUMBER}",
+    ("same_top",): rf"Same top p: *{_NUMBER}",
+}
+_CHUNKS = r"over (\d+) chunks, n_ctx=(\d+)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    add = parser.add_argument
+    add("file", metavar="FILE", type=Path, help="GGUF file to measure")
+    add("--text", type=Path, metavar="T", help="text file to predict")
+    add("--base", type=Path, metavar="F16.gguf", help="model whose predictions are the truth, with --text")
+    add("--ctx", type=positive, default=512, metavar="N", help="tokens per chunk (default: 512)")
+    add("--chunks", type=positive, metavar="N", help="chunks of the text at most (default: all)")
+    add("--questions", type=Path, metavar="Q.jsonl", help="questions with exact answers")
+    add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
+    add("--json", action="store_true", help="print the results as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure what was asked for and print it."""
+    if not args.text and not args.questions:
+        raise LutraError("eval needs --text or --questions; see 'lutra eval --help'")
+    if args.base and not args.text:
+        raise LutraError("--base needs --text, the text on which the two models are compared")
+    if args.ctx < 8:
+        raise LutraError(f"--ctx {args.ctx}: chunks need at least 8 tokens")
+    args.threads = args.threads or default_threads()
+    results: dict[str, Any] = {}
+    if args.text:
+        results |= measure_text(args)
+    if args.questions:
+        results |= ask(args.file, read_questions(args.questions), args.threads)
+    print(json.dumps(results) if args.json else describe(results))
+    return 0
+
+
+def describe(results: dict[str, Any]) -> str:
+    """The results for people."""
+    lines = []
+    if "ppl" in results:
+        lines.append("perplexity      {ppl:.4f} ± {ppl_error:.4f} over {tokens} tokens")
+    if "kld_mean" in results:
+        lines.append("KL divergence   {kld_mean:.6f} ± {kld_error:.6f}")
+        lines.append("same top token  {same_top:.2f} %")
+    if "exact" in results:
+        lines.append(f"exact answers   {{exact}} of {{total}} ({results['exact'] / results['total']:.1%})")
+    return "\n".join(lines).format(**results)
+
+
+# ---- text ----------------------------------------------------------------------------------
+
+
+def measure_text(args: argparse.Namespace) -> dict[str, Any]:
+    """Perplexity, and with a base the divergence from it."""
+    if not args.text.is_file() or args.text.stat().st_size == 0:
+        raise LutraError(f"{args.text}: no such file, or it is empty; --text needs a text file")
+    model_file(args.file)
+    if not args.base:
+        return perplexity(args.file, args, "perplexity")
+    require_same_vocabulary(args.file, args.base)
+    with tempfile.TemporaryDirectory(prefix="lutra-eval-") as directory:
+        predictions = Path(directory) / "base.logits"
+        store = ["--kl-divergence-base", str(predictions)]
+        perplexity(args.base, args, "base", *store, predictions=predictions)
+        return perplexity(args.file, args, "comparison", *store, "--kl-divergence")
+
+
+def perplexity(
+    model: Path, args: argparse.Namespace, title: str, *options: str, predictions: Path | None = None
+) -> dict[str, Any]:
+    """Run llama-perplexity once and read its results. ``predictions`` is the file it will fill, if any."""
+    command = ["-m", str(model), "-f", str(args.text), "-c", str(args.ctx), "-t", str(args.threads), *options]
+    command += ["--chunks", str(args.chunks)] if args.chunks else []
+    with progress(0, "chunk", title) as bar:
+        watch = Watch(bar, model, predictions)
+        output = run_tool("llama-perplexity", command, watch.on_output)
+    results: dict[str, Any] = {}
+    for keys, pattern in _RESULTS.items():
+        if found := re.search(pattern, output):
+            values = [float(text) for text in found.groups() if text is not None]
+            results |= dict(zip(keys, values, strict=True))
+    # llama-perplexity ends with code 0 after most errors.
+    if "ppl" not in results or not watch.chunks:
+        raise LutraError(f"{model} on {args.text}: {failure(output, 0)}")
+    if not all(map(math.isfinite, results.values())):
+        raise LutraError(f"{model}: the predictions are not numbers; 'lutra verify {model}' checks the file")
+    if predictions and predictions.stat().st_size < watch.bytes_needed:
+        raise LutraError(f"{predictions}: the disk is full; set TMPDIR to a larger one or use --chunks")
+    # Only the second half of each chunk is predicted, all but its first token.
+    return results | {"tokens": watch.chunks * (args.ctx - 1 - args.ctx // 2)}
+
+
+class Watch:
+    """Follows llama-perplexity's output: the bar, and early on whether the disk can hold the predictions."""
+
+    def __init__(self, bar: tqdm, model: Path, predictions: Path | None) -> None:
+        self._bar = bar
+        self._model = model
+        self._predictions = predictions
+        self._text = ""
+        self.chunks = 0
+        self.bytes_needed = 0
+
+    def on_output(self, text: str) -> None:
+        """Take the next piece of output."""
+        self._text += text
+        if not self.chunks and (found := re.search(_CHUNKS, self._text)):
+            self.chunks, ctx = int(found[1]), int(found[2])
+            self._bar.reset(self.chunks)
+            if self._predictions:
+                self._require_space(self._predictions.parent, ctx)
+        # "[3]12.3456," while measuring perplexity, "   3   12.34 ± ..." while comparing
+        done = re.findall(r"\[(\d+)\][\d.]+,|^ *(\d+) +[\d.]+ ±", self._text, re.MULTILINE)
+        if done:
+            self._bar.update(int(done[-1][0] or done[-1][1]) - self._bar.n)
+
+    def _require_space(self, directory: Path, ctx: int) -> None:
+        values = 2 * ((len(vocabulary(self._model)) + 1) // 2) + 4  # 16 bits each, per token
+        self.bytes_needed = self.chunks * (4 * ctx + (ctx - 1 - ctx // 2) * 2 * values)
+        free = shutil.disk_usage(directory).free
+        if free < self.bytes_needed:
+            raise LutraError(
+                f"{directory}: the base's predictions need {mib(self.bytes_needed)}, {mib(free)} are free; "
+                "set TMPDIR to a larger disk or use --chunks"
+            )
+
+
+def vocabulary(model: Path) -> list[str]:
+    """The tokens of a file. Raises LutraError when it has none."""
+    from gguf_tools.reader import GGUFFile
+
+    tokens = GGUFFile(model).get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens:
+        raise LutraError(f"{model}: no tokenizer in the file; convert the model with its tokenizer")
+    return tokens
+
+
+def require_same_vocabulary(model: Path, base: Path) -> None:
+    """Raise LutraError unless both files predict the same tokens."""
+    if vocabulary(model) != vocabulary(base):
+        raise LutraError(
+            f"{model} and {base} have different vocabularies; --base needs the same model in F16"
+        )
+
+
+# ---- questions -----------------------------------------------------------------------------
+
+
+def read_questions(path: Path) -> list[tuple[str, str]]:
+    """(question, answer) of each line. Raises LutraError naming the line that is wrong."""
+    questions = []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise LutraError(f"{path}: not a UTF-8 text; --questions needs JSON lines") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            questions.append((str(entry["question"]), str(entry["answer"])))
+        except (ValueError, KeyError, TypeError):
+            raise LutraError(f'{path}:{number}: needs {{"question": ..., "answer": ...}}') from None
+    if not questions:
+        raise LutraError(f"{path}: no questions in the file")
+    return questions
+
+
+def ask(file: Path, questions: Iterable[tuple[str, str]], threads: int) -> dict[str, int]:
+    """Greedy answers to ``questions``; how many are exactly right."""
+    from lutra.runtime import Model, Sampler
+    from lutra.template import ChatTemplate
+
+    model = Model(model_file(file), threads=threads)
+    template = ChatTemplate.of(model)
+    sampler = Sampler(0)
+    questions = list(questions)
+    exact = 0
+    with progress(len(questions), "question") as bar:
+        for question, answer in questions:
+            prompt = model.tokenize(template.render([{"role": "user", "content": question}]))
+            said = ""
+            for text in model.text(model.generate(prompt, sampler)):
+                said += text
+                # It can only become right while it is the beginning of what is right.
+                if not answer.strip().startswith(said.strip()):
+                    break
+            exact += said.strip() == answer.strip()
+            bar.update()
+    return {"exact": exact, "total": len(questions)}
