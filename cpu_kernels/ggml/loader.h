@@ -10,8 +10,8 @@
 // A file with CB tensors must have a layout version that we know, and LUTRA_KERNELS must name kernels
 // that this CPU can run. Logs one line per CB type: its kernels and its number of tensors.
 // Throws std::runtime_error, which the loader reports.
-void lutra_check_file(const gguf_context * metadata, const std::map<ggml_type, uint32_t> & n_type);
+void lutra_check_file(const gguf_context *metadata, const std::map<ggml_type, uint32_t> &n_type);
 
 // The library of a CB tensor that has been loaded holds no entry of -128.
 // Throws std::runtime_error, which the loader reports.
-void lutra_check_library(const ggml_tensor * tensor);
+void lutra_check_library(const ggml_tensor *tensor);

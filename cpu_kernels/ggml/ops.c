@@ -53,14 +53,14 @@ bool lutra_supports_op(const struct ggml_tensor *op) {
         return false;
     }
     switch (op->op) {
-        case GGML_OP_MUL_MAT:
-            return x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float);
-        case GGML_OP_MUL_MAT_ID:
-            return x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && op->src[2]->type == GGML_TYPE_I32;
-        case GGML_OP_GET_ROWS:
-            return x->type == GGML_TYPE_I32;
-        default:
-            return false;
+    case GGML_OP_MUL_MAT:
+        return x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float);
+    case GGML_OP_MUL_MAT_ID:
+        return x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && op->src[2]->type == GGML_TYPE_I32;
+    case GGML_OP_GET_ROWS:
+        return x->type == GGML_TYPE_I32;
+    default:
+        return false;
     }
 }
 
@@ -195,7 +195,8 @@ static void sort_columns_by_expert(const struct product *p) {
 }
 
 // Strips [strip, strip + n_strips) of matrix m times its columns [column, column + n), n <= TILE_MAX.
-static void multiply(const struct product *p, int64_t m, int64_t strip, int64_t n_strips, int64_t column, int64_t n) {
+static void multiply(const struct product *p, int64_t m, int64_t strip, int64_t n_strips, int64_t column,
+                     int64_t n) {
     const struct ggml_tensor *w = p->w;
     const uint8_t *strips = (const uint8_t *)w->data + m % w->ne[2] * w->nb[2] + m / w->ne[2] * w->nb[3] +
                             strip * LUTRA_ROWS * w->nb[1];
@@ -236,7 +237,8 @@ static void compute_product(const struct ggml_compute_params *params, struct ggm
     for (int64_t m = 0; m < p.n_matrices; m++) {
         n_tiles += (p.first[m + 1] - p.first[m] + tile - 1) / tile;
     }
-    const int64_t range = MAX(1, MIN(p.n_strips, n_tiles * p.n_strips / (nth * JOBS_PER_THREAD)));
+    const int64_t share = n_tiles * p.n_strips / (nth * JOBS_PER_THREAD);
+    const int64_t range = MIN(p.n_strips, share / 2 * 2 + 2); // even: some kernels take two strips at a time
     const int64_t n_ranges = (p.n_strips + range - 1) / range;
 
     // Jobs are numbered by matrix, in a matrix by tile, in a tile by range of strips; a thread's job
@@ -249,7 +251,8 @@ static void compute_product(const struct ggml_compute_params *params, struct ggm
         while (job < base + n_jobs) {
             const int64_t column = (job - base) / n_ranges * tile;
             const int64_t strip = (job - base) % n_ranges * range;
-            multiply(&p, m, strip, MIN(range, p.n_strips - strip), p.first[m] + column, MIN(tile, n - column));
+            multiply(&p, m, strip, MIN(range, p.n_strips - strip), p.first[m] + column,
+                     MIN(tile, n - column));
             job = ggml_threadpool_chunk_add(params->threadpool, 1);
         }
         base += n_jobs;

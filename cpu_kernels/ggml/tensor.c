@@ -51,7 +51,8 @@ bool lutra_check_data(enum ggml_type type, const void *data, size_t nbytes) {
         memcpy(d, p, sizeof(d));
         for (int row = 0; row < LUTRA_ROWS; row++) {
             if ((d[row] & 0x7c00) == 0x7c00) {
-                fprintf(stderr, "%s: the scale of row %d of strip-super-block %zu is not finite\n", __func__, row, i);
+                fprintf(stderr, "%s: the scale of row %d of strip-super-block %zu is not finite\n", __func__,
+                        row, i);
                 return false;
             }
         }

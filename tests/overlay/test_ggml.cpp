@@ -1,0 +1,345 @@
+// MUL_MAT, MUL_MAT_ID and GET_ROWS on random CB tensors through ggml's CPU backend, against float64
+// sums over dequantized weights and the same quantized activations.
+//
+// A kernel sums exact integers within a super-block and rounds once per super-block, at most
+// k / super-block <= 16 times, so |y - expected| <= 16 * 2^-23 * sum |w x| < 2e-6 * sum |w x|.
+#include "ggml-backend.h"
+#include "ggml-cpu.h"
+#include "ggml.h"
+#include "lutra_ggml.h"
+#include "lutra_kernels.h"
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <vector>
+
+static const double TOLERANCE = 2e-6;
+static const ggml_type TYPES[] = {GGML_TYPE_CB2,    GGML_TYPE_CB3,    GGML_TYPE_CB4,
+                                  GGML_TYPE_CB2_64, GGML_TYPE_CB3_64, GGML_TYPE_CB4_64};
+
+static int failures = 0;
+static int checks = 0;
+
+static void check(bool ok, const char *what, const char *type, const char *detail = "") {
+    checks++;
+    if (!ok) {
+        failures++;
+        printf("FAILED %s %s %s\n", type, what, detail);
+    }
+}
+
+static std::mt19937 rng(1);
+
+static float uniform(float lo, float hi) {
+    return std::uniform_real_distribution<float>(lo, hi)(rng);
+}
+
+static const lutra_kernel *ref_kernel(lutra_op op, int32_t type) {
+    for (int i = 0; i < lutra_kernel_count(); i++) {
+        const lutra_kernel *k = lutra_kernel_at(i);
+        if (k->op == op && k->set == LUTRA_SET_REF && k->type == type) {
+            return k;
+        }
+    }
+    GGML_ABORT("no reference kernel");
+}
+
+// Random strips with sane scales and a random library.
+static std::vector<uint8_t> random_data(const ggml_tensor *t) {
+    const lutra_cb_format *f = lutra_cb_format_of_type(t->type);
+    std::vector<uint8_t> data(ggml_nbytes(t));
+    const size_t rows_end = data.size() - lutra_cb_library_bytes(f);
+    for (size_t i = 0; i < data.size(); i++) {
+        data[i] = (uint8_t)rng();
+        if (i >= rows_end && data[i] == 0x80) {
+            data[i] = 0;
+        }
+    }
+    for (size_t block = 0; block < rows_end; block += lutra_cb_block_bytes(f)) {
+        for (int row = 0; row < LUTRA_ROWS; row++) {
+            const ggml_fp16_t d = ggml_fp32_to_fp16(uniform(0.001f, 0.01f));
+            memcpy(&data[block + 2 * row], &d, 2);
+        }
+    }
+    return data;
+}
+
+// Tensors and one graph, computed with 1 and with 4 threads.
+struct Graph {
+    ggml_backend_t backend = ggml_backend_cpu_init();
+    ggml_context *context;
+    ggml_backend_buffer_t buffer = nullptr;
+
+    Graph() {
+        ggml_init_params params = {64 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true};
+        context = ggml_init(params);
+    }
+    ~Graph() {
+        ggml_backend_buffer_free(buffer);
+        ggml_free(context);
+        ggml_backend_free(backend);
+    }
+    void allocate() {
+        buffer = ggml_backend_alloc_ctx_tensors(context, backend);
+    }
+    bool supports(ggml_tensor *op) {
+        return ggml_backend_dev_supports_op(ggml_backend_get_device(backend), op);
+    }
+    std::vector<float> compute(ggml_tensor *out, int threads) {
+        ggml_cgraph *graph = ggml_new_graph(context);
+        ggml_build_forward_expand(graph, out);
+        ggml_backend_cpu_set_n_threads(backend, threads);
+        std::vector<float> y(ggml_nelements(out), NAN);
+        ggml_backend_tensor_set(out, y.data(), 0, ggml_nbytes(out));
+        GGML_ASSERT(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS);
+        ggml_backend_tensor_get(out, y.data(), 0, ggml_nbytes(out));
+        return y;
+    }
+};
+
+static void set_weights(ggml_tensor *w) {
+    const std::vector<uint8_t> data = random_data(w);
+    check(lutra_check_data(w->type, data.data(), data.size()), "check_data", ggml_type_name(w->type));
+    ggml_backend_tensor_set(w, data.data(), 0, data.size());
+}
+
+static void set_random(ggml_tensor *x) {
+    std::vector<float> data(ggml_nelements(x));
+    for (float &v : data) {
+        v = uniform(-1, 1);
+    }
+    ggml_backend_tensor_set(x, data.data(), 0, ggml_nbytes(x));
+}
+
+// Row r of slice (i2, i3) of w as floats.
+static std::vector<float> weight_row(const ggml_tensor *w, int64_t r, int64_t i2, int64_t i3) {
+    std::vector<float> row(w->ne[0]);
+    const uint8_t *strip =
+        (const uint8_t *)w->data + r / LUTRA_ROWS * LUTRA_ROWS * w->nb[1] + i2 * w->nb[2] + i3 * w->nb[3];
+    ref_kernel(LUTRA_OP_DEQUANTIZE, w->type)
+        ->fn.dequantize(w->ne[0], strip, lutra_library(w), r % LUTRA_ROWS, row.data());
+    return row;
+}
+
+// Row (i1, i2, i3) of x, quantized as the weights' type wants it, as floats.
+static std::vector<float> activation_row(const ggml_tensor *x, ggml_type type, int64_t i1, int64_t i2,
+                                         int64_t i3) {
+    const int64_t k = x->ne[0];
+    const int sb = ggml_blck_size(type);
+    std::vector<int8_t> q(k);
+    std::vector<float> d(k / sb), row(k);
+    const char *data = (const char *)x->data + i1 * x->nb[1] + i2 * x->nb[2] + i3 * x->nb[3];
+    ref_kernel(LUTRA_OP_QUANTIZE, sb)->fn.quantize(k, (const float *)data, q.data(), d.data());
+    for (int64_t i = 0; i < k; i++) {
+        row[i] = q[i] * d[i / sb];
+    }
+    return row;
+}
+
+static bool close_to_dot(float y, const std::vector<float> &w, const std::vector<float> &x) {
+    double sum = 0, size = 0;
+    for (size_t i = 0; i < w.size(); i++) {
+        sum += (double)w[i] * x[i];
+        size += std::fabs((double)w[i] * x[i]);
+    }
+    return std::fabs(y - sum) <= TOLERANCE * size;
+}
+
+// Computes out with 1 and 4 threads, wants the same bits, and `right` for every element.
+static void check_output(Graph &g, ggml_tensor *out, ggml_type type, const char *what,
+                         const std::function<bool(float, int64_t, int64_t, int64_t, int64_t)> &right) {
+    check(g.supports(out), "supported", ggml_type_name(type), what);
+    const std::vector<float> y = g.compute(out, 1);
+    const std::vector<float> y4 = g.compute(out, 4);
+    check(memcmp(y.data(), y4.data(), y.size() * sizeof(float)) == 0, "1 and 4 threads agree",
+          ggml_type_name(type), what);
+    int64_t wrong = 0, i = 0;
+    for (int64_t i3 = 0; i3 < out->ne[3]; i3++) {
+        for (int64_t i2 = 0; i2 < out->ne[2]; i2++) {
+            for (int64_t i1 = 0; i1 < out->ne[1]; i1++) {
+                for (int64_t i0 = 0; i0 < out->ne[0]; i0++) {
+                    wrong += !right(y[i++], i0, i1, i2, i3);
+                }
+            }
+        }
+    }
+    char detail[200];
+    snprintf(detail, sizeof(detail), "%s: %lld of %zu values", what, (long long)wrong, y.size());
+    check(wrong == 0, "values", ggml_type_name(type), detail);
+}
+
+static void check_mul_mat(Graph &g, ggml_tensor *w, ggml_tensor *x, ggml_tensor *out, const char *what) {
+    std::vector<std::vector<float>> rows(w->ne[1] * w->ne[2] * w->ne[3]), columns(ggml_nrows(x));
+    for (size_t i = 0; i < rows.size(); i++) {
+        rows[i] = weight_row(w, i % w->ne[1], i / w->ne[1] % w->ne[2], i / w->ne[1] / w->ne[2]);
+    }
+    for (size_t i = 0; i < columns.size(); i++) {
+        columns[i] =
+            activation_row(x, w->type, i % x->ne[1], i / x->ne[1] % x->ne[2], i / x->ne[1] / x->ne[2]);
+    }
+    const int64_t r2 = x->ne[2] / w->ne[2], r3 = x->ne[3] / w->ne[3];
+    check_output(g, out, w->type, what, [&](float y, int64_t i0, int64_t i1, int64_t i2, int64_t i3) {
+        return close_to_dot(y, rows[(i3 / r3 * w->ne[2] + i2 / r2) * w->ne[1] + i0],
+                            columns[(i3 * x->ne[2] + i2) * x->ne[1] + i1]);
+    });
+}
+
+static void test_mul_mat(ggml_type type) {
+    struct Case {
+        int64_t blocks, rows, columns, w2, w3, r2, r3;
+    };
+    const Case cases[] = {
+        {1, 8, 1, 1, 1, 1, 1},    {3, 264, 1, 1, 1, 1, 1},  {16, 24, 2, 1, 1, 1, 1}, {3, 40, 7, 1, 1, 1, 1},
+        {2, 72, 300, 1, 1, 1, 1}, {1, 16, 33, 2, 1, 1, 1},  {1, 16, 1, 1, 1, 5, 1},  {2, 24, 3, 2, 1, 3, 1},
+        {1, 8, 2, 2, 3, 2, 2},    {1, 4096, 1, 1, 1, 1, 1}, {4, 8, 1, 1, 1, 1, 7},
+    };
+    for (const Case &c : cases) {
+        Graph g;
+        const int64_t k = c.blocks * ggml_blck_size(type);
+        ggml_tensor *w = ggml_new_tensor_4d(g.context, type, k, c.rows, c.w2, c.w3);
+        ggml_tensor *x = ggml_new_tensor_4d(g.context, GGML_TYPE_F32, k, c.columns, c.w2 * c.r2, c.w3 * c.r3);
+        ggml_tensor *out = ggml_mul_mat(g.context, w, x);
+        g.allocate();
+        set_weights(w);
+        set_random(x);
+        char what[100];
+        snprintf(what, sizeof(what), "mul_mat k %lld rows %lld columns %lld w %lldx%lld repeated %lldx%lld",
+                 (long long)k, (long long)c.rows, (long long)c.columns, (long long)c.w2, (long long)c.w3,
+                 (long long)c.r2, (long long)c.r3);
+        check_mul_mat(g, w, x, out, what);
+    }
+}
+
+// Views that take no strip apart find the library of the tensor they view; activations may be strided.
+static void test_views(ggml_type type) {
+    const int64_t k = 2 * ggml_blck_size(type);
+    Graph g;
+    ggml_tensor *w = ggml_new_tensor_3d(g.context, type, k, 48, 3);
+    ggml_tensor *rows = ggml_view_3d(g.context, w, k, 24, 3, w->nb[1], w->nb[2], 16 * w->nb[1]);
+    ggml_tensor *slice = ggml_view_2d(g.context, w, k, 48, w->nb[1], 2 * w->nb[2]);
+    ggml_tensor *flat = ggml_reshape_2d(g.context, w, k, 144);
+    ggml_tensor *all = ggml_new_tensor_4d(g.context, GGML_TYPE_F32, k, 3, 5, 1);
+    ggml_tensor *x = ggml_permute(g.context, all, 0, 2, 1, 3); // rows of x are 3 rows apart
+    ggml_tensor *out_rows = ggml_mul_mat(g.context, rows, x);
+    ggml_tensor *out_slice = ggml_mul_mat(g.context, slice, x);
+    ggml_tensor *out_flat = ggml_mul_mat(g.context, flat, x);
+    g.allocate();
+    set_weights(w);
+    set_random(all);
+    check(ggml_nbytes(rows) < ggml_nbytes(w) && ggml_nbytes(flat) == ggml_nbytes(w) - lutra_library_bytes(w),
+          "views do not count the library", ggml_type_name(type));
+    check_mul_mat(g, rows, x, out_rows, "rows of experts");
+    check_mul_mat(g, slice, x, out_slice, "one expert");
+    check_mul_mat(g, flat, x, out_flat, "reshaped");
+}
+
+static void test_mul_mat_id(ggml_type type) {
+    const int64_t experts = 8, k = 3 * ggml_blck_size(type), n_rows = 40;
+    for (int64_t used : {1, 3}) {
+        for (int64_t tokens : {1, 5, 90}) {
+            for (int64_t x_rows : {(int64_t)1, used}) { // one activation row for all experts, or one each
+                Graph g;
+                ggml_tensor *w = ggml_new_tensor_3d(g.context, type, k, n_rows, experts);
+                ggml_tensor *x = ggml_new_tensor_3d(g.context, GGML_TYPE_F32, k, x_rows, tokens);
+                ggml_tensor *ids_all = ggml_new_tensor_2d(g.context, GGML_TYPE_I32, experts, tokens);
+                ggml_tensor *ids = ggml_view_2d(g.context, ids_all, used, tokens, ids_all->nb[1], 0);
+                ggml_tensor *out = ggml_mul_mat_id(g.context, w, x, ids);
+                g.allocate();
+                set_weights(w);
+                set_random(x);
+                std::vector<int32_t> choice(experts * tokens);
+                for (int64_t t = 0; t < tokens; t++) { // expert 7 is never chosen
+                    for (int64_t i = 0; i < experts; i++) {
+                        choice[t * experts + i] = (int32_t)((t * t + 3 * i) % 7);
+                    }
+                }
+                ggml_backend_tensor_set(ids_all, choice.data(), 0, ggml_nbytes(ids_all));
+                check_output(g, out, type, "mul_mat_id",
+                             [&](float y, int64_t i0, int64_t i1, int64_t i2, int64_t) {
+                                 return close_to_dot(y, weight_row(w, i0, choice[i2 * experts + i1], 0),
+                                                     activation_row(x, type, i1 % x_rows, i2, 0));
+                             });
+            }
+        }
+    }
+}
+
+static void test_get_rows(ggml_type type) {
+    Graph g;
+    const int64_t k = 3 * ggml_blck_size(type);
+    ggml_tensor *w = ggml_new_tensor_4d(g.context, type, k, 32, 2, 3);
+    ggml_tensor *ids = ggml_new_tensor_3d(g.context, GGML_TYPE_I32, 9, 2, 3);
+    ggml_tensor *out = ggml_get_rows(g.context, w, ids);
+    g.allocate();
+    set_weights(w);
+    std::vector<int32_t> choice(ggml_nelements(ids));
+    for (int32_t &row : choice) {
+        row = rng() % 32;
+    }
+    ggml_backend_tensor_set(ids, choice.data(), 0, ggml_nbytes(ids));
+    check_output(g, out, type, "get_rows", [&](float y, int64_t i0, int64_t i1, int64_t i2, int64_t i3) {
+        return y == weight_row(w, choice[(i3 * 2 + i2) * 9 + i1], i2, i3)[i0];
+    });
+}
+
+// Whatever else is asked of a CB tensor is refused, so that the scheduler or the loader reports it.
+static void test_refusals(ggml_type type) {
+    Graph g;
+    const int64_t k = 2 * ggml_blck_size(type);
+    ggml_context *c = g.context;
+    ggml_tensor *w = ggml_new_tensor_2d(c, type, k, 32);
+    ggml_tensor *x = ggml_new_tensor_2d(c, GGML_TYPE_F32, k, 4);
+    ggml_tensor *half = ggml_new_tensor_2d(c, GGML_TYPE_F16, k, 4);
+    ggml_tensor *f32 = ggml_new_tensor_2d(c, GGML_TYPE_F32, k, 32);
+    ggml_tensor *row_ids = ggml_new_tensor_1d(c, GGML_TYPE_I64, 4);
+    ggml_tensor *less = ggml_view_2d(c, w, k / 2, 32, w->nb[1], 0);
+    ggml_tensor *shifted = ggml_view_2d(c, w, k, 16, w->nb[1], 4 * w->nb[1]);
+    ggml_tensor *few = ggml_view_2d(c, w, k, 4, w->nb[1], 0);
+    const char *name = ggml_type_name(type);
+    check(g.supports(ggml_mul_mat(c, w, x)), "mul_mat is supported", name);
+    check(!g.supports(ggml_mul_mat(c, w, half)), "refuses F16 activations", name);
+    check(!g.supports(ggml_mul_mat(c, f32, w)), "refuses CB activations", name);
+    check(!g.supports(ggml_mul_mat(c, less, ggml_view_2d(c, x, k / 2, 4, x->nb[1], 0))), "refuses half rows",
+          name);
+    check(!g.supports(ggml_mul_mat(c, shifted, x)), "refuses a view that starts inside a strip", name);
+    check(!g.supports(ggml_mul_mat(c, few, x)), "refuses half a strip", name);
+    check(!g.supports(ggml_get_rows(c, shifted, ggml_new_tensor_1d(c, GGML_TYPE_I32, 1))),
+          "refuses shifted rows", name);
+    check(!g.supports(ggml_cpy(c, w, f32)), "refuses CB to F32", name);
+    check(!g.supports(ggml_cpy(c, f32, w)), "refuses F32 to CB", name);
+    check(!g.supports(ggml_set_rows(c, w, x, row_ids)), "refuses set_rows", name);
+    check(!g.supports(ggml_add(c, w, ggml_new_tensor_2d(c, GGML_TYPE_F32, k, 32))), "refuses add", name);
+    check(!g.supports(ggml_out_prod(c, w, f32)), "refuses out_prod", name);
+}
+
+static void test_data_check(ggml_type type) {
+    Graph g;
+    ggml_tensor *w = ggml_new_tensor_2d(g.context, type, ggml_blck_size(type), 16);
+    const char *name = ggml_type_name(type);
+    std::vector<uint8_t> data = random_data(w);
+    check(ggml_validate_row_data(type, data.data(), data.size()), "good data", name);
+    check(!ggml_validate_row_data(type, data.data(), data.size() - 1), "finds a wrong size", name);
+    data.back() = 0x80;
+    check(!ggml_validate_row_data(type, data.data(), data.size()), "finds -128 in the library", name);
+    data.back() = 0;
+    const uint16_t nan = 0x7e00;
+    memcpy(&data[lutra_cb_block_bytes(lutra_cb_format_of_type(type)) + 2], &nan, 2);
+    check(!ggml_validate_row_data(type, data.data(), data.size()), "finds a scale that is NaN", name);
+}
+
+int main() {
+    ggml_cpu_init();
+    for (ggml_type type : TYPES) {
+        test_mul_mat(type);
+        test_views(type);
+        test_mul_mat_id(type);
+        test_get_rows(type);
+        test_refusals(type);
+        test_data_check(type);
+    }
+    printf("%d checks, %d failed\n", checks, failures);
+    return failures != 0;
+}
