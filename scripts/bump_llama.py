@@ -18,10 +18,16 @@ from overlay import LOCK, Lock, OverlayError, apply_edits, drift, file_hashes, s
 
 def main() -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("version", help="release of llama-cpp-python to move to")
-    parser.add_argument("--cache", type=Path, default=Path("build/sdist"), help="keeps the sdist (default: %(default)s)")
-    parser.add_argument("--lock", type=Path, default=LOCK, help="lock file to rewrite (default: the overlay's)")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("build/sdist"), help="keeps the sdist (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lock", type=Path, default=LOCK, help="lock file to rewrite (default: the overlay's)"
+    )
     args = parser.parse_args()
 
     old = Lock.read(args.lock)
@@ -45,7 +51,8 @@ def main() -> int:
         print(f"error: edits to repair in cpu_kernels/overlay/edits.py:\n{error}", file=sys.stderr)
         return 1
     Lock(old.package, args.version, sha256(sdist.read_bytes()), file_hashes(files)).write(args.lock)
-    print(f"all anchors match; {args.lock.name} is rewritten. Next: the dependency in pyproject.toml, then scripts/test")
+    print(f"all anchors match; {args.lock.name} is rewritten")
+    print("next: the dependency in pyproject.toml, then scripts/test")
     return 0
 
 

@@ -21,8 +21,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "cpu_kernels" / 
 from overlay import Lock, OverlayError, apply_edits, drift, sha256
 
 MARK = "ggml/include/ggml.h"  # tells the root of llama.cpp
-WANTED = ("CMakeLists.txt", "LICENSE", "cmake/", "common/", "ggml/", "include/", "licenses/", "src/", "vendor/", "tools/")
-WANTED_FILES = ("scripts/ui-assets.cmake", "tools/ui/CMakeLists.txt")
+WANTED = (
+    "CMakeLists.txt",
+    "LICENSE",
+    "cmake/",
+    "common/",
+    "ggml/",
+    "include/",
+    "licenses/",
+    "src/",
+    "vendor/",
+    "tools/",
+)
+WANTED_FILES = (
+    "scripts/ui-assets.cmake",
+    "tools/ui/CMakeLists.txt",
+    "tools/ui/ui.cpp.in",
+    "tools/ui/ui.h.in",
+)
 UNWANTED = ("tools/ui/", "ggml/tests/", "ggml/examples/")
 
 
@@ -58,7 +74,15 @@ def pip_download(package: str, version: str, path: Path) -> None:
     # system a second time for that (20 s).
     isolation = ["--no-build-isolation"] if importlib.util.find_spec("scikit_build_core") else []
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
         command += ["--no-binary", package, *isolation, "--dest", directory, f"{package}=={version}"]
         result = subprocess.run(command, capture_output=True, text=True)
         sdists = list(Path(directory).glob("*.tar.gz"))
@@ -86,7 +110,9 @@ def read_source(source: Path) -> dict[str, bytes]:
     try:
         with tarfile.open(source) as tar:
             members = [m for m in tar.getmembers() if m.isfile()]
-            roots = [m.name.removesuffix(MARK) for m in members if m.name.endswith("/" + MARK) or m.name == MARK]
+            roots = [
+                m.name.removesuffix(MARK) for m in members if m.name.endswith("/" + MARK) or m.name == MARK
+            ]
             if not roots:
                 raise FetchError(f"{source}: holds neither llama.cpp nor a llama-cpp-python sdist")
             root = min(roots, key=len)
@@ -125,8 +151,12 @@ def fetch(source: Path | None, dest: Path, cache: Path) -> None:
 
 def main() -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dest", type=Path, required=True, help="directory that will hold the edited llama.cpp")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--dest", type=Path, required=True, help="directory that will hold the edited llama.cpp"
+    )
     parser.add_argument("--cache", type=Path, required=True, help="directory that keeps the downloaded sdist")
     parser.add_argument("--source", type=Path, help="local tree or tarball to use instead of downloading")
     args = parser.parse_args()

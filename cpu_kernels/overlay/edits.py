@@ -37,14 +37,21 @@ EDITS: tuple[Edit, ...] = (
         GGML_TYPE_COUNT   = 425,
 """,
     ),
-    Edit("ggml/src/ggml.c", '#include "ggml-threading.h"', "after", '#include "lutra_ggml.h"\n#include "cb.h"\n'),
+    Edit(
+        "ggml/src/ggml.c",
+        '#include "ggml-threading.h"',
+        "after",
+        '#include "lutra_ggml.h"\n#include "cb.h"\n',
+    ),
     Edit(
         "ggml/src/ggml.c",
         "[36] = { // GGML_TYPE_IQ4_NL_4_4",
         "before",
         '#include "type_traits.inc"\n',
     ),
-    Edit("ggml/src/ggml.c", "return nbytes;", "instead", "    return nbytes + lutra_library_bytes(tensor);\n"),
+    Edit(
+        "ggml/src/ggml.c", "return nbytes;", "instead", "    return nbytes + lutra_library_bytes(tensor);\n"
+    ),
     Edit(
         "ggml/src/ggml.c",
         "GGML_ASSERT(view_src == NULL || data_size == 0 || data_size + view_offs <= ggml_nbytes(view_src));",
@@ -77,7 +84,10 @@ EDITS: tuple[Edit, ...] = (
         "ggml/src/gguf.cpp",
         "if (info.t.type < 0 || info.t.type >= GGML_TYPE_COUNT) {",
         "instead",
-        "            if (info.t.type < 0 || info.t.type >= GGML_TYPE_COUNT || !ggml_type_name(info.t.type)) {\n",
+        """\
+            if (info.t.type < 0 || info.t.type >= GGML_TYPE_COUNT ||
+                !ggml_type_name(info.t.type)) {
+""",
     ),
     Edit(
         "ggml/src/gguf.cpp",
@@ -169,7 +179,12 @@ EDITS: tuple[Edit, ...] = (
         "before",
         "        lutra_check_file(metadata, n_type);\n\n",
     ),
-    Edit("src/llama-model-loader.cpp", "size_done += n_size;", "before", "        lutra_check_library(cur);\n\n"),
+    Edit(
+        "src/llama-model-loader.cpp",
+        "size_done += n_size;",
+        "before",
+        "        lutra_check_library(cur);\n\n",
+    ),
     # ---- refusals --------------------------------------------------------------------------
     Edit("src/llama-context.cpp", '#include "llama-context.h"', "after", '#include "lutra_ggml.h"\n'),
     Edit(
@@ -191,7 +206,7 @@ EDITS: tuple[Edit, ...] = (
         "before",
         """\
     if (lutra_is_cb(new_type)) {
-        throw std::runtime_error(format("%s is made by lutra convert, not by llama-quantize", ggml_type_name(new_type)));
+        throw std::runtime_error(format("%s is made by lutra convert", ggml_type_name(new_type)));
     }
 """,
     ),

@@ -60,7 +60,9 @@ def apply_edit(lines: list[str], edit: Edit) -> list[str]:
             return lines
     elif len(anchors) == 1:
         at = anchors[0]
-        there = lines[at + 1 : at + 1 + len(new)] if edit.place == "after" else lines[max(at - len(new), 0) : at]
+        there = (
+            lines[at + 1 : at + 1 + len(new)] if edit.place == "after" else lines[max(at - len(new), 0) : at]
+        )
         if there == new:
             return lines
     if len(anchors) != 1:
