@@ -215,11 +215,13 @@ def tensor_type(text: str) -> tuple[str, str]:
 
 def read_importance(planned: Sequence[Planned], path: Path | None) -> dict[str, NDArray[np.float32]]:
     """Importance by tensor name, checked against the tensors that will be quantized."""
-    from pyquant.importance import read_imatrix
-
     from lutra import ggml
 
-    importance = read_imatrix(path) if path else {}
+    importance: dict[str, NDArray[np.float32]] = {}
+    if path:
+        from pyquant.importance import read_imatrix
+
+        importance = read_imatrix(path)
     uncovered = []
     for p in planned:
         tensor = p.source

@@ -20,7 +20,14 @@ def progress(total: int, unit: str, title: str = "") -> tqdm:
     from tqdm import tqdm
 
     return tqdm(
-        desc=title, total=total, unit=unit, unit_scale=True, dynamic_ncols=True, leave=False, file=sys.stderr
+        desc=title,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        dynamic_ncols=True,
+        leave=False,
+        disable=None,
+        file=sys.stderr,
     )
 
 
