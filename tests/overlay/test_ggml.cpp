@@ -74,7 +74,8 @@ struct Graph {
     ggml_backend_buffer_t buffer = nullptr;
 
     Graph() {
-        ggml_init_params params = {64 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true};
+        const size_t graphs = 8 * ggml_graph_overhead_custom(64, false);
+        ggml_init_params params = {64 * ggml_tensor_overhead() + graphs, nullptr, true};
         context = ggml_init(params);
     }
     ~Graph() {
@@ -89,7 +90,7 @@ struct Graph {
         return ggml_backend_dev_supports_op(ggml_backend_get_device(backend), op);
     }
     std::vector<float> compute(ggml_tensor *out, int threads) {
-        ggml_cgraph *graph = ggml_new_graph(context);
+        ggml_cgraph *graph = ggml_new_graph_custom(context, 64, false);
         ggml_build_forward_expand(graph, out);
         ggml_backend_cpu_set_n_threads(backend, threads);
         std::vector<float> y(ggml_nelements(out), NAN);
