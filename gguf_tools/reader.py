@@ -103,6 +103,7 @@ class _Cursor:
         self.at = 0
 
     def fail(self, what: str) -> LutraError:
+        what = what if len(what) <= 300 else f"{what[:300]}..."  # names come from the file
         return LutraError(f"{self.path}: {what}; the file is damaged, download or convert it again")
 
     def take(self, n: int, what: str) -> int:

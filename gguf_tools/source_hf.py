@@ -71,9 +71,10 @@ def open_hf(directory: Path, name: str | None = None) -> Source:
             f"{directory}: has no config.json, so it is no Hugging Face model; give one or a GGUF"
         )
     raw = read_json(config_path)
-    architecture = (raw.get("architectures") or [None])[0]
+    names = raw.get("architectures")
+    architecture = str(names[0]) if isinstance(names, list) and names else "a model without architecture"
     if architecture not in _ARCHITECTURES:
-        path, keep = upstream.convert(directory, str(architecture))
+        path, keep = upstream.convert(directory, architecture)
         source = open_gguf(path)
         return Source(directory, source.architecture, source.metadata, source.tensors, keep)
     config = _read_config(config_path, raw, architecture)
@@ -190,7 +191,7 @@ def _add_rope_scaling(writer: gguf.GGUFWriter, config: _Config) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
         writer.add_rope_scaling_factor(rope["factor"])
         if kind == "yarn":
-            writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+            writer.add_rope_scaling_orig_ctx_len(rope.get("original_max_position_embeddings", config.context))
             for key, add in (
                 ("extrapolation_factor", writer.add_rope_scaling_yarn_ext_factor),
                 ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),

@@ -110,14 +110,13 @@ def test_fma_rounds_once():
     b = np.append(b, np.float32([2**-24, 2**-24, -(2**-30)]))
     c = np.append(c, np.float32([1, 1 + 2**-23, 1 + 2**-23]))
     got = layout.fma(a, b, c)
-    naive_differs = 0
     for i in range(len(a)):
         exact = Fraction(float(a[i])) * Fraction(float(b[i])) + Fraction(float(c[i]))
         assert got[i] == to_f32(exact), (a[i], b[i], c[i])
-    halfway = np.float32([1 + 2**-12]), np.float32([1 + 2**-12]), np.float32([2**-60])
-    product = float(halfway[0][0]) * float(halfway[1][0])  # 1 + 2**-11 + 2**-24: a tie
-    naive_differs = np.float32(product + 2**-60) != layout.fma(*halfway)[0]
-    assert naive_differs, "the case that float64 alone gets wrong"
+    # what float64 alone gets wrong: a product of 1 + 2**-11 + 2**-24, a tie, and 2**-60 to break it
+    a, c = np.float32([1 + 2**-12]), np.float32([2**-60])
+    assert layout.fma(a, a, c)[0] == np.float32(1 + 2**-11 + 2**-23)
+    assert np.float32(float(a[0]) ** 2 + 2**-60) == np.float32(1 + 2**-11)
 
 
 @members

@@ -1,0 +1,207 @@
+"""Small models made by hand for the gguf_tools tests: GGUF files and Hugging Face directories."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFValueType as T
+from gguf.gguf_writer import GGUFValue
+
+from gguf_tools import layout
+from gguf_tools.types import CB_FORMATS
+from gguf_tools.writer import GGUFWriter, TensorSpec
+
+F32, F16, Q8_0, Q4_0, BF16 = 0, 1, 8, 2, 30
+METADATA = {
+    "general.architecture": GGUFValue("llama", T.STRING),
+    "general.name": GGUFValue("sample é \udcff", T.STRING),  # \udcff: a byte that is not UTF-8
+    "u8": GGUFValue(255, T.UINT8),
+    "i8": GGUFValue(-1, T.INT8),
+    "u16": GGUFValue(65535, T.UINT16),
+    "i16": GGUFValue(-2, T.INT16),
+    "u32": GGUFValue(1 << 31, T.UINT32),
+    "i32": GGUFValue(-3, T.INT32),
+    "f32": GGUFValue(0.5, T.FLOAT32),
+    "bool": GGUFValue(True, T.BOOL),
+    "u64": GGUFValue(1 << 63, T.UINT64),
+    "i64": GGUFValue(-4, T.INT64),
+    "f64": GGUFValue(0.1, T.FLOAT64),
+    "strings": GGUFValue(["a", "", "ü"], T.ARRAY, T.STRING),
+    "floats": GGUFValue([0.25, -1.5], T.ARRAY, T.FLOAT32),
+    "bools": GGUFValue([True, False], T.ARRAY, T.BOOL),
+    "empty": GGUFValue([], T.ARRAY, T.INT32),
+}
+
+
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    """float32 cut to bfloat16, as uint16."""
+    return (np.asarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def write_gguf(
+    path: Path, tensors: dict[str, tuple[int, tuple[int, ...], np.ndarray]], metadata=None
+) -> Path:
+    """A GGUF of ``tensors`` (name -> type id, shape, data)."""
+    data = {
+        name: np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        for name, (_, _, array) in tensors.items()
+    }
+    specs = [TensorSpec(name, kind, shape, len(data[name])) for name, (kind, shape, _) in tensors.items()]
+    with GGUFWriter(path, METADATA if metadata is None else metadata, specs) as writer:
+        for array in data.values():
+            writer.write(array)
+    return path
+
+
+def cb_tensor(type_id: int, rows: int, k: int, seed: int = 0) -> tuple[int, tuple[int, ...], np.ndarray]:
+    """A valid CB tensor for ``write_gguf``."""
+    fmt, rng = CB_FORMATS[type_id], np.random.default_rng(seed)
+    data = layout.pack(
+        rng.integers(0, 1 << fmt.bits, (rows, k // fmt.pair), np.uint8),
+        rng.integers(0, 256, (rows, k // 32), np.uint8),
+        rng.uniform(0.001, 0.01, (rows, k // fmt.sb)).astype(np.float16),
+        rng.integers(-127, 128, fmt.library_shape).astype(np.int8),
+        fmt,
+    )
+    return type_id, (rows, k), data
+
+
+def sample_gguf(path: Path) -> Path:
+    """Every readable float type, one of them three-dimensional."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((2, 4, 64)).astype(np.float32)
+    q8 = np.zeros((4, 2), np.dtype([("d", "<f2"), ("q", "i1", 32)]))
+    q8["d"], q8["q"] = 0.5, rng.integers(-127, 128, (4, 2, 32))
+    return write_gguf(
+        path,
+        {
+            "token_embd.weight": (F16, (2, 4, 64), w.astype(np.float16)),
+            "output_norm.weight": (F32, (64,), w[0, 0]),
+            "blk.0.ffn_up.weight": (BF16, (4, 64), to_bf16(w[0])),
+            "blk.0.ffn_down.weight": (Q8_0, (4, 64), q8),
+        },
+    )
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "BF16") -> None:
+    """A safetensors file; float32 arrays are stored as ``dtype``."""
+    header, blobs, at = {"__metadata__": {"format": "pt"}}, [], 0
+    for name, array in tensors.items():
+        blob = (
+            to_bf16(array) if dtype == "BF16" else array.astype({"F32": "<f4", "F16": "<f2"}[dtype])
+        ).tobytes()
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [at, at + len(blob)]}
+        blobs.append(blob)
+        at += len(blob)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+
+
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_WORDS = QWEN2_WORDS.replace(r"\p{N}|", r"\p{N}{1,3}|")
+
+
+def byte_level_tokenizer(pattern: str = QWEN2_WORDS) -> tuple[dict, dict]:
+    """tokenizer.json and tokenizer_config.json of a byte-level BPE of 256 bytes, 2 merges, 3 added tokens."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    bytes_ = [chr(b) if b in printable else None for b in range(256)]
+    spare = iter(range(256, 512))
+    vocab = {c or chr(next(spare)): i for i, c in enumerate(bytes_)} | {"th": 256, "the": 257}
+    added = [("<|endoftext|>", True), ("<|im_end|>", True), ("<tool_call>", False)]
+    tokens = [{"id": 258 + i, "content": text, "special": special} for i, (text, special) in enumerate(added)]
+    steps = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+    ]
+    tokenizer = {
+        "added_tokens": tokens,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "post_processor": {"type": "ByteLevel"},
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": vocab, "merges": ["t h", "th e"]},
+    }
+    config = {
+        "added_tokens_decoder": {str(t["id"]): {k: t[k] for k in ("content", "special")} for t in tokens},
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "chat_template": "{{ messages[0].content }}",
+    }
+    return tokenizer, config
+
+
+def hf_model(
+    directory: Path, architecture: str = "Qwen2ForCausalLM", *, dtype="BF16", shards=1, **config
+) -> Path:
+    """A random model of one layer, untied, in Hugging Face's form; ``config`` overrides config.json."""
+    hidden, ffn, heads, kv_heads, vocab = 448, 1216, 7, 1, 264
+    qwen = architecture == "Qwen2ForCausalLM"
+    settings = {
+        "architectures": [architecture],
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": 1,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        **config,
+    }
+    head_dim = settings.get("head_dim", hidden // heads)
+    q, kv = heads * head_dim, kv_heads * head_dim
+    layer = "model.layers.0."
+    shapes = {
+        "lm_head.weight": (vocab, hidden),
+        "model.embed_tokens.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+        layer + "input_layernorm.weight": (hidden,),
+        layer + "post_attention_layernorm.weight": (hidden,),
+        layer + "mlp.gate_proj.weight": (ffn, hidden),
+        layer + "mlp.up_proj.weight": (ffn, hidden),
+        layer + "mlp.down_proj.weight": (hidden, ffn),
+        layer + "self_attn.q_proj.weight": (q, hidden),
+        layer + "self_attn.k_proj.weight": (kv, hidden),
+        layer + "self_attn.v_proj.weight": (kv, hidden),
+        layer + "self_attn.o_proj.weight": (hidden, q),
+    }
+    if qwen:
+        shapes |= {layer + f"self_attn.{x}_proj.bias": (n,) for x, n in (("q", q), ("k", kv), ("v", kv))}
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.standard_normal(shape, np.float32) * 0.05 for name, shape in shapes.items()}
+    directory.mkdir()
+    if shards == 1:
+        write_safetensors(directory / "model.safetensors", tensors, dtype)
+    else:
+        parts = {
+            name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(tensors)
+        }
+        for part in set(parts.values()):
+            write_safetensors(directory / part, {n: t for n, t in tensors.items() if parts[n] == part}, dtype)
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    tokenizer, tokenizer_config = byte_level_tokenizer(QWEN2_WORDS if qwen else LLAMA3_WORDS)
+    for file, value in (
+        ("config.json", settings),
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", tokenizer_config),
+    ):
+        (directory / file).write_text(json.dumps(value))
+    return directory
+
+
+def read_hf(directory: Path, name: str) -> np.ndarray:
+    """A tensor of a single-file model as float32, by a few lines that share nothing with gguf_tools."""
+    raw = (directory / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    entry = json.loads(raw[8 : 8 + length])[name]
+    start, stop = (8 + length + offset for offset in entry["data_offsets"])
+    bits = np.frombuffer(raw[start:stop], np.uint16).astype(np.uint32) << 16
+    return bits.view(np.float32).reshape(entry["shape"])
