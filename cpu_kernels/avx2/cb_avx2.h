@@ -144,22 +144,37 @@ LUTRA_INLINE void gemv_8x1(int cb, int sb, int64_t k, int64_t n_strips, const ui
     }
 }
 
-// ---- gemm: a super-block of one or two strips is decoded once and meets all columns ------------
+// ---- gemm: a super-block of some strips is decoded once and meets all columns -------------------
+//
+// Operands are widened to int16 beforehand, so that a step is one vpmaddwd and one vpaddd. (Bytes
+// would need vpsignb, vpmaddubsw, vpmaddwd and vpaddd for twice the weights: the same count, more
+// registers.) Widening splits 4 bytes b0 b1 b2 b3 into the even pair (b0, b2) and the odd pair
+// (b1, b3), on both sides alike.
 
 enum {
     GEMM_COLUMNS = 4, // columns per register tile
     GEMM_STRIPS = 2,  // strips per register tile
+    GEMM_PANELS = 4,  // strips decoded together: they share the widened activations
     GEMM_BLOCK = 128, // columns per decoded super-block: their q stay in L2
+    GEMM_STEPS = 256 / 2,
 };
 
-// Entries of 8 rows x sb weights, 4 weights of each row to a vector: [k / 4][row][k % 4].
+// Entries of 8 rows x sb weights in steps of 2 weights: step 2 i even, 2 i + 1 odd of k = 4 i .. 4 i + 3;
+// in a step 8 rows x 2 int16.
 struct gemm_panel {
-    __m256i w[256 / 4];
-    __m256i magnitude[256 / 4]; // |w|
+    __m256i w[GEMM_STEPS];
     __m256 d;
 };
 
-// Rows of 8 x 4 bytes -> panel vectors of 8 rows x 4 bytes (an 8 x 8 transposition of 4-byte units).
+LUTRA_INLINE __m256i widen_even(__m256i bytes) {
+    return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+}
+
+LUTRA_INLINE __m256i widen_odd(__m256i bytes) {
+    return _mm256_srai_epi16(bytes, 8);
+}
+
+// Rows of 8 x 4 bytes -> vectors of 8 rows x 4 bytes (an 8 x 8 transposition of 4-byte units).
 LUTRA_INLINE void transpose(const __m256i row[8], __m256i out[8]) {
     __m256i pair[8], quad[8];
     for (int i = 0; i < 8; i += 2) {
@@ -193,77 +208,94 @@ LUTRA_INLINE void gemm_decode(int cb, int sb, const uint8_t *block, const int8_t
             half[1][row] = w[1];
         }
         for (int h = 0; h < 2; h++) {
-            const int at = (c * LUTRA_CHUNK + h * 32) / 4;
-            transpose(half[h], panel->w + at);
+            __m256i bytes[8];
+            transpose(half[h], bytes);
+            __m256i *w = panel->w + (c * LUTRA_CHUNK + h * 32) / 2;
             for (int i = 0; i < 8; i++) {
-                panel->magnitude[at + i] = _mm256_abs_epi8(panel->w[at + i]);
+                w[i] = widen_even(bytes[i]);
+                w[8 + i] = widen_odd(bytes[i]);
             }
         }
     }
+}
+
+// The steps of one column; 8 even steps, then the 8 odd ones.
+LUTRA_INLINE void gemm_widen_x(int sb, const int8_t *q, __m256i *x) {
+    for (int i = 0; i < sb / 32; i++) {
+        const __m256i bytes = load256(q + 32 * i);
+        x[2 * i] = widen_even(bytes);
+        x[2 * i + 1] = widen_odd(bytes);
+    }
+}
+
+LUTRA_INLINE void gemm_store(int64_t s, __m256 d, float d_x, __m256i isum, float *y) {
+    const __m256 sum = s == 0 ? _mm256_setzero_ps() : _mm256_loadu_ps(y);
+    const __m256 scale = _mm256_mul_ps(d, _mm256_set1_ps(d_x));
+    _mm256_storeu_ps(y, _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(isum), sum));
 }
 
 // y[row] (+)= panel x columns for super-block s; y of the strips are 8 floats apart.
 LUTRA_INLINE void gemm_tile(int sb, int strips, int n, int64_t s, const struct gemm_panel *panel,
-                            const struct lutra_column *column, int64_t row) {
-    __m256i acc[GEMM_COLUMNS][GEMM_STRIPS];
-    const int8_t *q[GEMM_COLUMNS];
+                            const __m256i x[][256 / 16], const struct lutra_column *column, int64_t row) {
+    __m256i acc0[GEMM_COLUMNS], acc1[GEMM_COLUMNS]; // of the first and the second strip
     for (int c = 0; c < n; c++) {
-        q[c] = column[c].q + s * sb;
-        for (int t = 0; t < strips; t++) {
-            acc[c][t] = _mm256_setzero_si256();
-        }
+        acc0[c] = _mm256_setzero_si256();
+        acc1[c] = _mm256_setzero_si256();
     }
-    for (int i = 0; i < sb / 4; i++) {
-#pragma GCC unroll 4
+    for (int step = 0; step < sb / 2; step++) {
+        const __m256i w0 = panel[0].w[step], w1 = panel[strips - 1].w[step];
         for (int c = 0; c < n; c++) {
-            const __m256i x = _mm256_castps_si256(_mm256_broadcast_ss((const float *)(q[c] + 4 * i)));
-#pragma GCC unroll 2
-            for (int t = 0; t < strips; t++) {
-                const __m256i products = dot4(panel[t].magnitude[i], _mm256_sign_epi8(x, panel[t].w[i]));
-                acc[c][t] = _mm256_add_epi32(acc[c][t], products);
-            }
+            const __m256i xs = _mm256_castps_si256(_mm256_broadcast_ss((const float *)x[c] + step));
+            acc0[c] = _mm256_add_epi32(acc0[c], _mm256_madd_epi16(xs, w0));
+            acc1[c] = _mm256_add_epi32(acc1[c], _mm256_madd_epi16(xs, w1));
         }
     }
     for (int c = 0; c < n; c++) {
-        for (int t = 0; t < strips; t++) {
-            float *y = column[c].y + row + t * LUTRA_ROWS;
-            const __m256 sum = s == 0 ? _mm256_setzero_ps() : _mm256_loadu_ps(y);
-            const __m256 scale = _mm256_mul_ps(panel[t].d, _mm256_set1_ps(column[c].d[s]));
-            _mm256_storeu_ps(y, _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(acc[c][t]), sum));
+        gemm_store(s, panel[0].d, column[c].d[s], acc0[c], column[c].y + row);
+        if (strips == 2) {
+            gemm_store(s, panel[1].d, column[c].d[s], acc1[c], column[c].y + row + LUTRA_ROWS);
         }
     }
 }
 
-LUTRA_INLINE void gemm_columns(int sb, int strips, int64_t n, int64_t s, const struct gemm_panel *panel,
+// Up to GEMM_COLUMNS columns against all decoded panels.
+LUTRA_INLINE void gemm_columns(int sb, int n, int panels, int64_t s, const struct gemm_panel *panel,
                                const struct lutra_column *column, int64_t row) {
-    for (; n >= 4; n -= 4, column += 4) {
-        gemm_tile(sb, strips, 4, s, panel, column, row);
+    __m256i x[GEMM_COLUMNS][256 / 16];
+    for (int c = 0; c < n; c++) {
+        gemm_widen_x(sb, column[c].q + s * sb, x[c]);
     }
-    if (n == 3) {
-        gemm_tile(sb, strips, 3, s, panel, column, row);
-    } else if (n == 2) {
-        gemm_tile(sb, strips, 2, s, panel, column, row);
-    } else if (n == 1) {
-        gemm_tile(sb, strips, 1, s, panel, column, row);
+    int t = 0;
+    for (; t + 2 <= panels; t += 2) {
+        gemm_tile(sb, 2, n, s, panel + t, x, column, row + t * LUTRA_ROWS);
+    }
+    if (t < panels) {
+        gemm_tile(sb, 1, n, s, panel + t, x, column, row + t * LUTRA_ROWS);
     }
 }
 
-LUTRA_INLINE void gemm_16x4(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
+LUTRA_INLINE void gemm_16x6(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
                             const int8_t *library, int64_t n, const struct lutra_column *columns) {
     const int64_t strip_bytes = k / sb * cb_block_bytes(cb, sb);
-    struct gemm_panel panel[GEMM_STRIPS];
-    for (int64_t c = 0; c < n; c += GEMM_BLOCK) {
-        const int64_t block_columns = n - c < GEMM_BLOCK ? n - c : GEMM_BLOCK;
-        for (int64_t strip = 0; strip < n_strips; strip += GEMM_STRIPS) {
-            const bool two = strip + 1 < n_strips;
+    struct gemm_panel panel[GEMM_PANELS];
+    for (int64_t first = 0; first < n; first += GEMM_BLOCK) {
+        const int64_t end = first + GEMM_BLOCK < n ? first + GEMM_BLOCK : n;
+        for (int64_t strip = 0; strip < n_strips; strip += GEMM_PANELS) {
+            const int panels = n_strips - strip < GEMM_PANELS ? (int)(n_strips - strip) : GEMM_PANELS;
             for (int64_t s = 0; s < k / sb; s++) {
-                const uint8_t *block = blocks + strip * strip_bytes + s * cb_block_bytes(cb, sb);
-                gemm_decode(cb, sb, block, library, &panel[0]);
-                if (two) {
-                    gemm_decode(cb, sb, block + strip_bytes, library, &panel[1]);
-                    gemm_columns(sb, 2, block_columns, s, panel, columns + c, strip * LUTRA_ROWS);
-                } else {
-                    gemm_columns(sb, 1, block_columns, s, panel, columns + c, strip * LUTRA_ROWS);
+                for (int t = 0; t < panels; t++) {
+                    const uint8_t *block = blocks + (strip + t) * strip_bytes + s * cb_block_bytes(cb, sb);
+                    gemm_decode(cb, sb, block, library, &panel[t]);
+                }
+                int64_t c = first;
+                for (; end - c >= 4; c += 4) {
+                    gemm_columns(sb, 4, panels, s, panel, columns + c, strip * LUTRA_ROWS);
+                }
+                for (; end - c >= 2; c += 2) {
+                    gemm_columns(sb, 2, panels, s, panel, columns + c, strip * LUTRA_ROWS);
+                }
+                if (c < end) {
+                    gemm_columns(sb, 1, panels, s, panel, columns + c, strip * LUTRA_ROWS);
                 }
             }
         }

@@ -28,9 +28,9 @@ void lutra_bits_unpack(const struct lutra_bits *b, const uint8_t *packed, uint8_
     for (int v = 0; v < b->vectors; v++) {
         for (int bit = 0; bit < 8; bit++) {
             const int lane = b->map[v][7 - bit] - '0';
-            const int n = met[lane]++;
+            const uint8_t mask = (uint8_t)(1 << bit), value = (uint8_t)(1 << met[lane]++);
             for (int j = 0; j < LUTRA_LANE; j++) {
-                codes[lane][j] |= (uint8_t)((packed[v * LUTRA_LANE + j] >> bit & 1) << n);
+                codes[lane][j] |= packed[v * LUTRA_LANE + j] & mask ? value : 0;
             }
         }
     }
@@ -42,9 +42,9 @@ void lutra_bits_pack(const struct lutra_bits *b, const uint8_t codes[8][LUTRA_LA
     for (int v = 0; v < b->vectors; v++) {
         for (int bit = 0; bit < 8; bit++) {
             const int lane = b->map[v][7 - bit] - '0';
-            const int n = met[lane]++;
+            const uint8_t mask = (uint8_t)(1 << bit), value = (uint8_t)(1 << met[lane]++);
             for (int j = 0; j < LUTRA_LANE; j++) {
-                packed[v * LUTRA_LANE + j] |= (uint8_t)((codes[lane][j] >> n & 1) << bit);
+                packed[v * LUTRA_LANE + j] |= codes[lane][j] & value ? mask : 0;
             }
         }
     }

@@ -6,9 +6,9 @@
 #include <string.h>
 #include <time.h>
 
-static double now(void) {
+static double now(void) { // processor time of this thread: other work on the machine costs less noise
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
