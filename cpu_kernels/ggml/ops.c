@@ -10,6 +10,7 @@
 //      while the strips stream by.
 #include "lutra_ggml.h"
 
+#include "ggml-backend.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
 #include "lutra_kernels.h"
@@ -51,6 +52,9 @@ bool lutra_supports_op(const struct ggml_tensor *op) {
     if (!w || !x || !lutra_is_cb(w->type) || !has_whole_strips(w) || op->type != GGML_TYPE_F32 ||
         lutra_kernels_error()) {
         return false;
+    }
+    if (w->buffer && !ggml_backend_buffer_is_host(w->buffer)) {
+        return false; // ggml's repacking buffers, which would change the layout
     }
     switch (op->op) {
     case GGML_OP_MUL_MAT:

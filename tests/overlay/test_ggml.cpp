@@ -316,6 +316,26 @@ static void test_refusals(ggml_type type) {
     check(!g.supports(ggml_out_prod(c, w, f32)), "refuses out_prod", name);
 }
 
+// The loader asks for each buffer type of the CPU; only the plain one keeps the layout of the file.
+static void test_buffers(ggml_type type) {
+    Graph g;
+    ggml_tensor *w = ggml_new_tensor_2d(g.context, type, ggml_blck_size(type), 32);
+    ggml_tensor *x = ggml_new_tensor_2d(g.context, GGML_TYPE_F32, ggml_blck_size(type), 4);
+    ggml_tensor *op = ggml_mul_mat(g.context, w, x);
+    ggml_backend_dev_t device = ggml_backend_get_device(g.backend);
+    ggml_backend_reg_t registry = ggml_backend_dev_backend_reg(device);
+    const auto extra_types = (ggml_backend_dev_get_extra_bufts_t)ggml_backend_reg_get_proc_address(
+        registry, "ggml_backend_dev_get_extra_bufts");
+    for (ggml_backend_buffer_type_t *t = extra_types(device); *t; t++) {
+        w->buffer = ggml_backend_buft_alloc_buffer(*t, 0);
+        check(!g.supports(op), "refuses the buffer type", ggml_type_name(type), ggml_backend_buft_name(*t));
+        ggml_backend_buffer_free(w->buffer);
+    }
+    w->buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), 0);
+    check(g.supports(op), "takes the plain buffer type", ggml_type_name(type));
+    ggml_backend_buffer_free(w->buffer);
+}
+
 static void test_data_check(ggml_type type) {
     Graph g;
     ggml_tensor *w = ggml_new_tensor_2d(g.context, type, ggml_blck_size(type), 16);
@@ -339,6 +359,7 @@ int main() {
         test_mul_mat_id(type);
         test_get_rows(type);
         test_refusals(type);
+        test_buffers(type);
         test_data_check(type);
     }
     printf("%d checks, %d failed\n", checks, failures);
