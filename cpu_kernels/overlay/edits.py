@@ -210,4 +210,12 @@ EDITS: tuple[Edit, ...] = (
     }
 """,
     ),
+    # ---- the tools' output -----------------------------------------------------------------
+    # Upstream leaves its log, results included, to a thread that the end of the process cuts off.
+    Edit(
+        "common/log.cpp",
+        "log = new common_log;",
+        "after",
+        "        std::atexit([] { common_log_flush(log); });\n",
+    ),
 )
