@@ -192,6 +192,17 @@ def encode_shape(
     return codes, selectors, d, total
 
 
+def decode_shape(
+    codes: np.ndarray, selectors: np.ndarray, d: np.ndarray, library: np.ndarray, shape: Shape
+) -> np.ndarray:
+    """The weights that ``encode_shape`` stands for, float32 (n, k)."""
+    n, groups = selectors.shape
+    entries = np.take_along_axis(  # (n, groups, pair, points)
+        library[selectors], codes.reshape(n, groups, 1, shape.group // shape.pair).astype(np.intp), axis=3
+    )
+    return (entries.reshape(n, -1, shape.sb) * d.astype(np.float32)[..., None]).reshape(n, -1)
+
+
 def _check_matrix(matrix: tuple[int, ...], shape: Shape) -> tuple[int, int]:
     if len(matrix) != 2:
         raise ValueError(f"shape {tuple(matrix)}: needed (rows, k)")

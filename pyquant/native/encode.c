@@ -42,7 +42,7 @@ static void encode_row(void *context, int64_t row) {
 double lutra_encode(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
                     const float *importance, const int8_t *library, int candidates, int threads,
                     uint8_t *codes, uint16_t *selectors, uint16_t *d) {
-    struct lutra_search *search = lutra_search_new(shape, library);
+    struct lutra_search *search = lutra_search_new(shape, library, importance != NULL);
     double *error = malloc((size_t)rows * sizeof *error), sum = -1.0;
     if (search && error) {
         struct encode e = {search, shape, k, w, importance, candidates, codes, selectors, d, error};

@@ -98,12 +98,10 @@ static void move_table(void *context, int64_t t) {
     const int pair = l->shape.pair, entries = 1 << l->shape.bits, group = l->shape.group;
     const int points = group / pair, groups = l->shape.sb / group;
     int8_t *entry = l->library + t * pair * entries;
-    float table[2 * LUTRA_MAX_ENTRIES];
+    int8_t before[2 * LUTRA_MAX_ENTRIES];
     double sum[2][2 * LUTRA_MAX_ENTRIES] = {{0}}; // weighted value, weight
     float worst[2] = {0}, worst_error = -1.0f;
-    for (int i = 0; i < pair * entries; i++) {
-        table[i] = entry[i];
-    }
+    memcpy(before, entry, pair * entries);
     for (int64_t m = l->first[t]; m < l->first[t + 1]; m++) {
         const int64_t i = l->member[m];
         const float d = lutra_f16_to_f32(l->d[i / groups]), scale = d > 0.0f ? 1.0f / d : 0.0f;
@@ -113,13 +111,13 @@ static void move_table(void *context, int64_t t) {
         for (int j = 0; j < group; j++) {
             x[j] = l->w[i * group + j] * scale;
         }
-        lutra_nearest(&l->shape, table, x, importance, code);
+        lutra_nearest(&l->shape, before, x, importance, code);
         for (int j = 0; j < points; j++) {
             float error = 0.0f;
             for (int a = 0; a < pair; a++) {
                 const int e = a * entries + code[j];
                 const float weight = d * d * (importance ? importance[a * points + j] : 1.0f);
-                const float delta = x[a * points + j] - table[e];
+                const float delta = x[a * points + j] - (float)before[e];
                 error += weight * delta * delta;
                 sum[0][e] += (double)weight * x[a * points + j];
                 sum[1][e] += (double)weight;
@@ -176,7 +174,7 @@ static void split_worst(struct lutra_learner *l) {
 double lutra_learner_step(struct lutra_learner *l, int64_t blocks, bool scales, int candidates, int threads,
                           int8_t *library) {
     const int64_t groups = blocks * (l->shape.sb / l->shape.group);
-    l->search = lutra_search_new(&l->shape, library);
+    l->search = lutra_search_new(&l->shape, library, l->importance != NULL);
     if (!l->search) {
         return -1.0;
     }

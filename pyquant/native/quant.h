@@ -60,7 +60,7 @@ int64_t lutra_find_bad(int64_t n, const float *w, float limit);
 // ---- search.c ------------------------------------------------------------------------------
 
 struct lutra_search;
-struct lutra_search *lutra_search_new(const struct lutra_shape *shape, const int8_t *library);
+struct lutra_search *lutra_search_new(const struct lutra_shape *shape, const int8_t *library, bool weighted);
 void lutra_search_free(struct lutra_search *search);
 
 // Scale, selectors and codes (both optional) of one super-block. `*d` is fp16; on entry the scale to
@@ -69,8 +69,9 @@ void lutra_search_block(const struct lutra_search *search, const float *w, const
                         bool scales, int candidates, uint16_t *d, uint16_t *selectors, uint8_t *codes,
                         float *cost);
 
-// Nearest codes of one group of normalised weights; returns the weighted squared error.
-float lutra_nearest(const struct lutra_shape *shape, const float *table, const float *x,
+// Nearest codes of one group of normalised weights in one table of a library; returns the weighted squared
+// error.
+float lutra_nearest(const struct lutra_shape *shape, const int8_t *table, const float *x,
                     const float *importance, uint8_t *codes);
 
 // ---- parallel.c ----------------------------------------------------------------------------
