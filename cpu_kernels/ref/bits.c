@@ -22,7 +22,8 @@ const struct lutra_bits lutra_bits[7] = {
 };
 // clang-format on
 
-void lutra_bits_unpack(const struct lutra_bits *b, const uint8_t *packed, uint8_t codes[8][LUTRA_LANE]) {
+void lutra_bits_unpack(const struct lutra_bits *b, const uint8_t *restrict packed,
+                       uint8_t codes[8][LUTRA_LANE]) {
     int met[8] = {0};
     memset(codes, 0, (size_t)b->lanes * LUTRA_LANE);
     for (int v = 0; v < b->vectors; v++) {
@@ -36,7 +37,8 @@ void lutra_bits_unpack(const struct lutra_bits *b, const uint8_t *packed, uint8_
     }
 }
 
-void lutra_bits_pack(const struct lutra_bits *b, const uint8_t codes[8][LUTRA_LANE], uint8_t *packed) {
+void lutra_bits_pack(const struct lutra_bits *b, const uint8_t codes[8][LUTRA_LANE],
+                     uint8_t *restrict packed) {
     int met[8] = {0};
     memset(packed, 0, (size_t)b->vectors * LUTRA_LANE);
     for (int v = 0; v < b->vectors; v++) {

@@ -16,7 +16,9 @@ struct lutra_bits {
 extern const struct lutra_bits lutra_bits[7]; // [bits per code]
 
 // One period of packed vectors <-> its codes.
-void lutra_bits_unpack(const struct lutra_bits *b, const uint8_t *packed, uint8_t codes[8][LUTRA_LANE]);
-void lutra_bits_pack(const struct lutra_bits *b, const uint8_t codes[8][LUTRA_LANE], uint8_t *packed);
+void lutra_bits_unpack(const struct lutra_bits *b, const uint8_t *restrict packed,
+                       uint8_t codes[8][LUTRA_LANE]);
+void lutra_bits_pack(const struct lutra_bits *b, const uint8_t codes[8][LUTRA_LANE],
+                     uint8_t *restrict packed);
 
 #endif

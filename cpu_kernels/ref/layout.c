@@ -92,10 +92,11 @@ void lutra_cb_entries(const struct lutra_cb_format *f, int64_t k0, int64_t n, co
         unpack_row(f, chunk + 2 * LUTRA_ROWS, row, codes);
         for (int g = 0; g < 2; g++) {
             const int8_t *table = library + chunk[2 * row + g] * lutra_cb_table_bytes(f);
-            for (int w = 0; w < LUTRA_GROUP;
-                 w++) { // weight w = member w / group_codes of code w % group_codes
-                const int code = codes[g * group_codes + w % group_codes];
-                entries[i + g * LUTRA_GROUP + w] = table[(w / group_codes << f->bits) + code];
+            for (int w = 0; w < f->pair; w++) { // weight w of every pair
+                for (int c = 0; c < group_codes; c++) {
+                    entries[i + g * LUTRA_GROUP + w * group_codes + c] =
+                        table[(w << f->bits) + codes[g * group_codes + c]];
+                }
             }
         }
     }
