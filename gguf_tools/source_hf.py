@@ -32,6 +32,18 @@ _ARCHITECTURES = {
 _CONTEXT = {"LlamaForCausalLM": 2048, "MistralForCausalLM": 131072, "Qwen2ForCausalLM": 32768}
 _RMS_EPS = 1e-6
 _ROPE_THETA = 10000.0
+# Numbers that may describe rotary embeddings.
+_ROPE_NUMBERS = (
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+    "extrapolation_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +95,13 @@ def open_hf(directory: Path, name: str | None = None) -> Source:
     try:
         _add_metadata(writer, directory.resolve(), name, config, tensors)
         add_vocabulary(writer, directory, config.vocab)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise LutraError(f"{directory}: its json files or README.md are damaged ({error})") from None
+    except LutraError:
+        raise
+    except Exception as error:  # gguf and yaml on damaged files: there is no end to what they raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise LutraError(
+            f"{directory}: its json files or README.md are damaged ({type(error).__name__}: {reason})"
+        ) from None
     if config.arch == gguf.MODEL_ARCH.LLAMA and config.vocab == 49152:
         writer.kv_data[0].pop("tokenizer.ggml.add_bos_token", None)
         writer.add_add_bos_token(False)  # Granite's and SmolLM's vocabulary, whatever its json says
@@ -117,14 +134,16 @@ def _read_config(path: Path, raw: dict[str, Any], architecture: str) -> _Config:
     head_dim = number("head_dim", hidden // heads)
     if head_dim % 2:
         raise LutraError(f"{path}: a head_dim of {head_dim} is odd, rotary embeddings need pairs")
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise LutraError(f"{path}: the scaling of rope is {scaling!r}; download the model again")
+    silent = {key: raw.get(key) for key in ("rope_theta", "original_max_position_embeddings")}
+    silent["rope_type"] = scaling.get("type")  # its former name
+    rope = {k: v for k, v in (silent | scaling).items() if v is not None}
     eps = raw.get("rms_norm_eps", _RMS_EPS)
-    theta = raw.get("rope_theta", _ROPE_THETA)
-    if not isinstance(rope, dict) or not isinstance(eps, int | float) or not isinstance(theta, int | float):
-        raise LutraError(f"{path}: rope or rms_norm_eps is not a number; download the model again")
-    rope = {"rope_theta": theta, "rope_type": rope.get("type"), **rope}
-    if "original_max_position_embeddings" in raw:
-        rope.setdefault("original_max_position_embeddings", raw["original_max_position_embeddings"])
+    for key, value in {**{k: rope[k] for k in _ROPE_NUMBERS if k in rope}, "rms_norm_eps": eps}.items():
+        if not isinstance(value, int | float) or not 0 < value < 1e30:
+            raise LutraError(f"{path}: {key!r} is {value!r}, not a positive number")
     return _Config(
         path=path,
         name=architecture,
@@ -186,13 +205,13 @@ def _add_metadata(
 
 def _add_rope_scaling(writer: gguf.GGUFWriter, config: _Config) -> None:
     rope = config.rope
-    kind = rope["rope_type"]
+    kind = rope.get("rope_type")
     if kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
         writer.add_rope_scaling_factor(rope["factor"])
         if kind == "yarn":
             writer.add_rope_scaling_orig_ctx_len(rope.get("original_max_position_embeddings", config.context))
-            for key, add in (
+            for key, add in (  # what is absent has its default in llama.cpp
                 ("extrapolation_factor", writer.add_rope_scaling_yarn_ext_factor),
                 ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
                 ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
@@ -211,6 +230,8 @@ def _rope_factors(config: _Config) -> NDArray[np.float32]:
     factor = rope.get("factor", 8.0)
     low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
     context = rope.get("original_max_position_embeddings", 8192)
+    if low >= high:
+        raise LutraError(f"{config.path}: low_freq_factor {low} is not below high_freq_factor {high}")
     wavelength = 2 * math.pi * config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
     smooth = (context / wavelength - low) / (high - low)
     factors = np.where(wavelength > context / low, factor, 1 / ((1 - smooth) / factor + smooth))
@@ -224,7 +245,7 @@ def _tensors(directory: Path, config: _Config) -> Iterator[SourceTensor]:
     stored = open_safetensors(directory)
     if config.layers > len(stored):
         raise LutraError(f"{config.path}: {config.layers} layers, but only {len(stored)} tensors are there")
-    if config.rope["rope_type"] == "llama3":
+    if config.rope.get("rope_type") == "llama3":
         factors = _rope_factors(config)[None, :]
         shape, path = (factors.shape[1],), config.path
         yield SourceTensor("rope_freqs.weight", shape, "F32", path, lambda start, stop: factors[start:stop])
