@@ -165,7 +165,8 @@ static void test_encode(const struct lutra_cb_format *f) {
             const int8_t *entries = library + table * lutra_cb_table_bytes(f);
             for (int code = 0; code < 1 << f->bits; code++) { // weight 20 is the second of a pair
                 const int8_t entry = entries[code + (f->pair == 2 ? 1 << f->bits : 0)];
-                best = fminf(best, fabsf(w[row * k + 20] - scale * entry));
+                const float distance = fabsf(w[row * k + 20] - scale * entry);
+                best = distance < best ? distance : best;
             }
         }
         check(fabsf(w[row * k + 20] - again[20]) == best, "encode by importance: bits %d pair %d", f->bits,

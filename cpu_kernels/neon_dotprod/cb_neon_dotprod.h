@@ -1,0 +1,259 @@
+// What the NEON dot-product kernels share: the table lookups of a row, a gemv body and a gemm body.
+// `cb` (2, 3 or 4) and `sb` are constants at every call, so each kernel compiles to straight code for
+// its type.
+#ifndef LUTRA_NEON_DOTPROD_CB_NEON_DOTPROD_H
+#define LUTRA_NEON_DOTPROD_CB_NEON_DOTPROD_H
+
+#include "../dispatch/kernels.h"
+
+#include <arm_neon.h>
+
+#define LUTRA_INLINE static inline __attribute__((always_inline))
+
+LUTRA_INLINE int64_t cb_chunk_bytes(int cb) {
+    return cb == 2   ? sizeof(struct lutra_cb2_chunk)
+           : cb == 3 ? sizeof(struct lutra_cb3_chunk)
+                     : sizeof(struct lutra_cb4_chunk);
+}
+
+LUTRA_INLINE int64_t cb_block_bytes(int cb, int sb) {
+    return 2 * LUTRA_ROWS + sb / LUTRA_CHUNK * cb_chunk_bytes(cb);
+}
+
+LUTRA_INLINE uint8x16_t low_nibbles(uint8x16_t v) {
+    return vandq_u8(v, vdupq_n_u8(15));
+}
+
+LUTRA_INLINE uint8x16_t high_nibbles(uint8x16_t v) {
+    return vshrq_n_u8(v, 4);
+}
+
+// The 64 entries of one row of a chunk, in order: w[i] = 16 i .. 16 i + 15.
+
+LUTRA_INLINE void cb2_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
+    const int8_t *table0 = library + 32 * chunk[2 * row]; // T_a, T_b of group 0
+    const int8_t *table1 = library + 32 * chunk[2 * row + 1];
+    const uint8x16_t v = vld1q_u8(chunk + 2 * LUTRA_ROWS + 16 * row);
+    const uint8x16_t low = low_nibbles(v), high = high_nibbles(v);
+    w[0] = vqtbl1q_s8(vld1q_s8(table0), low);
+    w[1] = vqtbl1q_s8(vld1q_s8(table0 + 16), low);
+    w[2] = vqtbl1q_s8(vld1q_s8(table1), high);
+    w[3] = vqtbl1q_s8(vld1q_s8(table1 + 16), high);
+}
+
+// One group of 16 + 16 codes in the nibbles of v.
+LUTRA_INLINE void lookup(int8x16_t table, uint8x16_t v, int8x16_t w[2]) {
+    w[0] = vqtbl1q_s8(table, low_nibbles(v));
+    w[1] = vqtbl1q_s8(table, high_nibbles(v));
+}
+
+LUTRA_INLINE void cb4_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
+    const uint8_t *codes = chunk + 2 * LUTRA_ROWS + 32 * row;
+    lookup(vld1q_s8(library + 16 * chunk[2 * row]), vld1q_u8(codes), w);
+    lookup(vld1q_s8(library + 16 * chunk[2 * row + 1]), vld1q_u8(codes + 16), w + 2);
+}
+
+// A table of 8 entries, expanded so that a nibble of vector i works as the index: bit i is ignored.
+LUTRA_INLINE int8x16_t cb3_table(const int8_t *library, int selector, int i) {
+    const int8x8_t half = vld1_s8(library + 8 * selector);
+    const int8x16_t t = vcombine_s8(half, half);
+    switch (i) {
+    case 0:
+        return vzip1q_s8(t, t);
+    case 1:
+        return vreinterpretq_s8_s16(vzip1q_s16(vreinterpretq_s16_s8(t), vreinterpretq_s16_s8(t)));
+    case 2:
+        return vreinterpretq_s8_s32(vzip1q_s32(vreinterpretq_s32_s8(t), vreinterpretq_s32_s8(t)));
+    default:
+        return t;
+    }
+}
+
+LUTRA_INLINE void cb3_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
+    const uint8_t *selector = chunk + 2 * row;
+    const uint8_t *codes = chunk + 2 * LUTRA_ROWS + 48 * (row / 2);
+    const uint8x16_t v0 = vld1q_u8(codes), v1 = vld1q_u8(codes + 16);
+    if (row % 2 == 0) {
+        lookup(cb3_table(library, selector[0], 0), v0, w);
+        lookup(cb3_table(library, selector[1], 1), v1, w + 2);
+    } else { // v2, and the donated bits: bit i of each nibble from vector i, bit 3 ignored
+        const uint8x16_t v2 = vld1q_u8(codes + 32);
+        const uint8x16_t v01 = vbslq_u8(vdupq_n_u8(0x11), v0, v1);
+        const uint8x16_t v012 = vbslq_u8(vdupq_n_u8(0x44), v2, v01);
+        lookup(cb3_table(library, selector[0], 2), v2, w);
+        lookup(cb3_table(library, selector[1], 3), v012, w + 2);
+    }
+}
+
+LUTRA_INLINE void cb_row(int cb, const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
+    if (cb == 2) {
+        cb2_row(chunk, library, row, w);
+    } else if (cb == 3) {
+        cb3_row(chunk, library, row, w);
+    } else {
+        cb4_row(chunk, library, row, w);
+    }
+}
+
+// d of 4 rows.
+LUTRA_INLINE float32x4_t load_d(const uint8_t *d) {
+    return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(d)));
+}
+
+// ---- gemv: 8 rows x 1 column, one int32 accumulator vector per row ---------------------------
+
+// The sum of the 4 lanes of each a[i] -> lane i.
+LUTRA_INLINE int32x4_t sum_lanes(const int32x4_t a[4]) {
+    return vpaddq_s32(vpaddq_s32(a[0], a[1]), vpaddq_s32(a[2], a[3]));
+}
+
+LUTRA_INLINE void gemv_8x1(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *block,
+                           const int8_t *library, const int8_t *q, const float *d, float *y) {
+    for (int64_t strip = 0; strip < n_strips; strip++) {
+        float32x4_t sum0 = vdupq_n_f32(0), sum1 = vdupq_n_f32(0);
+        for (int64_t s = 0; s < k / sb; s++) {
+            int32x4_t acc[LUTRA_ROWS];
+            for (int row = 0; row < LUTRA_ROWS; row++) {
+                acc[row] = vdupq_n_s32(0);
+            }
+            for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
+                const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+                const int8_t *qc = q + s * sb + c * LUTRA_CHUNK;
+                const int8x16_t x0 = vld1q_s8(qc), x1 = vld1q_s8(qc + 16);
+                const int8x16_t x2 = vld1q_s8(qc + 32), x3 = vld1q_s8(qc + 48);
+#pragma GCC unroll 8
+                for (int row = 0; row < LUTRA_ROWS; row++) {
+                    int8x16_t w[4];
+                    cb_row(cb, chunk, library, row, w);
+                    acc[row] = vdotq_s32(acc[row], w[0], x0);
+                    acc[row] = vdotq_s32(acc[row], w[1], x1);
+                    acc[row] = vdotq_s32(acc[row], w[2], x2);
+                    acc[row] = vdotq_s32(acc[row], w[3], x3);
+                }
+            }
+            const float32x4_t isum0 = vcvtq_f32_s32(sum_lanes(acc));
+            const float32x4_t isum1 = vcvtq_f32_s32(sum_lanes(acc + 4));
+            sum0 = vfmaq_f32(sum0, vmulq_n_f32(load_d(block), d[s]), isum0);
+            sum1 = vfmaq_f32(sum1, vmulq_n_f32(load_d(block + 8), d[s]), isum1);
+            block += cb_block_bytes(cb, sb);
+        }
+        vst1q_f32(y + strip * LUTRA_ROWS, sum0);
+        vst1q_f32(y + strip * LUTRA_ROWS + 4, sum1);
+    }
+}
+
+// ---- gemm: a super-block of one strip is decoded once and meets all columns -------------------
+
+enum {
+    GEMM_COLUMNS = 8, // columns per register tile: 16 accumulators
+    GEMM_BLOCK = 128, // columns per decoded super-block: their q stay in L2
+};
+
+// Entries of 8 rows x sb weights: [k / 4][row][k % 4], two vectors of 4 rows x 4 weights per step.
+struct gemm_panel {
+    int8x16_t w[256 / 4][2];
+    float32x4_t d[2];
+};
+
+// 16 weights of 4 rows -> the vectors of 4 steps (a 4 x 4 transposition of 4-byte units).
+LUTRA_INLINE void transpose(const int8x16_t row[4], int8x16_t out[4]) {
+    const int32x4_t r0 = vreinterpretq_s32_s8(row[0]), r1 = vreinterpretq_s32_s8(row[1]);
+    const int32x4_t r2 = vreinterpretq_s32_s8(row[2]), r3 = vreinterpretq_s32_s8(row[3]);
+    const int64x2_t even01 = vreinterpretq_s64_s32(vtrn1q_s32(r0, r1));
+    const int64x2_t odd01 = vreinterpretq_s64_s32(vtrn2q_s32(r0, r1));
+    const int64x2_t even23 = vreinterpretq_s64_s32(vtrn1q_s32(r2, r3));
+    const int64x2_t odd23 = vreinterpretq_s64_s32(vtrn2q_s32(r2, r3));
+    out[0] = vreinterpretq_s8_s64(vtrn1q_s64(even01, even23));
+    out[1] = vreinterpretq_s8_s64(vtrn1q_s64(odd01, odd23));
+    out[2] = vreinterpretq_s8_s64(vtrn2q_s64(even01, even23));
+    out[3] = vreinterpretq_s8_s64(vtrn2q_s64(odd01, odd23));
+}
+
+LUTRA_INLINE void gemm_decode(int cb, int sb, const uint8_t *block, const int8_t *library,
+                              struct gemm_panel *panel) {
+    panel->d[0] = load_d(block);
+    panel->d[1] = load_d(block + 8);
+    for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
+        const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) { // rows 0..3, rows 4..7
+            int8x16_t w[4][4];                 // [16 weights][row]
+#pragma GCC unroll 4
+            for (int row = 0; row < 4; row++) {
+                int8x16_t of_row[4];
+                cb_row(cb, chunk, library, 4 * half + row, of_row);
+                for (int i = 0; i < 4; i++) {
+                    w[i][row] = of_row[i];
+                }
+            }
+            for (int i = 0; i < 4; i++) {
+                int8x16_t steps[4];
+                transpose(w[i], steps);
+                for (int j = 0; j < 4; j++) {
+                    panel->w[c * LUTRA_CHUNK / 4 + 4 * i + j][half] = steps[j];
+                }
+            }
+        }
+    }
+}
+
+LUTRA_INLINE void gemm_store(int64_t s, float32x4_t d, float d_x, int32x4_t isum, float *y) {
+    const float32x4_t sum = s == 0 ? vdupq_n_f32(0) : vld1q_f32(y);
+    vst1q_f32(y, vfmaq_f32(sum, vmulq_n_f32(d, d_x), vcvtq_f32_s32(isum)));
+}
+
+// y[row] (+)= panel x columns for super-block s.
+LUTRA_INLINE void gemm_tile(int sb, int n, int64_t s, const struct gemm_panel *panel,
+                            const struct lutra_column *column, int64_t row) {
+    int32x4_t acc0[GEMM_COLUMNS], acc1[GEMM_COLUMNS]; // rows 0..3, rows 4..7
+    const int8_t *q[GEMM_COLUMNS];
+    for (int c = 0; c < n; c++) {
+        q[c] = column[c].q + s * sb;
+        acc0[c] = vdupq_n_s32(0);
+        acc1[c] = vdupq_n_s32(0);
+    }
+    for (int i = 0; i < sb / 16; i++) { // 4 steps of 4 weights; lane j of x is the column's step j
+        const int8x16_t(*w)[2] = panel->w + 4 * i;
+        for (int c = 0; c < n; c++) {
+            const int8x16_t x = vld1q_s8(q[c] + 16 * i);
+            acc0[c] = vdotq_laneq_s32(acc0[c], w[0][0], x, 0);
+            acc1[c] = vdotq_laneq_s32(acc1[c], w[0][1], x, 0);
+            acc0[c] = vdotq_laneq_s32(acc0[c], w[1][0], x, 1);
+            acc1[c] = vdotq_laneq_s32(acc1[c], w[1][1], x, 1);
+            acc0[c] = vdotq_laneq_s32(acc0[c], w[2][0], x, 2);
+            acc1[c] = vdotq_laneq_s32(acc1[c], w[2][1], x, 2);
+            acc0[c] = vdotq_laneq_s32(acc0[c], w[3][0], x, 3);
+            acc1[c] = vdotq_laneq_s32(acc1[c], w[3][1], x, 3);
+        }
+    }
+    for (int c = 0; c < n; c++) {
+        gemm_store(s, panel->d[0], column[c].d[s], acc0[c], column[c].y + row);
+        gemm_store(s, panel->d[1], column[c].d[s], acc1[c], column[c].y + row + 4);
+    }
+}
+
+LUTRA_INLINE void gemm_8x8(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
+                           const int8_t *library, int64_t n, const struct lutra_column *columns) {
+    struct gemm_panel panel;
+    for (int64_t first = 0; first < n; first += GEMM_BLOCK) {
+        const int64_t end = first + GEMM_BLOCK < n ? first + GEMM_BLOCK : n;
+        const uint8_t *block = blocks;
+        for (int64_t row = 0; row < n_strips * LUTRA_ROWS; row += LUTRA_ROWS) {
+            for (int64_t s = 0; s < k / sb; s++, block += cb_block_bytes(cb, sb)) {
+                gemm_decode(cb, sb, block, library, &panel);
+                int64_t c = first;
+                for (; end - c >= 8; c += 8) {
+                    gemm_tile(sb, 8, s, &panel, columns + c, row);
+                }
+                for (; end - c >= 4; c += 4) {
+                    gemm_tile(sb, 4, s, &panel, columns + c, row);
+                }
+                for (; c < end; c++) {
+                    gemm_tile(sb, 1, s, &panel, columns + c, row);
+                }
+            }
+        }
+    }
+}
+
+#endif
