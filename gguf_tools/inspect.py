@@ -18,7 +18,11 @@ from gguf_tools.tensors import to_float32
 from gguf_tools.types import CB_FORMATS, LAYOUT_VERSION, LAYOUT_VERSION_KEY, ROWS, CBFormat
 from gguf_tools.writer import ALIGNMENT
 
-_FLOATS = {GGMLQuantizationType.F32: "<f4", GGMLQuantizationType.F16: "<f2", GGMLQuantizationType.BF16: "<u2"}
+_FLOATS: dict[int, str] = {
+    GGMLQuantizationType.F32: "<f4",
+    GGMLQuantizationType.F16: "<f2",
+    GGMLQuantizationType.BF16: "<u2",
+}
 _STEP = 1 << 22  # weights looked at together
 _LARGEST = 65504.0  # of fp16, in which every weight once was or would have fitted
 

@@ -170,7 +170,8 @@ def fma(a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.float32]) 
         error = (p - p_part) + (q - (s - p_part))
         even = s.view(np.int64) & 1 == 0
         odd = np.nextafter(s, np.where(error > 0, np.inf, -np.inf))
-        return np.where(np.isfinite(s) & (error != 0) & even, odd, s).astype(np.float32)
+        rounded: NDArray[np.float64] = np.where(np.isfinite(s) & (error != 0) & even, odd, s)
+        return rounded.astype(np.float32)
 
 
 def gemv(

@@ -118,7 +118,7 @@ class _Cursor:
 
     def count(self, code: str, item_bytes: int, what: str) -> int:
         """A count of items that take at least ``item_bytes`` each, so that it is bounded by the file."""
-        n = self.scalar(code, what)
+        n: int = self.scalar(code, what)
         if n * item_bytes > len(self.buffer) - self.at:
             raise self.fail(f"{what} ({n}) is more than the file can hold")
         return n

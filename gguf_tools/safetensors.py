@@ -39,7 +39,7 @@ def open_safetensors(directory: Path) -> dict[str, StoredTensor]:
             raise LutraError(f"{index}: has no weight_map; download the model again")
         parts = sorted(set(weight_map.values()))
     elif single.is_file():
-        weight_map, parts = None, [single.name]
+        weight_map, parts = {}, [single.name]
     else:
         raise LutraError(
             f"{directory}: has no model.safetensors; other forms (pytorch_model.bin) "
@@ -54,7 +54,7 @@ def open_safetensors(directory: Path) -> dict[str, StoredTensor]:
             if tensor.name in tensors:
                 raise LutraError(f"{path}: tensor {tensor.name!r} is in another part too")
             tensors[tensor.name] = tensor
-    missing = sorted(set(weight_map or ()) - set(tensors))
+    missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise LutraError(f"{directory / weight_map[missing[0]]}: lacks tensor {missing[0]!r} of the index")
     return tensors

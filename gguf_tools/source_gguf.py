@@ -14,7 +14,7 @@ from gguf_tools.reader import GGUFFile, TensorInfo, type_name
 from gguf_tools.tensors import Source, SourceTensor, to_float32
 
 # What a readable tensor's bytes are viewed as.
-_STORED = {
+_STORED: dict[int, str] = {
     GGMLQuantizationType.F32: "<f4",
     GGMLQuantizationType.F16: "<f2",
     GGMLQuantizationType.BF16: "<u2",

@@ -196,14 +196,14 @@ def _protobuf(data: bytes) -> Iterator[tuple[int, Any]]:
                 raise ValueError("varint too long")
 
     while at < len(data):
-        tag = varint()
-        if tag & 7 == 0:
-            yield tag >> 3, varint()
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            yield number, varint()
             continue
-        length = {1: lambda: 8, 2: varint, 5: lambda: 4}[tag & 7]()
+        length = varint() if wire == 2 else {1: 8, 5: 4}[wire]
         if length > len(data) - at:
             raise ValueError("field beyond the end")
-        yield tag >> 3, data[at : at + length]
+        yield number, data[at : at + length]
         at += length
 
 

@@ -95,7 +95,11 @@ class GGUFWriter:
 
     def write(self, data: bytes | NDArray[Any]) -> None:
         """The next bytes of the current tensor; a complete tensor is padded and the next one begins."""
-        view = memoryview(np.ascontiguousarray(data)).cast("B") if isinstance(data, np.ndarray) else data
+        view = (
+            np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+            if isinstance(data, np.ndarray)
+            else data
+        )
         spec = self.tensors[self._index] if self._index < len(self.tensors) else None
         if spec is None or self._written + len(view) > spec.nbytes:
             raise ValueError(f"more bytes than declared for {spec.name if spec else 'the file'!r}")
