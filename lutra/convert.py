@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert by ourselves or, for upstream's types, with llama-quantize."""
+    started = time.monotonic()
     if args.imatrix and args.no_calibration:
         raise LutraError("--imatrix and --no-calibration contradict each other; drop one of them")
     args.threads = args.threads or default_threads()
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
         convert(args)
     else:
         delegate(args)
+    if not args.dry_run:
+        print(summary(args.output, time.monotonic() - started), file=sys.stderr)
     return 0
 
 
@@ -101,7 +104,6 @@ def convert(args: argparse.Namespace) -> None:
     from gguf_tools.writer import GGUFWriter, TensorSpec
     from lutra.plan import Rules, check_type, plan
 
-    started = time.monotonic()
     rules = Rules(
         base=args.type,
         pure=args.pure,
@@ -127,7 +129,6 @@ def convert(args: argparse.Namespace) -> None:
             bar.set_postfix_str(p.source.name)
             for data in encode(p, importance.get(p.source.name), args, bar.update):
                 writer.write(data)
-    report(args.output, sum(p.weights for p in planned), started)
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,10 @@ def dry_run(planned: Sequence[Planned], threads: int) -> str:
     weights, nbytes = sum(p.weights for p in planned), sum(p.nbytes for p in planned)
     learned = sum(p.weights for p in planned if p.fmt)
     seconds = learned / SPEED / threads
-    totals = [f"{len(planned)} tensors, {weights / 1e6:.1f} M weights: {mib(nbytes)}, {bpw(nbytes, weights)}"]
+    bpw = 8 * nbytes / weights
+    totals = [
+        f"{len(planned)} tensors, {weights / 1e6:.1f} M weights: {mib(nbytes)}, {bpw:.2f} bits per weight"
+    ]
     if learned:
         totals.append(f"{learned / weights:.1%} of the weights in codebooks")
         totals.append(
@@ -305,7 +309,6 @@ def delegate(args: argparse.Namespace) -> None:
     """Let llama-quantize make the file, from a temporary GGUF in the source's precision if need be."""
     from gguf_tools.source import open_source
 
-    started = time.monotonic()
     types = stock_file_types()
     if args.type not in types:
         raise LutraError(f"'{args.type}' is no type; choose one of {', '.join((*OWN_TYPES, *types))}")
@@ -338,12 +341,11 @@ def delegate(args: argparse.Namespace) -> None:
                 on_output=lambda text: bar.update(len(re.findall(r"^\[ *\d+/ *\d+\]", text, re.MULTILINE))),
             )
         result.replace(args.output)
-    report(args.output, sum(tensor.rows * tensor.k for tensor in source.tensors), started)
 
 
 def stock_file_types() -> list[str]:
     """The types that llama-quantize of this build knows, in lower case."""
-    text = run_tool("llama-quantize", ["--help"])
+    text = run_tool("llama-quantize", ["--help"], ok=1)
     names = re.findall(r"^ *\d+ +or +(\w+) +:", text, re.MULTILINE)
     return [name.lower() for name in names]
 
@@ -373,13 +375,9 @@ def require_space(output: Path, nbytes: int) -> None:
         )
 
 
-def bpw(nbytes: int, weights: int) -> str:
-    """Bits per weight for people."""
-    return f"{8 * nbytes / weights:.2f} bits per weight"
+def summary(output: Path, seconds: float) -> str:
+    """The line at the end: file, size, bits per weight, time."""
+    from gguf_tools.inspect import read_info
 
-
-def report(output: Path, weights: int, started: float) -> None:
-    """The summary line."""
-    nbytes = output.stat().st_size
-    seconds = time.monotonic() - started
-    print(f"{output}: {mib(nbytes)}, {bpw(nbytes, weights)}, {seconds:.1f} s", file=sys.stderr)
+    info = read_info(output)
+    return f"{output}: {mib(info.bytes)}, {info.bpw:.2f} bits per weight, {seconds:.1f} s"

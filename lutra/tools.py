@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -33,10 +34,13 @@ def stop(process: subprocess.Popen) -> None:
             process.wait()
 
 
-def run_tool(name: str, arguments: list[str], on_output: Callable[[str], None] | None = None) -> str:
+def run_tool(
+    name: str, arguments: list[str], on_output: Callable[[str], None] | None = None, *, ok: int = 0
+) -> str:
     """Run a tool and return everything it printed, standard output and error together.
 
-    ``on_output`` sees the text as it comes. Raises LutraError with the tool's own reason when it fails.
+    ``on_output`` sees the text as it comes. Raises LutraError with the tool's own reason when its exit
+    code is neither 0 nor ``ok``.
     """
     command = [str(tool_path(name)), *arguments]
     output = []
@@ -48,7 +52,7 @@ def run_tool(name: str, arguments: list[str], on_output: Callable[[str], None] |
                 on_output(data.decode("utf-8", "replace"))
         code = process.wait()
     text = b"".join(output).decode("utf-8", "replace")
-    if code:
+    if code not in (0, ok):
         raise LutraError(f"{name}: {failure(text, code)}")
     return text
 
@@ -71,13 +75,12 @@ def _child(command: list[str], **options: object) -> Iterator[subprocess.Popen]:
 
 
 def failure(output: str, code: int) -> str:
-    """The reason in a failed tool's output: its first line that speaks of an error, or how it ended."""
+    """The reason in a failed tool's output: the first line of its log that is an error, or how it ended."""
     for line in output.splitlines():
-        _, _, message = line.rpartition(" E ")
-        if any(word in line.lower() for word in ("error", "failed", "invalid", "cannot")) or " E " in line:
-            return message.strip()
+        if found := re.search(r"^[\d.]+ E (.*)|^.*?(\b(?:error|failed)\b.*)", line, re.IGNORECASE):
+            return (found[1] or found[2]).strip()
     return _exit(code)
 
 
 def _exit(code: int) -> str:
-    return f"ended with code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+    return f"ended with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"

@@ -89,17 +89,20 @@ def checks(file: GGUFFile, cb_tensors: list[TensorInfo]) -> Iterator[tuple[str, 
     listed = [k for k in kernels.kernels() if k.supported]
     for fmt in CB_FORMATS.values():
         yield f"{fmt.name}: golden dot products", golden_problems(fmt, listed)
-    for tensor in cb_tensors:
-        fmt = CB_FORMATS[tensor.type]
-        data = file.data(tensor)
-        library = data[-fmt.library_bytes :].view(np.int8)
-        strips = data[: -fmt.library_bytes].reshape(-1, 8 * fmt.row_bytes(tensor.shape[-1]))
-        chosen = strips[np.unique(np.linspace(0, len(strips) - 1, STRIPS).astype(int))]
-        x = activations(tensor.shape[-1])
-        yield (
-            f"{tensor.name}: {fmt.name} on this CPU",
-            problems_against_reference(fmt, chosen, library, x, listed),
-        )
+    for fmt in dict.fromkeys(CB_FORMATS[t.type] for t in cb_tensors):
+        tensors = [t for t in cb_tensors if t.type == fmt.type]
+        problems = [p for t in tensors for p in tensor_problems(file, t, fmt, listed)]
+        yield f"{fmt.name}: strips of {len(tensors)} tensors, all kernels alike", problems
+
+
+def tensor_problems(file: GGUFFile, tensor: TensorInfo, fmt: CBFormat, listed: list[Kernel]) -> list[str]:
+    """Kernels that differ from the reference on strips of a tensor."""
+    data, k = file.data(tensor), tensor.shape[-1]
+    library = data[-fmt.library_bytes :].view(np.int8)
+    strips = data[: -fmt.library_bytes].reshape(-1, 8 * fmt.row_bytes(k))
+    chosen = strips[np.unique(np.linspace(0, len(strips) - 1, STRIPS).astype(int))]
+    found = problems_against_reference(fmt, chosen, library, activations(k), listed)
+    return [f"tensor {tensor.name!r}: {problem}" for problem in found]
 
 
 # ---- made-up data --------------------------------------------------------------------------
