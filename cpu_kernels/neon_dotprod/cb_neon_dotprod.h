@@ -31,14 +31,14 @@ LUTRA_INLINE uint8x16_t high_nibbles(uint8x16_t v) {
 // The 64 entries of one row of a chunk, in order: w[i] = 16 i .. 16 i + 15.
 
 LUTRA_INLINE void cb2_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
-    const int8_t *table0 = library + 32 * chunk[2 * row]; // T_a, T_b of group 0
-    const int8_t *table1 = library + 32 * chunk[2 * row + 1];
+    const int8x16x2_t table0 = vld1q_s8_x2(library + (size_t)32 * chunk[2 * row]); // T_a, T_b of group 0
+    const int8x16x2_t table1 = vld1q_s8_x2(library + (size_t)32 * chunk[2 * row + 1]);
     const uint8x16_t v = vld1q_u8(chunk + 2 * LUTRA_ROWS + 16 * row);
     const uint8x16_t low = low_nibbles(v), high = high_nibbles(v);
-    w[0] = vqtbl1q_s8(vld1q_s8(table0), low);
-    w[1] = vqtbl1q_s8(vld1q_s8(table0 + 16), low);
-    w[2] = vqtbl1q_s8(vld1q_s8(table1), high);
-    w[3] = vqtbl1q_s8(vld1q_s8(table1 + 16), high);
+    w[0] = vqtbl1q_s8(table0.val[0], low);
+    w[1] = vqtbl1q_s8(table0.val[1], low);
+    w[2] = vqtbl1q_s8(table1.val[0], high);
+    w[3] = vqtbl1q_s8(table1.val[1], high);
 }
 
 // One group of 16 + 16 codes in the nibbles of v.
@@ -49,14 +49,14 @@ LUTRA_INLINE void lookup(int8x16_t table, uint8x16_t v, int8x16_t w[2]) {
 
 LUTRA_INLINE void cb4_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
     const uint8_t *codes = chunk + 2 * LUTRA_ROWS + 32 * row;
-    lookup(vld1q_s8(library + 16 * chunk[2 * row]), vld1q_u8(codes), w);
-    lookup(vld1q_s8(library + 16 * chunk[2 * row + 1]), vld1q_u8(codes + 16), w + 2);
+    lookup(vld1q_s8(library + (size_t)16 * chunk[2 * row]), vld1q_u8(codes), w);
+    lookup(vld1q_s8(library + (size_t)16 * chunk[2 * row + 1]), vld1q_u8(codes + 16), w + 2);
 }
 
 // A table of 8 entries, expanded so that a nibble of vector i works as the index: bit i is ignored.
-LUTRA_INLINE int8x16_t cb3_table(const int8_t *library, int selector, int i) {
-    const int8x8_t half = vld1_s8(library + 8 * selector);
-    const int8x16_t t = vcombine_s8(half, half);
+LUTRA_INLINE int8x16_t cb3_table(const int8_t *library, uint8_t selector, int i) {
+    const int8x8_t half = vld1_s8(library + (size_t)8 * selector);
+    const int8x16_t t = vcombine_s8(half, vcreate_s8(0));
     switch (i) {
     case 0:
         return vzip1q_s8(t, t);
@@ -65,7 +65,7 @@ LUTRA_INLINE int8x16_t cb3_table(const int8_t *library, int selector, int i) {
     case 2:
         return vreinterpretq_s8_s32(vzip1q_s32(vreinterpretq_s32_s8(t), vreinterpretq_s32_s8(t)));
     default:
-        return t;
+        return vcombine_s8(half, half);
     }
 }
 
