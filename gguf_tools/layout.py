@@ -183,7 +183,8 @@ def gemv(
     d: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     """W x, float32 (rows,), for one quantized activation row q (k,), d (k / sb,)."""
-    return gemm(data, rows, k, fmt, q[None], d[None])[0]
+    y: NDArray[np.float32] = gemm(data, rows, k, fmt, q[None], d[None])[0]
+    return y
 
 
 def gemm(
