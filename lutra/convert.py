@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +16,8 @@ from typing import TYPE_CHECKING
 from gguf_tools.errors import LutraError
 from lutra import __version__
 from lutra.arguments import positive
-from lutra.text import mib, progress, table, warn
+from lutra.text import mib, progress, warn
 from lutra.threads import default_threads
-from lutra.tools import run_tool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,12 +27,12 @@ if TYPE_CHECKING:
     from gguf_tools.source import Source, SourceTensor
     from lutra.plan import Planned
 
-OWN_TYPES = ("cb2", "cb3", "cb4", "f16", "bf16")
-FILE_TYPES = {"f16": 1, "bf16": 32, "cb2": 402, "cb3": 403, "cb4": 404}  # general.file_type
+    Importance = Mapping[str, NDArray[np.float32]]  # by tensor name: (k,), or (experts, k)
+
+FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "cb2": 402, "cb3": 403, "cb4": 404}  # general.file_type
+OWN_TYPES = tuple(FILE_TYPES)
 QUANTIZATION_VERSION = 2  # of ggml's own block types
 BLOCK_WEIGHTS = 1 << 23  # weights in memory at a time, as float32
-# For --dry-run's estimate only: weights per second and thread (one Zen 4 core), bytes.
-SPEED, PEAK_MEMORY = 2.5e6, 500 << 20
 
 EPILOG = """\
 SRC is a Hugging Face directory, a Hugging Face id (user/model), or a GGUF of F32, F16, BF16 or Q8_0.
@@ -71,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert by ourselves or, for upstream's types, with llama-quantize."""
+    from gguf_tools.source import open_source
+    from lutra.delegate import quantize_with_llama
+
     started = time.monotonic()
     if args.imatrix and args.no_calibration:
         raise LutraError("--imatrix and --no-calibration contradict each other; drop one of them")
@@ -80,10 +81,8 @@ def run(args: argparse.Namespace) -> int:
         raise LutraError(f"{args.output}: would overwrite the source; choose another output with -o")
     if args.output.is_dir():
         raise LutraError(f"{args.output}: is a directory; name a file with -o")
-    if args.type in OWN_TYPES:
-        convert(args)
-    else:
-        delegate(args)
+    work = convert if args.type in OWN_TYPES else quantize_with_llama
+    work(open_source(args.source), args)
     if not args.dry_run:
         print(summary(args.output, time.monotonic() - started), file=sys.stderr)
     return 0
@@ -95,39 +94,63 @@ def source_name(source: str) -> str:
     return re.sub(r"[-.](f32|f16|bf16)$", "", name, flags=re.IGNORECASE)
 
 
-# ---- our own types -------------------------------------------------------------------------
+def summary(output: Path, seconds: float) -> str:
+    """The line at the end: file, size, bits per weight, time."""
+    from gguf_tools.inspect import read_info
+
+    info = read_info(output)
+    return f"{output}: {mib(info.bytes)}, {info.bpw:.2f} bits per weight, {seconds:.1f} s"
 
 
-def convert(args: argparse.Namespace) -> None:
-    """Write ``args.output`` tensor by tensor; nothing is left behind when anything goes wrong."""
-    from gguf_tools.source import open_source
-    from gguf_tools.writer import GGUFWriter, TensorSpec
-    from lutra.plan import Rules, check_type, plan
+def convert(source: Source, args: argparse.Namespace) -> None:
+    """Make a file of one of our own types, or show what it would be."""
+    from lutra.plan import Rules, check_type, describe, parse_tensor_type, plan
 
     rules = Rules(
         base=args.type,
         pure=args.pure,
-        tensor_types=[tensor_type(text) for text in args.tensor_type],
+        tensor_types=[parse_tensor_type(text) for text in args.tensor_type],
         output_type=args.output_tensor_type and check_type(args.output_tensor_type),
         embedding_type=args.token_embedding_type and check_type(args.token_embedding_type),
     )
-    source = open_source(args.source)
     planned = plan(source.tensors, rules)
     importance = read_importance(planned, args.imatrix)
     if args.dry_run:
-        print(dry_run(planned, args.threads))
+        print(describe(planned, args.threads))
         return
-    require_space(args.output, sum(p.nbytes for p in planned))
+    write(args.output, source, planned, args, importance)
+
+
+def same_options(args: argparse.Namespace) -> list[str]:
+    """The options that llama-quantize has too, under the same names."""
+    words = ["--pure"] if args.pure else []
+    for option in args.tensor_type:
+        words += ["--tensor-type", option]
+    if args.output_tensor_type:
+        words += ["--output-tensor-type", args.output_tensor_type]
+    if args.token_embedding_type:
+        words += ["--token-embedding-type", args.token_embedding_type]
+    return words
+
+
+# ---- writing a file ------------------------------------------------------------------------
+
+
+def write(
+    output: Path, source: Source, planned: Sequence[Planned], args: argparse.Namespace, importance: Importance
+) -> None:
+    """Write ``output`` tensor by tensor; nothing is left behind when anything goes wrong."""
+    from gguf_tools.writer import GGUFWriter, TensorSpec
+
+    require_space(output, sum(p.nbytes for p in planned))
     specs = [TensorSpec(p.source.name, p.type, p.source.shape, p.nbytes) for p in planned]
+    values = metadata(source, planned, args)
     # A codebook tensor is read twice: to learn its library, and to encode.
     work = sum(p.weights * (2 if p.fmt else 1) for p in planned)
-    with (
-        GGUFWriter(args.output, metadata(source, planned, args), specs) as writer,
-        progress(work, "w") as bar,
-    ):
+    with GGUFWriter(output, values, specs) as writer, progress(work, "w") as bar:
         for p in planned:
             bar.set_postfix_str(p.source.name)
-            for data in encode(p, importance.get(p.source.name), args, bar.update):
+            for data in encode(p, importance.get(p.source.name), args.seed, args.threads, bar.update):
                 writer.write(data)
 
 
@@ -150,7 +173,8 @@ class Matrix:
 def encode(
     p: Planned,
     importance: NDArray[np.float32] | None,
-    args: argparse.Namespace,
+    seed: int,
+    threads: int,
     advance: Callable[[int], object],
 ) -> Iterator[NDArray]:
     """The bytes of one tensor in pieces of whole strips; a codebook tensor ends with its library.
@@ -166,24 +190,19 @@ def encode(
         library = None
         if p.fmt:
             library = learn(
-                Matrix(p.source),
-                p.fmt,
-                importance=importance,
-                seed=args.seed,
-                threads=args.threads,
-                progress=advance,
+                Matrix(p.source), p.fmt, importance=importance, seed=seed, threads=threads, progress=advance
             )
         for start, stop, weights in blocks(p.source, importance):
             rows = p.source.read(start, stop)
             if library is not None:
-                yield encode_strips(rows, library, p.fmt, importance=weights, threads=args.threads)
+                yield encode_strips(rows, library, p.fmt, importance=weights, threads=threads)
             else:
-                yield ggml.quantize(rows, p.type, weights, args.threads)
+                yield ggml.quantize(rows, p.type, weights, threads)
             advance(rows.size)
         if library is not None:
             yield library
     except ValueError as error:
-        raise LutraError(f"{args.source}: tensor {p.source.name!r}: {error}") from None
+        raise LutraError(f"{p.source.path}: tensor {p.source.name!r}: {error}") from None
 
 
 def blocks(
@@ -200,21 +219,7 @@ def blocks(
             yield start, min(start + step, first + matrix_rows), weights
 
 
-def tensor_type(text: str) -> tuple[str, str]:
-    """Parse REGEX=TYPE. Raises LutraError."""
-    from lutra.plan import check_type
-
-    pattern, equals, name = text.rpartition("=")
-    if not equals or not pattern:
-        raise LutraError(f"--tensor-type {text}: write REGEX=TYPE, e.g. ffn_down=cb4")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise LutraError(f"--tensor-type {text}: '{pattern}' is no regular expression: {error}") from None
-    return pattern, check_type(name)
-
-
-def read_importance(planned: Sequence[Planned], path: Path | None) -> dict[str, NDArray[np.float32]]:
+def read_importance(planned: Sequence[Planned], path: Path | None) -> Importance:
     """Importance by tensor name, checked against the tensors that will be quantized."""
     from lutra import ggml
 
@@ -265,102 +270,7 @@ def options(args: argparse.Namespace) -> list[str]:
     """The options that decide what is in the file; paths as bare names, no threads."""
     words = ["--type", args.type, "--seed", str(args.seed)]
     words += ["--imatrix", args.imatrix.name] if args.imatrix else []
-    return words + common_options(args)
-
-
-def common_options(args: argparse.Namespace) -> list[str]:
-    """The options that llama-quantize has too, under the same names."""
-    words = ["--pure"] if args.pure else []
-    for option in args.tensor_type:
-        words += ["--tensor-type", option]
-    if args.output_tensor_type:
-        words += ["--output-tensor-type", args.output_tensor_type]
-    if args.token_embedding_type:
-        words += ["--token-embedding-type", args.token_embedding_type]
-    return words
-
-
-def dry_run(planned: Sequence[Planned], threads: int) -> str:
-    """The table that --dry-run prints."""
-    rows = [("tensor", "shape", "type", "bytes", "")]
-    for p in planned:
-        shape = " x ".join(map(str, p.source.shape))
-        note = f"cannot be {p.instead_of}" if p.instead_of else ""
-        rows.append((p.source.name, shape, p.type_name, str(p.nbytes), note))
-    weights, nbytes = sum(p.weights for p in planned), sum(p.nbytes for p in planned)
-    learned = sum(p.weights for p in planned if p.fmt)
-    seconds = learned / SPEED / threads
-    bpw = 8 * nbytes / weights
-    totals = [
-        f"{len(planned)} tensors, {weights / 1e6:.1f} M weights: {mib(nbytes)}, {bpw:.2f} bits per weight"
-    ]
-    if learned:
-        totals.append(f"{learned / weights:.1%} of the weights in codebooks")
-        totals.append(
-            f"expected: {seconds:.0f} s with {threads} threads, {mib(PEAK_MEMORY)} of memory (estimates)"
-        )
-    return "\n".join([table(rows, right=(3,)), "", *totals])
-
-
-# ---- upstream's types ----------------------------------------------------------------------
-
-
-def delegate(args: argparse.Namespace) -> None:
-    """Let llama-quantize make the file, from a temporary GGUF in the source's precision if need be."""
-    from gguf_tools.source import open_source
-
-    types = stock_file_types()
-    if args.type not in types:
-        raise LutraError(f"'{args.type}' is no type; choose one of {', '.join((*OWN_TYPES, *types))}")
-    source = open_source(args.source)
-    with contextlib.ExitStack() as stack:
-        gguf = Path(args.source)
-        if not gguf.is_file():
-            float_type = "bf16" if any(tensor.dtype == "BF16" for tensor in source.tensors) else "f16"
-            gguf = stack.enter_context(temporary(args.output, f"source-{float_type}"))
-            own = argparse.Namespace(**vars(args) | {"type": float_type, "output": gguf, "dry_run": False})
-            own.tensor_type, own.output_tensor_type, own.token_embedding_type, own.imatrix = (
-                [],
-                None,
-                None,
-                None,
-            )
-            convert(own)
-        words = common_options(args)
-        words += ["--imatrix", str(args.imatrix)] if args.imatrix else []
-        words += ["--dry-run"] if args.dry_run else []
-        words += ["--allow-requantize"] if any(tensor.dtype == "Q8_0" for tensor in source.tensors) else []
-        if args.dry_run:
-            print(run_tool("llama-quantize", [*words, str(gguf), args.type, str(args.threads)]), end="")
-            return
-        result = stack.enter_context(temporary(args.output, "result"))
-        with progress(len(source.tensors), "tensor") as bar:
-            run_tool(
-                "llama-quantize",
-                [*words, str(gguf), str(result), args.type, str(args.threads)],
-                on_output=lambda text: bar.update(len(re.findall(r"^\[ *\d+/ *\d+\]", text, re.MULTILINE))),
-            )
-        result.replace(args.output)
-
-
-def stock_file_types() -> list[str]:
-    """The types that llama-quantize of this build knows, in lower case."""
-    text = run_tool("llama-quantize", ["--help"], ok=1)
-    names = re.findall(r"^ *\d+ +or +(\w+) +:", text, re.MULTILINE)
-    return [name.lower() for name in names]
-
-
-@contextlib.contextmanager
-def temporary(output: Path, role: str) -> Iterator[Path]:
-    """A name beside ``output`` for a file that is gone afterwards, whatever happens."""
-    path = output.with_name(f".{output.name}.{role}.gguf")
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-# ---- shared by both ------------------------------------------------------------------------
+    return words + same_options(args)
 
 
 def require_space(output: Path, nbytes: int) -> None:
@@ -373,11 +283,3 @@ def require_space(output: Path, nbytes: int) -> None:
         raise LutraError(
             f"{output}: needs {mib(nbytes)}, {directory} has {mib(free)} free; choose another place with -o"
         )
-
-
-def summary(output: Path, seconds: float) -> str:
-    """The line at the end: file, size, bits per weight, time."""
-    from gguf_tools.inspect import read_info
-
-    info = read_info(output)
-    return f"{output}: {mib(info.bytes)}, {info.bpw:.2f} bits per weight, {seconds:.1f} s"

@@ -12,6 +12,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.reader import tensor_nbytes
 from gguf_tools.tensors import SourceTensor, keeps_f32
 from gguf_tools.types import ROWS, CBFormat, cb_format
+from lutra.text import mib, table
 
 CB_TYPES = ("cb2", "cb3", "cb4")
 FLOAT_TYPES = ("f32", "f16", "bf16")
@@ -23,6 +24,9 @@ STOCK_TYPES = (
 
 # The token embeddings and the output matrix decide about every token, so they get more bits.
 RECIPE = {"cb2": "cb4", "cb3": "cb4", "cb4": "cb4"}
+
+# For --dry-run's estimate only: weights per second and thread (one Zen 4 core), bytes.
+SPEED, PEAK_MEMORY = 2.5e6, 500 << 20
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
@@ -64,6 +68,18 @@ def check_type(name: str) -> str:
     if name.lower() not in (*CB_TYPES, *STOCK_TYPES):
         raise LutraError(f"'{name}' is no tensor type; choose one of {', '.join((*CB_TYPES, *STOCK_TYPES))}")
     return name.lower()
+
+
+def parse_tensor_type(text: str) -> tuple[str, str]:
+    """Parse REGEX=TYPE. Raises LutraError."""
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern:
+        raise LutraError(f"--tensor-type {text}: write REGEX=TYPE, e.g. ffn_down=cb4")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise LutraError(f"--tensor-type {text}: '{pattern}' is no regular expression: {error}") from None
+    return pattern, check_type(name)
 
 
 def plan(tensors: Sequence[SourceTensor], rules: Rules) -> list[Planned]:
@@ -113,3 +129,25 @@ def _fit(tensor: SourceTensor, wanted: str) -> Planned:
 def _cb_format(name: str, tensor: SourceTensor) -> CBFormat | None:
     # Each matrix of a stack of experts is made of whole strips.
     return None if tensor.shape[-2] % ROWS else cb_format(name, tensor.k, tensor.rows)
+
+
+def describe(planned: Sequence[Planned], threads: int) -> str:
+    """The table that --dry-run prints."""
+    rows = [("tensor", "shape", "type", "bytes", "")]
+    for p in planned:
+        shape = " x ".join(map(str, p.source.shape))
+        note = f"cannot be {p.instead_of}" if p.instead_of else ""
+        rows.append((p.source.name, shape, p.type_name, str(p.nbytes), note))
+    weights, nbytes = sum(p.weights for p in planned), sum(p.nbytes for p in planned)
+    learned = sum(p.weights for p in planned if p.fmt)
+    seconds = learned / SPEED / threads
+    bpw = 8 * nbytes / weights
+    totals = [
+        f"{len(planned)} tensors, {weights / 1e6:.1f} M weights: {mib(nbytes)}, {bpw:.2f} bits per weight"
+    ]
+    if learned:
+        totals.append(f"{learned / weights:.1%} of the weights in codebooks")
+        totals.append(
+            f"expected: {seconds:.0f} s with {threads} threads, {mib(PEAK_MEMORY)} of memory (estimates)"
+        )
+    return "\n".join([table(rows, right=(3,)), "", *totals])
