@@ -18,8 +18,8 @@ ffi.cdef("""
     struct lutra_learner *lutra_learner_new(const struct lutra_shape *, int64_t blocks, const float *w,
                                             const float *importance);
     void lutra_learner_free(struct lutra_learner *);
-    double lutra_learner_step(struct lutra_learner *, int64_t blocks, bool scales, int candidates,
-                              int threads, int8_t *library);
+    double lutra_learner_step(struct lutra_learner *, int64_t first, int64_t blocks, bool scales,
+                              double memory, double revive, int candidates, int threads, int8_t *library);
     double lutra_encode(const struct lutra_shape *, int64_t rows, int64_t k, const float *w,
                         const float *importance, const int8_t *library, int candidates, int threads,
                         uint8_t *codes, uint16_t *selectors, uint16_t *d);

@@ -15,6 +15,8 @@ from gguf_tools.types import GROUP, ROWS, TABLES, CBFormat
 from pyquant._native import ffi, native, pointer, thread_count
 
 SAMPLE = 1 << 21  # weights that a library is learned from, at most
+SMALL_SAMPLE = 1 << 18  # weights
+SMALLEST_BATCH = 1 << 14  # weights
 CANDIDATES = 4  # tables per group whose error is computed exactly after the coarse search
 LIMIT = 65504.0 * 127  # largest magnitude that fp16 scale x int8 entry can hold
 
@@ -98,25 +100,21 @@ def learn_shape(
     learner = native().lutra_learner_new(
         shape.native(), len(w), pointer(w, "float"), pointer(weight, "float")
     )
+    steps = _schedule(len(w), shape.sb)
     if learner == ffi.NULL:
         raise MemoryError(f"learning from {w.size} weights")
     try:
-        schedule = _schedule(len(w))
-        done, total = 0, sum(blocks for blocks, _ in schedule)
-        for blocks, scales in schedule:
+        done, total = 0, sum(step.blocks for step in steps)
+        for step in steps:
             error = native().lutra_learner_step(
-                learner,
-                blocks,
-                scales,
-                0 if full else CANDIDATES,
-                thread_count(threads),
-                pointer(library, "int8_t"),
-            )
+                learner, step.first, step.blocks, step.scales, step.memory, step.revive,
+                0 if full else CANDIDATES, thread_count(threads), pointer(library, "int8_t"),
+            )  # fmt: skip
             if error < 0:
                 raise MemoryError(f"learning from {w.size} weights")
             if progress:
                 before = n * k * done // total
-                done += blocks
+                done += step.blocks
                 progress(n * k * done // total - before)
     finally:
         native().lutra_learner_free(learner)
@@ -145,8 +143,8 @@ def encode(
     n, k = w.shape
     strips = np.empty(n * fmt.row_bytes(k), np.uint8)
     if not native().lutra_pack(
-        shape.native(), n, k, pointer(codes, "uint8_t"), pointer(selectors, "uint16_t"), pointer(d, "uint16_t"),
-        thread_count(threads), pointer(strips, "uint8_t"),
+        shape.native(), n, k, pointer(codes, "uint8_t"), pointer(selectors, "uint16_t"),
+        pointer(d, "uint16_t"), thread_count(threads), pointer(strips, "uint8_t"),
     ):  # fmt: skip
         raise MemoryError(f"packing {w.size} weights")
     return strips
@@ -183,8 +181,8 @@ def encode_shape(
         error = native().lutra_encode(
             shape.native(), n // parts, k, pointer(w[part], "float"),
             pointer(None if importance is None else importance[i], "float"), pointer(library, "int8_t"),
-            0 if full else CANDIDATES, thread_count(threads),
-            pointer(codes[part], "uint8_t"), pointer(selectors[part], "uint16_t"), pointer(d[part], "uint16_t"),
+            0 if full else CANDIDATES, thread_count(threads), pointer(codes[part], "uint8_t"),
+            pointer(selectors[part], "uint16_t"), pointer(d[part], "uint16_t"),
         )  # fmt: skip
         if error < 0:
             raise MemoryError(f"encoding {w.size} weights")
@@ -288,6 +286,23 @@ def _initial_library(w: np.ndarray, shape: Shape, rng: np.random.Generator) -> n
     return np.ascontiguousarray(np.clip(np.rint(points), -127, 127).astype(np.int8).transpose(0, 2, 1))
 
 
-def _schedule(blocks: int) -> list[tuple[int, bool]]:
-    """Per iteration: how many super-blocks of the sample, and whether scales are searched."""
-    return [(blocks, i >= 8) for i in range(16)]
+@dataclass(frozen=True)
+class Step:
+    """One call of lutra_learner_step."""
+
+    first: int
+    blocks: int
+    scales: bool
+    memory: float
+    revive: float
+
+
+def _schedule(blocks: int, sb: int) -> list[Step]:
+    """Small batches with a memory, tables moved to where the error is at first; then all of the sample."""
+    batch = max(1, min(blocks, max(blocks // 8, SMALLEST_BATCH // sb)))
+    half = 14 if blocks * sb > SMALL_SAMPLE else 28  # time is no object for small tensors
+    steps = []
+    for i in range(2 * half):
+        first = i * batch % (blocks - batch + 1)
+        steps.append(Step(first, batch, False, *((0.3, 0.5) if i < half else (0.5, 0.0))))
+    return [*steps, Step(0, blocks, True, 0.0, 0.0)]

@@ -11,13 +11,16 @@ struct lutra_learner {
     uint16_t *d;        // [blocks]
     uint16_t *selector; // [groups]
     float *cost;        // [groups] weighted squared error
-    int64_t *member;    // [groups] groups in the order of their tables
-    int64_t *first;     // [tables + 1] where a table's members start
+    int64_t *member;    // [groups] groups of this iteration, in the order of their tables
+    int64_t *start;     // [tables + 1] where a table's members start
     double *total;      // [tables] error of a table's members
+    double *sum;        // [tables][pair][entries][2] weighted values and weights of all iterations
 
     // of the current step
     struct lutra_search *search;
+    int64_t first;
     bool scales;
+    double memory;
     int candidates;
     int8_t *library;
 };
@@ -28,8 +31,9 @@ void lutra_learner_free(struct lutra_learner *l) {
         free(l->selector);
         free(l->cost);
         free(l->member);
-        free(l->first);
+        free(l->start);
         free(l->total);
+        free(l->sum);
         free(l);
     }
 }
@@ -49,17 +53,19 @@ struct lutra_learner *lutra_learner_new(const struct lutra_shape *shape, int64_t
     l->selector = malloc(groups * sizeof *l->selector);
     l->cost = malloc(groups * sizeof *l->cost);
     l->member = malloc(groups * sizeof *l->member);
-    l->first = malloc((shape->tables + 1) * sizeof *l->first);
+    l->start = malloc((shape->tables + 1) * sizeof *l->start);
     l->total = malloc(shape->tables * sizeof *l->total);
-    if (!l->d || !l->selector || !l->cost || !l->member || !l->first || !l->total) {
+    l->sum = calloc((size_t)shape->tables * (shape->pair << shape->bits) * 2, sizeof *l->sum);
+    if (!l->sum || !l->d || !l->selector || !l->cost || !l->member || !l->start || !l->total) {
         lutra_learner_free(l);
         return NULL;
     }
     return l;
 }
 
-static void assign_block(void *context, int64_t block) {
+static void assign_block(void *context, int64_t i) {
     const struct lutra_learner *l = context;
+    const int64_t block = l->first + i;
     const int groups = l->shape.sb / l->shape.group;
     const int64_t at = block * l->shape.sb;
     lutra_search_block(l->search, l->w + at, l->importance ? l->importance + at : NULL, l->scales,
@@ -68,24 +74,24 @@ static void assign_block(void *context, int64_t block) {
 }
 
 // Groups in the order of their tables (a counting sort, so members stay in order of the sample).
-static void sort_members(struct lutra_learner *l, int64_t groups) {
+static void sort_members(struct lutra_learner *l, int64_t first, int64_t groups) {
     const int tables = l->shape.tables;
-    memset(l->first, 0, (tables + 1) * sizeof *l->first);
-    for (int64_t i = 0; i < groups; i++) {
-        l->first[l->selector[i] + 1]++;
+    memset(l->start, 0, (tables + 1) * sizeof *l->start);
+    for (int64_t i = first; i < first + groups; i++) {
+        l->start[l->selector[i] + 1]++;
     }
     for (int t = 0; t < tables; t++) {
-        l->first[t + 1] += l->first[t];
+        l->start[t + 1] += l->start[t];
         l->total[t] = 0.0;
     }
-    for (int64_t i = 0; i < groups; i++) {
-        l->member[l->first[l->selector[i]]++] = i;
+    for (int64_t i = first; i < first + groups; i++) {
+        l->member[l->start[l->selector[i]]++] = i;
         l->total[l->selector[i]] += l->cost[i];
     }
     for (int t = tables; t > 0; t--) {
-        l->first[t] = l->first[t - 1];
+        l->start[t] = l->start[t - 1];
     }
-    l->first[0] = 0;
+    l->start[0] = 0;
 }
 
 static int8_t entry_of(double x) {
@@ -99,10 +105,14 @@ static void move_table(void *context, int64_t t) {
     const int points = group / pair, groups = l->shape.sb / group;
     int8_t *entry = l->library + t * pair * entries;
     int8_t before[2 * LUTRA_MAX_ENTRIES];
-    double sum[2][2 * LUTRA_MAX_ENTRIES] = {{0}}; // weighted value, weight
+    double (*sum)[2] = (double (*)[2])l->sum + t * pair * entries; // weighted value, weight
     float worst[2] = {0}, worst_error = -1.0f;
     memcpy(before, entry, pair * entries);
-    for (int64_t m = l->first[t]; m < l->first[t + 1]; m++) {
+    for (int e = 0; e < pair * entries; e++) {
+        sum[e][0] *= l->memory;
+        sum[e][1] *= l->memory;
+    }
+    for (int64_t m = l->start[t]; m < l->start[t + 1]; m++) {
         const int64_t i = l->member[m];
         const float d = lutra_f16_to_f32(l->d[i / groups]), scale = d > 0.0f ? 1.0f / d : 0.0f;
         const float *importance = l->importance ? l->importance + i * group : NULL;
@@ -119,8 +129,8 @@ static void move_table(void *context, int64_t t) {
                 const float weight = d * d * (importance ? importance[a * points + j] : 1.0f);
                 const float delta = x[a * points + j] - (float)before[e];
                 error += weight * delta * delta;
-                sum[0][e] += (double)weight * x[a * points + j];
-                sum[1][e] += (double)weight;
+                sum[e][0] += (double)weight * x[a * points + j];
+                sum[e][1] += (double)weight;
             }
             if (error > worst_error) {
                 worst_error = error;
@@ -134,9 +144,10 @@ static void move_table(void *context, int64_t t) {
     for (int c = 0; c < entries; c++) {
         bool dead = true;
         for (int a = 0; a < pair; a++) {
-            if (sum[1][a * entries + c] > 0.0) {
+            const int e = a * entries + c;
+            if (sum[e][1] > 0.0) {
                 dead = false;
-                entry[a * entries + c] = entry_of(sum[0][a * entries + c] / sum[1][a * entries + c]);
+                entry[e] = entry_of(sum[e][0] / sum[e][1]);
             }
         }
         // An entry that nobody uses goes where the table is worst, one in an iteration.
@@ -149,16 +160,21 @@ static void move_table(void *context, int64_t t) {
     }
 }
 
-// A table without members becomes a copy of the table with the largest error, a little apart: the two share
-// its groups from the next iteration on.
-static void split_worst(struct lutra_learner *l) {
-    const int size = l->shape.pair << l->shape.bits;
-    for (int t = 0; t < l->shape.tables; t++) {
-        if (l->first[t] < l->first[t + 1]) {
+// Tables that hardly contribute (no members, or less than `revive` of the mean error) become copies of
+// the tables with the largest error, a little apart: the two share its groups from the next iteration on.
+static void revive_tables(struct lutra_learner *l, double revive) {
+    const int tables = l->shape.tables, size = l->shape.pair << l->shape.bits;
+    double mean = 0.0;
+    for (int t = 0; t < tables; t++) {
+        mean += l->total[t] / tables;
+    }
+    for (int t = 0; t < tables; t++) {
+        const bool empty = l->start[t] == l->start[t + 1] && l->sum[t * size * 2 + 1] <= 0.0;
+        if (!empty && l->total[t] >= revive * mean) {
             continue;
         }
         int worst = 0;
-        for (int i = 1; i < l->shape.tables; i++) {
+        for (int i = 1; i < tables; i++) {
             worst = l->total[i] > l->total[worst] ? i : worst;
         }
         for (int i = 0; i < size; i++) {
@@ -166,29 +182,33 @@ static void split_worst(struct lutra_learner *l) {
             l->library[t * size + i] = entry_of(x * 1.06);
             l->library[worst * size + i] = entry_of(x * 0.94);
         }
+        memset(l->sum + 2 * t * size, 0, 2 * size * sizeof *l->sum);
+        memset(l->sum + 2 * worst * size, 0, 2 * size * sizeof *l->sum);
         l->total[worst] *= 0.5;
         l->total[t] = l->total[worst];
     }
 }
 
-double lutra_learner_step(struct lutra_learner *l, int64_t blocks, bool scales, int candidates, int threads,
-                          int8_t *library) {
-    const int64_t groups = blocks * (l->shape.sb / l->shape.group);
+double lutra_learner_step(struct lutra_learner *l, int64_t first, int64_t blocks, bool scales, double memory,
+                          double revive, int candidates, int threads, int8_t *library) {
+    const int64_t per_block = l->shape.sb / l->shape.group;
     l->search = lutra_search_new(&l->shape, library, l->importance != NULL);
     if (!l->search) {
         return -1.0;
     }
+    l->first = first;
     l->scales = scales;
+    l->memory = memory;
     l->candidates = candidates;
     l->library = library;
     lutra_parallel(blocks, threads, assign_block, l);
     lutra_search_free(l->search);
     double error = 0.0;
-    for (int64_t i = 0; i < groups; i++) {
+    for (int64_t i = first * per_block; i < (first + blocks) * per_block; i++) {
         error += l->cost[i];
     }
-    sort_members(l, groups);
+    sort_members(l, first * per_block, blocks * per_block);
     lutra_parallel(l->shape.tables, threads, move_table, l);
-    split_worst(l);
+    revive_tables(l, revive);
     return error;
 }

@@ -32,12 +32,12 @@ struct lutra_learner *lutra_learner_new(const struct lutra_shape *shape, int64_t
                                         const float *importance);
 void lutra_learner_free(struct lutra_learner *learner);
 
-// One iteration over the first `blocks` super-blocks of the sample: every group picks its table (and,
-// with `scales`, every super-block its d), then every table moves to the centroids of its weights.
-// candidates: see lutra_encode. Returns the weighted squared error before the move, < 0 when out of
-// memory.
-double lutra_learner_step(struct lutra_learner *learner, int64_t blocks, bool scales, int candidates,
-                          int threads, int8_t *library);
+// One iteration over `blocks` super-blocks of the sample from `first` on: every group picks its table (and,
+// with `scales`, every super-block its d), then every table moves to the centroids of its weights and, with
+// the factor `memory`, of those of earlier iterations. candidates: see lutra_encode. Returns the weighted
+// squared error before the move, < 0 when out of memory.
+double lutra_learner_step(struct lutra_learner *learner, int64_t first, int64_t blocks, bool scales,
+                          double memory, double revive, int candidates, int threads, int8_t *library);
 
 // ---- encode.c ------------------------------------------------------------------------------
 

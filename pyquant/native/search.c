@@ -473,9 +473,11 @@ void lutra_search_block(const struct lutra_search *s, const float *w, const floa
             uint8_t code[LUTRA_MAX_GROUP];
             int best;
             load_group(s, w + i * group, importance ? importance + i * group : NULL, scale, &g);
-            best_table(s, &g, candidates, &best);
+            float e = best_table(s, &g, candidates, &best);
             const float *table = s->table + (size_t)best * pair * stride;
-            float e = table_codes(pair, stride, lanes, points, table, g.x, g.weight, code);
+            if (pass == 0 || codes) {
+                table_codes(pair, stride, lanes, points, table, g.x, g.weight, code);
+            }
             if (pass == 0) {
                 for (int a = 0; a < pair; a++) {
                     for (int j = 0; j < points; j++) {
