@@ -274,7 +274,7 @@ LUTRA_INLINE void gemm_columns(int sb, int n, int panels, int64_t s, const struc
     }
 }
 
-LUTRA_INLINE void gemm_16x6(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
+LUTRA_INLINE void gemm_16x4(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
                             const int8_t *library, int64_t n, const struct lutra_column *columns) {
     const int64_t strip_bytes = k / sb * cb_block_bytes(cb, sb);
     struct gemm_panel panel[GEMM_PANELS];

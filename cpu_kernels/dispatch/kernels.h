@@ -38,12 +38,12 @@
     ROW(gemv,       AVX2, LUTRA_TYPE_CB2_64, lutra_gemv_cb2_64_8x1_avx2) \
     ROW(gemv,       AVX2, LUTRA_TYPE_CB3_64, lutra_gemv_cb3_64_8x1_avx2) \
     ROW(gemv,       AVX2, LUTRA_TYPE_CB4_64, lutra_gemv_cb4_64_8x1_avx2) \
-    ROW(gemm,       AVX2, LUTRA_TYPE_CB2,    lutra_gemm_cb2_16x6_avx2) \
-    ROW(gemm,       AVX2, LUTRA_TYPE_CB3,    lutra_gemm_cb3_16x6_avx2) \
-    ROW(gemm,       AVX2, LUTRA_TYPE_CB4,    lutra_gemm_cb4_16x6_avx2) \
-    ROW(gemm,       AVX2, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_16x6_avx2) \
-    ROW(gemm,       AVX2, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_16x6_avx2) \
-    ROW(gemm,       AVX2, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_16x6_avx2)
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB2,    lutra_gemm_cb2_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB3,    lutra_gemm_cb3_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB4,    lutra_gemm_cb4_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_16x4_avx2)
 
 #define LUTRA_KERNELS_NEON(ROW) \
     ROW(quantize,   NEON, 256,               lutra_quantize_q8_256_1x1_neon) \

@@ -78,10 +78,10 @@ struct lutra_kernel {
 const struct lutra_cb_format *lutra_cb_format_of_type(int32_t type);
 const struct lutra_cb_format *lutra_cb_format_of_name(const char *name);
 
-int lutra_kernel_count(void);                           // compiled into this build
-const struct lutra_kernel *lutra_kernel_at(int i);      // i < lutra_kernel_count()
-const char *lutra_set_name(enum lutra_set set);         // "neon_dotprod"
-bool lutra_set_supported(enum lutra_set set);           // by the CPU we run on
+int lutra_kernel_count(void);                      // compiled into this build
+const struct lutra_kernel *lutra_kernel_at(int i); // i < lutra_kernel_count()
+const char *lutra_set_name(enum lutra_set set);    // "neon_dotprod"
+bool lutra_set_supported(enum lutra_set set);      // by the CPU we run on
 
 // The kernel that runs this job: the best supported set, or, with LUTRA_KERNELS=<set> in the
 // environment, the best one that is not above that set (ref where the set has no such kernel).

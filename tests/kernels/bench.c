@@ -60,7 +60,7 @@ static double fastest(const struct job *j) {
 // The same strips over and over until the weights exceed any cache.
 static void repeat_strips(struct tensor *t, size_t bytes) {
     const int64_t times = (int64_t)(bytes / t->strips.bytes) + 1;
-    struct buffer strips = buffer_new((size_t)times * t->strips.bytes, 0);
+    struct buffer strips = input_new((size_t)times * t->strips.bytes, 0);
     for (int64_t i = 0; i < times; i++) {
         memcpy(strips.data + (size_t)i * t->strips.bytes, t->strips.data, t->strips.bytes);
     }

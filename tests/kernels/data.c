@@ -43,19 +43,27 @@ float random_normal(void) { // Irwin-Hall: the sum of 12 uniforms
     return sum;
 }
 
-struct buffer buffer_new(size_t bytes, size_t offset) {
+static struct buffer buffer_new(size_t bytes, size_t offset, size_t guard) {
     struct buffer b = {.bytes = bytes, .offset = offset};
-    b.base = malloc(2 * GUARD + offset + bytes);
+    b.base = malloc(2 * guard + offset + bytes);
     if (!b.base) {
         fprintf(stderr, "out of memory\n");
         exit(2);
     }
-    memset(b.base, GUARD_BYTE, 2 * GUARD + offset + bytes);
-    b.data = b.base + GUARD + offset;
+    memset(b.base, GUARD_BYTE, 2 * guard + offset + bytes);
+    b.data = b.base + guard + offset;
     return b;
 }
 
-bool buffer_intact(const struct buffer *b) {
+struct buffer input_new(size_t bytes, size_t offset) {
+    return buffer_new(bytes, offset, 0);
+}
+
+struct buffer output_new(size_t bytes, size_t offset) {
+    return buffer_new(bytes, offset, GUARD);
+}
+
+bool output_intact(const struct buffer *b) {
     for (size_t i = 0; i < GUARD + b->offset; i++) {
         if (b->base[i] != GUARD_BYTE) {
             return false;
@@ -128,8 +136,8 @@ struct tensor tensor_new(const struct lutra_cb_format *f, int64_t k, int64_t n_s
     }
     // Neither strips nor library are aligned: kernels must not rely on it.
     struct tensor t = {.f = f, .k = k, .n_strips = n_strips};
-    t.strips = buffer_new((size_t)rows * lutra_cb_row_bytes(f, k), 1);
-    t.library = buffer_new(lutra_cb_library_bytes(f), 3);
+    t.strips = input_new((size_t)rows * lutra_cb_row_bytes(f, k), 1);
+    t.library = input_new(lutra_cb_library_bytes(f), 3);
     lutra_cb_pack(f, k, rows, codes, selectors, d, t.strips.data);
     for (size_t i = 0; i < lutra_cb_library_bytes(f); i++) {
         t.library.data[i] = (uint8_t)entry_of(kind, i);

@@ -17,7 +17,7 @@ void check(bool ok, const char *format, ...) __attribute__((format(printf, 2, 3)
 uint32_t random_bits(void);
 float random_normal(void);
 
-// ---- a buffer of exactly `bytes`, `offset` bytes off alignment, with guard bytes around ------------
+// ---- buffers of exactly `bytes`, `offset` bytes off alignment -----------------------------------
 
 struct buffer {
     uint8_t *data;
@@ -26,8 +26,9 @@ struct buffer {
     size_t offset;
 };
 
-struct buffer buffer_new(size_t bytes, size_t offset);
-bool buffer_intact(const struct buffer *b); // nobody wrote outside
+struct buffer input_new(size_t bytes, size_t offset);  // ends where its allocation ends: ASan sees over-reads
+struct buffer output_new(size_t bytes, size_t offset); // with guard bytes around
+bool output_intact(const struct buffer *b);            // nobody wrote outside
 void buffer_free(struct buffer *b);
 
 // Bit for bit the same, except that one NaN is as good as another.

@@ -23,7 +23,7 @@ struct activations {
 };
 
 static struct activations activations_new(int sb, int64_t k, int64_t n, enum x_kind kind) {
-    struct activations a = {buffer_new((size_t)(n * k), 1), buffer_new((size_t)(n * (k / sb)) * 4, 4)};
+    struct activations a = {input_new((size_t)(n * k), 1), input_new((size_t)(n * (k / sb)) * 4, 4)};
     float *x = malloc((size_t)k * sizeof(float));
     for (int64_t c = 0; c < n; c++) {
         fill_x(x, k, kind);
@@ -42,12 +42,12 @@ static void test_gemv(const struct lutra_kernel *kernel, const struct lutra_kern
                       const struct tensor *t, enum x_kind x_kind, const char *what) {
     struct activations a = activations_new(t->f->sb, t->k, 1, x_kind);
     const size_t n = (size_t)t->n_strips * LUTRA_ROWS;
-    struct buffer y = buffer_new(4 * n, 4), expected = buffer_new(4 * n, 4);
+    struct buffer y = output_new(4 * n, 4), expected = output_new(4 * n, 4);
     const int8_t *library = (const int8_t *)t->library.data, *q = (const int8_t *)a.q.data;
     ref->fn.gemv(t->k, t->n_strips, t->strips.data, library, q, (float *)a.d.data, (float *)expected.data);
     kernel->fn.gemv(t->k, t->n_strips, t->strips.data, library, q, (float *)a.d.data, (float *)y.data);
     check(same_floats((float *)y.data, (float *)expected.data, n), "%s: differs, %s", kernel->name, what);
-    check(buffer_intact(&y), "%s: wrote outside y, %s", kernel->name, what);
+    check(output_intact(&y), "%s: wrote outside y, %s", kernel->name, what);
     buffer_free(&y);
     buffer_free(&expected);
     activations_free(&a);
@@ -63,8 +63,8 @@ static void test_gemm(const struct lutra_kernel *kernel, const struct lutra_kern
                   *y_ref = malloc((size_t)(n + 1) * sizeof(*y_ref));
     for (int64_t c = 0; c < n; c++) {
         const int64_t shared = c % 5 == 4 ? c - 1 : c; // every fifth column shares its activations
-        y[c] = buffer_new(4 * rows, 4);
-        y_ref[c] = buffer_new(4 * rows, 4);
+        y[c] = output_new(4 * rows, 4);
+        y_ref[c] = output_new(4 * rows, 4);
         columns[c].q = (int8_t *)a.q.data + shared * t->k;
         columns[c].d = (float *)a.d.data + shared * (t->k / t->f->sb);
         columns[c].y = (float *)y[c].data;
@@ -77,7 +77,7 @@ static void test_gemm(const struct lutra_kernel *kernel, const struct lutra_kern
     for (int64_t c = 0; c < n; c++) {
         check(same_floats(columns[c].y, expected[c].y, rows), "%s: column %d of %d differs, %s", kernel->name,
               (int)c, (int)n, what);
-        check(buffer_intact(&y[c]), "%s: wrote outside y, %d columns, %s", kernel->name, (int)n, what);
+        check(output_intact(&y[c]), "%s: wrote outside y, %d columns, %s", kernel->name, (int)n, what);
         buffer_free(&y[c]);
         buffer_free(&y_ref[c]);
     }
@@ -91,13 +91,13 @@ static void test_gemm(const struct lutra_kernel *kernel, const struct lutra_kern
 static void test_dequantize(const struct lutra_kernel *kernel, const struct lutra_kernel *ref,
                             const struct tensor *t, const char *what) {
     for (int row = 0; row < LUTRA_ROWS; row++) {
-        struct buffer y = buffer_new(4 * (size_t)t->k, 4), expected = buffer_new(4 * (size_t)t->k, 4);
+        struct buffer y = output_new(4 * (size_t)t->k, 4), expected = output_new(4 * (size_t)t->k, 4);
         const int8_t *library = (const int8_t *)t->library.data;
         ref->fn.dequantize(t->k, t->strips.data, library, row, (float *)expected.data);
         kernel->fn.dequantize(t->k, t->strips.data, library, row, (float *)y.data);
         check(same_floats((float *)y.data, (float *)expected.data, (size_t)t->k), "%s: row %d differs, %s",
               kernel->name, row, what);
-        check(buffer_intact(&y), "%s: wrote outside y, %s", kernel->name, what);
+        check(output_intact(&y), "%s: wrote outside y, %s", kernel->name, what);
         buffer_free(&y);
         buffer_free(&expected);
     }
@@ -107,9 +107,9 @@ static void test_quantize(const struct lutra_kernel *kernel, const struct lutra_
                           enum x_kind kind) {
     const int64_t sb = kernel->type;
     const size_t n_d = (size_t)(k / sb);
-    struct buffer x = buffer_new(4 * (size_t)k, 4);
-    struct buffer q = buffer_new((size_t)k, 1), q_ref = buffer_new((size_t)k, 1);
-    struct buffer d = buffer_new(4 * n_d, 4), d_ref = buffer_new(4 * n_d, 4);
+    struct buffer x = input_new(4 * (size_t)k, 4);
+    struct buffer q = output_new((size_t)k, 1), q_ref = output_new((size_t)k, 1);
+    struct buffer d = output_new(4 * n_d, 4), d_ref = output_new(4 * n_d, 4);
     fill_x((float *)x.data, k, kind);
     if (kind == X_RANDOM) { // ties: 127 makes the factor 1, so halves stay halves
         ((float *)x.data)[0] = 127;
@@ -122,7 +122,7 @@ static void test_quantize(const struct lutra_kernel *kernel, const struct lutra_
     check(memcmp(q.data, q_ref.data, (size_t)k) == 0, "%s: q differs, kind %d", kernel->name, kind);
     check(same_floats((float *)d.data, (float *)d_ref.data, n_d), "%s: d differs, kind %d", kernel->name,
           kind);
-    check(buffer_intact(&q) && buffer_intact(&d), "%s: wrote outside, kind %d", kernel->name, kind);
+    check(output_intact(&q) && output_intact(&d), "%s: wrote outside, kind %d", kernel->name, kind);
     buffer_free(&x);
     buffer_free(&q);
     buffer_free(&q_ref);

@@ -18,8 +18,8 @@ static void test_round_trip(const struct lutra_cb_format *f) {
     const int64_t k = 2 * f->sb, rows = 16;
     const size_t n_codes = (size_t)(rows * k / f->pair), n_selectors = (size_t)(rows * k / LUTRA_GROUP);
     const size_t n_d = (size_t)(rows * k / f->sb), bytes = (size_t)rows * lutra_cb_row_bytes(f, k);
-    struct buffer codes = buffer_new(n_codes, 1), selectors = buffer_new(n_selectors, 1);
-    struct buffer d = buffer_new(2 * n_d, 2), strips = buffer_new(bytes, 1), again = buffer_new(bytes, 1);
+    struct buffer codes = output_new(n_codes, 1), selectors = output_new(n_selectors, 1);
+    struct buffer d = output_new(2 * n_d, 2), strips = output_new(bytes, 1), again = output_new(bytes, 1);
     for (size_t i = 0; i < bytes; i++) {
         strips.data[i] = (uint8_t)random_bits();
     }
@@ -29,8 +29,8 @@ static void test_round_trip(const struct lutra_cb_format *f) {
     for (size_t i = 0; i < n_codes; i++) {
         codes_fit = codes_fit && codes.data[i] < 1 << f->bits;
     }
-    check(memcmp(strips.data, again.data, bytes) == 0 && codes_fit && buffer_intact(&codes) &&
-              buffer_intact(&selectors) && buffer_intact(&d) && buffer_intact(&again),
+    check(memcmp(strips.data, again.data, bytes) == 0 && codes_fit && output_intact(&codes) &&
+              output_intact(&selectors) && output_intact(&d) && output_intact(&again),
           "round trip: bits %d pair %d sb %d", f->bits, f->pair, f->sb);
     buffer_free(&codes);
     buffer_free(&selectors);
@@ -66,7 +66,8 @@ static void test_bit_places(void) {
     f = family(4, 2, 64);
     expect_bits(f, 5, 7, 0x6, 5 * 16 + 7, (uint8_t[5]){0x06});
     expect_bits(f, 5, 16 + 7, 0x6, 5 * 16 + 7, (uint8_t[5]){0x60});
-    // CB3, rows 2 and 3 (the second period), weight 9 of each lane vector, code 5 = bits 0 and 2.
+    // CB3, rows 2 and 3 (the second period), weight 9 of each lane vector: code 5 = bits 0 and 2,
+    // then code 2 = bit 1.
     f = family(3, 1, 64);
     expect_bits(f, 2, 9, 5, 48 + 9, (uint8_t[5]){0x0a});
     expect_bits(f, 2, 16 + 9, 5, 48 + 9, (uint8_t[5]){0xa0});
@@ -76,6 +77,14 @@ static void test_bit_places(void) {
     expect_bits(f, 3, 16 + 9, 5, 48 + 9, (uint8_t[5]){0, 0, 0x90});
     expect_bits(f, 3, 32 + 9, 5, 48 + 9, (uint8_t[5]){0x01, 0, 0x04});
     expect_bits(f, 3, 48 + 9, 5, 48 + 9, (uint8_t[5]){0x10, 0, 0x40});
+    expect_bits(f, 2, 9, 2, 48 + 9, (uint8_t[5]){0x04});
+    expect_bits(f, 2, 16 + 9, 2, 48 + 9, (uint8_t[5]){0x40});
+    expect_bits(f, 2, 32 + 9, 2, 48 + 9, (uint8_t[5]){0, 0x04});
+    expect_bits(f, 2, 48 + 9, 2, 48 + 9, (uint8_t[5]){0, 0x40});
+    expect_bits(f, 3, 9, 2, 48 + 9, (uint8_t[5]){0, 0, 0x02});
+    expect_bits(f, 3, 16 + 9, 2, 48 + 9, (uint8_t[5]){0, 0, 0x20});
+    expect_bits(f, 3, 32 + 9, 2, 48 + 9, (uint8_t[5]){0, 0x02, 0});
+    expect_bits(f, 3, 48 + 9, 2, 48 + 9, (uint8_t[5]){0, 0x20, 0});
     // 1, 2, 5 and 6 bits.
     expect_bits(family(1, 1, 64), 1, 48 + 2, 1, 2, (uint8_t[5]){0x80});
     expect_bits(family(2, 1, 64), 1, 16 + 2, 2, 16 + 2, (uint8_t[5]){0x08});
@@ -105,7 +114,7 @@ static void test_integer_sums(const struct lutra_cb_format *f) {
     for (int i = 0; i < k; i++) {
         q[i] = (int8_t)((int)(random_bits() % 255) - 127);
     }
-    struct buffer strip = buffer_new(lutra_cb_block_bytes(f), 0);
+    struct buffer strip = output_new(lutra_cb_block_bytes(f), 0);
     lutra_cb_pack(f, k, LUTRA_ROWS, codes, selectors, d, strip.data);
     lutra_cb_gemv(f, k, 1, strip.data, library, q, &x_scale, y);
     for (int row = 0; row < LUTRA_ROWS; row++) {
