@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.layout import block_dtype
 from gguf_tools.reader import GGUFFile, TensorInfo, type_name
 from gguf_tools.tensors import to_float32
-from gguf_tools.types import CB_FORMATS, LAYOUT_VERSION, LAYOUT_VERSION_KEY, ROWS, CBFormat
+from gguf_tools.types import CB_FORMATS, CHECKSUMS_KEY, LAYOUT_VERSION, LAYOUT_VERSION_KEY, ROWS, CBFormat
 from gguf_tools.writer import ALIGNMENT
 
 _FLOATS: dict[int, str] = {
@@ -58,8 +59,8 @@ def read_info(path: str | Path) -> FileInfo:
 def check(path: str | Path) -> list[str]:
     """Everything that is wrong with a file, a line each; empty when nothing is.
 
-    Looks at the header, the layout version, every tensor's place and size, all scales and libraries
-    of CB tensors and all weights of float tensors. Selectors and codes are valid whatever they are.
+    Looks at the header, the layout version, every tensor's place, size and checksum, all scales and
+    libraries of CB tensors and all weights of float tensors.
     """
     try:
         file = GGUFFile(path)
@@ -82,10 +83,23 @@ def _problems(file: GGUFFile) -> Iterator[str]:
         end = tensors[-1].offset + tensors[-1].nbytes
         if file.size - end >= file.alignment:
             yield f"{file.size - end} bytes follow the last tensor"
+    yield from _checksum_problems(file, tensors)
     for t in tensors:
         fmt = CB_FORMATS.get(t.type)
         found = _cb_problems(file, t, fmt) if fmt else _float_problems(file, t)
         yield from (f"tensor {t.name!r} ({type_name(t.type)}): {problem}" for problem in found)
+
+
+def _checksum_problems(file: GGUFFile, tensors: list[TensorInfo]) -> Iterator[str]:
+    expected = file.get(CHECKSUMS_KEY)
+    if expected is None or file.get("split.count"):  # a part of a split file has the keys of the whole
+        return
+    if not isinstance(expected, list) or len(expected) != len(tensors):
+        yield f"{CHECKSUMS_KEY} does not hold a checksum for each of the {len(tensors)} tensors"
+        return
+    for t, checksum in zip(tensors, expected, strict=True):
+        if zlib.crc32(file.data(t)) != checksum:
+            yield f"tensor {t.name!r}: the checksum is wrong, its bytes were changed"
 
 
 def _cb_problems(file: GGUFFile, t: TensorInfo, fmt: CBFormat) -> Iterator[str]:

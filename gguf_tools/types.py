@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 LAYOUT_VERSION = 1
 LAYOUT_VERSION_KEY = "lutra.layout.version"
+CHECKSUMS_KEY = "lutra.tensors.crc32"  # of each tensor's data, in the order of the file
 
 GROUP = 32  # weights per selector
 ROWS = 8  # rows per strip

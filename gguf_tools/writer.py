@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
 from gguf_tools.reader import MAGIC, SCALARS, tensor_nbytes, type_name
+from gguf_tools.types import CB_FORMATS, CHECKSUMS_KEY
 
 GGUF_VERSION = 3
 ALIGNMENT = 64  # a cache line: strips are used straight from the mapping
@@ -62,9 +64,9 @@ class GGUFWriter:
     """Writes one GGUF file; use as a context manager.
 
     ``metadata`` maps keys to ``GGUFValue`` of the gguf package; ``general.alignment`` is set to 64
-    here. ``write`` takes the tensors' bytes in the declared order, cut anywhere; leaving the
-    ``with`` block without an exception checks that all of them came and puts the file in its place.
-    ``LutraError`` when the directory or disk refuses.
+    here, and a file with CB tensors gets the CRC-32 of each tensor's data. ``write`` takes the tensors'
+    bytes in the declared order, cut anywhere; leaving the ``with`` block without an exception checks that
+    all of them came and puts the file in its place. ``LutraError`` when the directory or disk refuses.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class GGUFWriter:
         self._partial = self.path.with_name(f".{self.path.name}.lutra-partial")
         self._index = 0  # tensor being written
         self._written = 0  # bytes of it
+        self._checksums = [0] * len(self.tensors)
+        self._checksums_at: int | None = None  # where they go in the file
         self._check_specs()
         header = self._header(dict(metadata))
         with self._disk_errors():
@@ -105,6 +109,7 @@ class GGUFWriter:
             raise ValueError(f"more bytes than declared for {spec.name if spec else 'the file'!r}")
         with self._disk_errors():
             self._file.write(view)
+            self._checksums[self._index] = zlib.crc32(view, self._checksums[self._index])
             self._written += len(view)
             if self._written == spec.nbytes:
                 self._file.write(bytes(-spec.nbytes % ALIGNMENT))
@@ -117,6 +122,9 @@ class GGUFWriter:
                 spec = self.tensors[self._index]
                 raise ValueError(f"{spec.name!r}: {self._written} of {spec.nbytes} bytes were written")
             with self._disk_errors():
+                if self._checksums_at is not None:
+                    self._file.seek(self._checksums_at)
+                    self._file.write(_items(GGUFValueType.UINT32, self._checksums))
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 self._file.close()
@@ -144,12 +152,19 @@ class GGUFWriter:
 
     def _header(self, metadata: dict[str, GGUFValue]) -> bytes:
         metadata["general.alignment"] = GGUFValue(ALIGNMENT, GGUFValueType.UINT32)
+        # Only here: a stock type's file may be made into another by tools that would keep the key as it is.
+        if any(spec.type in CB_FORMATS for spec in self.tensors):
+            kind = GGUFValueType.ARRAY, GGUFValueType.UINT32
+            metadata.pop(CHECKSUMS_KEY, None)
+            metadata[CHECKSUMS_KEY] = GGUFValue(self._checksums, *kind)  # the last key, filled in at the end
         parts = [MAGIC, struct.pack("<IQQ", GGUF_VERSION, len(self.tensors), len(metadata))]
         for key, value in metadata.items():
             try:
                 parts += _string(key), _value(value)
             except (struct.error, KeyError, IndexError, TypeError) as error:
                 raise ValueError(f"key {key!r} cannot be written as {value.type.name}: {error}") from None
+        if CHECKSUMS_KEY in metadata:
+            self._checksums_at = sum(map(len, parts)) - 4 * len(self.tensors)
         offset = 0
         for spec in self.tensors:
             n = len(spec.shape)

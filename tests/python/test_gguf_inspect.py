@@ -54,6 +54,15 @@ def test_scale_that_is_no_number(path, bits):
     assert "row 10, super-block 1" in found
 
 
+def test_one_bit_of_the_codes(path):
+    write_gguf(path, {"a.weight": cb_tensor(404, 8, 256), "w.weight": cb_tensor(404, 16, 512)}, VERSIONED)
+    data = bytearray(path.read_bytes())
+    data[-4096 - 64 - 600] ^= 4  # in the codes of the last strip: valid, but not what was written
+    path.write_bytes(data)
+    (found,) = check(path)
+    assert "'w.weight': the checksum is wrong" in found
+
+
 def test_scale_too_large(path):
     (found,) = problems(path, changed(cb_tensor(424, 8, 64), 0, np.float16(6e4).tobytes()))
     assert "weights of up to" in found
