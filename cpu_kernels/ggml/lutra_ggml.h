@@ -47,6 +47,11 @@ bool lutra_supports_op(const struct ggml_tensor *op);
 bool lutra_work_size(const struct ggml_tensor *op, size_t *size);
 bool lutra_compute_forward(const struct ggml_compute_params *params, struct ggml_tensor *op);
 
+// ---- library_dir.c, in ggml ----------------------------------------------------------------
+
+// The directory that libggml was loaded from; "." if that cannot be known.
+const char *lutra_library_dir(void);
+
 #ifdef __cplusplus
 }
 #endif

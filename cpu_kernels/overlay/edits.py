@@ -137,6 +137,19 @@ EDITS: tuple[Edit, ...] = (
     ),
     # A switch over all types without a default.
     Edit("ggml/src/ggml-cpu/ops.cpp", "case GGML_TYPE_COUNT:", "after", "        default:\n"),
+    # Where the CPU backends are separate libraries (LUTRA_PORTABLE), they are beside libggml.so.
+    Edit(
+        "ggml/src/ggml-backend-reg.cpp",
+        '#include "ggml-backend-dl.h"',
+        "after",
+        '#include "lutra_ggml.h"\n',
+    ),
+    Edit(
+        "ggml/src/ggml-backend-reg.cpp",
+        "// default search paths: executable directory, current directory",
+        "before",
+        "        search_paths.push_back(fs::u8path(lutra_library_dir()));\n",
+    ),
     # ---- loading models --------------------------------------------------------------------
     Edit(
         "include/llama.h",

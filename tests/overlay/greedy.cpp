@@ -57,6 +57,7 @@ int main(int argc, char **argv) {
     }
     const std::string prompt(std::istreambuf_iterator<char>(std::cin), {});
     llama_log_set(log_errors, nullptr);
+    ggml_backend_load_all(); // where the CPU backends are separate libraries
     llama_backend_init();
     llama_model *model = llama_model_load_from_file(argv[1], llama_model_default_params());
     if (!model) {
