@@ -1,4 +1,4 @@
-#include "cb_neon_dotprod.h"
+#include "gemm_neon_dotprod.h"
 
 void lutra_gemm_cb2_8x8_neon_dotprod(int64_t k, int64_t n_strips, const uint8_t *strips,
                                      const int8_t *library, int64_t n, const struct lutra_column *columns) {

@@ -1,0 +1,175 @@
+// What the NEON kernels share: the table lookups of a row and a gemv body. neon_dotprod/ includes this
+// header too; its compiler flags select the dot-product instruction below. `cb` (2, 3 or 4) and `sb`
+// are constants at every call, so each kernel compiles to straight code for its type.
+#ifndef LUTRA_NEON_CB_NEON_H
+#define LUTRA_NEON_CB_NEON_H
+
+#include "../dispatch/kernels.h"
+
+#include <arm_neon.h>
+
+#define LUTRA_INLINE static inline __attribute__((always_inline))
+
+LUTRA_INLINE int64_t cb_chunk_bytes(int cb) {
+    return cb == 2   ? sizeof(struct lutra_cb2_chunk)
+           : cb == 3 ? sizeof(struct lutra_cb3_chunk)
+                     : sizeof(struct lutra_cb4_chunk);
+}
+
+LUTRA_INLINE int64_t cb_block_bytes(int cb, int sb) {
+    return 2 * LUTRA_ROWS + sb / LUTRA_CHUNK * cb_chunk_bytes(cb);
+}
+
+LUTRA_INLINE uint8x16_t low_nibbles(uint8x16_t v) {
+    return vandq_u8(v, vdupq_n_u8(15));
+}
+
+LUTRA_INLINE uint8x16_t high_nibbles(uint8x16_t v) {
+    return vshrq_n_u8(v, 4);
+}
+
+// The 64 entries of one row of a chunk, in order: w[i] = 16 i .. 16 i + 15.
+
+LUTRA_INLINE void cb2_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
+    const int8x16x2_t table0 = vld1q_s8_x2(library + (size_t)32 * chunk[2 * row]); // T_a, T_b of group 0
+    const int8x16x2_t table1 = vld1q_s8_x2(library + (size_t)32 * chunk[2 * row + 1]);
+    const uint8x16_t v = vld1q_u8(chunk + 2 * LUTRA_ROWS + 16 * row);
+    const uint8x16_t low = low_nibbles(v), high = high_nibbles(v);
+    w[0] = vqtbl1q_s8(table0.val[0], low);
+    w[1] = vqtbl1q_s8(table0.val[1], low);
+    w[2] = vqtbl1q_s8(table1.val[0], high);
+    w[3] = vqtbl1q_s8(table1.val[1], high);
+}
+
+// One group of 16 + 16 codes in the nibbles of v.
+LUTRA_INLINE void lookup(int8x16_t table, uint8x16_t v, int8x16_t w[2]) {
+    w[0] = vqtbl1q_s8(table, low_nibbles(v));
+    w[1] = vqtbl1q_s8(table, high_nibbles(v));
+}
+
+LUTRA_INLINE void cb4_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
+    const uint8_t *codes = chunk + 2 * LUTRA_ROWS + 32 * row;
+    lookup(vld1q_s8(library + (size_t)16 * chunk[2 * row]), vld1q_u8(codes), w);
+    lookup(vld1q_s8(library + (size_t)16 * chunk[2 * row + 1]), vld1q_u8(codes + 16), w + 2);
+}
+
+// A table of 8 entries, expanded so that a nibble of vector i works as the index: bit i is ignored.
+LUTRA_INLINE int8x16_t cb3_table(const int8_t *library, uint8_t selector, int i) {
+    const int8x8_t half = vld1_s8(library + (size_t)8 * selector);
+    const int8x16_t t = vcombine_s8(half, vcreate_s8(0));
+    switch (i) {
+    case 0:
+        return vzip1q_s8(t, t);
+    case 1:
+        return vreinterpretq_s8_s16(vzip1q_s16(vreinterpretq_s16_s8(t), vreinterpretq_s16_s8(t)));
+    case 2:
+        return vreinterpretq_s8_s32(vzip1q_s32(vreinterpretq_s32_s8(t), vreinterpretq_s32_s8(t)));
+    default:
+        return vcombine_s8(half, half);
+    }
+}
+
+LUTRA_INLINE void cb3_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
+    const uint8_t *selector = chunk + 2 * row;
+    const uint8_t *codes = chunk + 2 * LUTRA_ROWS + 48 * (row / 2);
+    const uint8x16_t v0 = vld1q_u8(codes), v1 = vld1q_u8(codes + 16);
+    if (row % 2 == 0) {
+        lookup(cb3_table(library, selector[0], 0), v0, w);
+        lookup(cb3_table(library, selector[1], 1), v1, w + 2);
+    } else { // v2, and the donated bits: bit i of each nibble from vector i, bit 3 ignored
+        const uint8x16_t v2 = vld1q_u8(codes + 32);
+        const uint8x16_t v01 = vbslq_u8(vdupq_n_u8(0x11), v0, v1);
+        const uint8x16_t v012 = vbslq_u8(vdupq_n_u8(0x44), v2, v01);
+        lookup(cb3_table(library, selector[0], 2), v2, w);
+        lookup(cb3_table(library, selector[1], 3), v012, w + 2);
+    }
+}
+
+LUTRA_INLINE void cb_row(int cb, const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
+    if (cb == 2) {
+        cb2_row(chunk, library, row, w);
+    } else if (cb == 3) {
+        cb3_row(chunk, library, row, w);
+    } else {
+        cb4_row(chunk, library, row, w);
+    }
+}
+
+// d of 4 rows.
+LUTRA_INLINE float32x4_t load_d(const uint8_t *d) {
+    return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(d)));
+}
+
+// ---- gemv: 8 rows x 1 column, one int32 accumulator vector per row ---------------------------
+
+// The sum of the 4 lanes of each a[i] -> lane i.
+LUTRA_INLINE int32x4_t sum_lanes(const int32x4_t a[4]) {
+    return vpaddq_s32(vpaddq_s32(a[0], a[1]), vpaddq_s32(a[2], a[3]));
+}
+
+// acc += the products of 64 weights and activations, in any distribution over the lanes.
+LUTRA_INLINE int32x4_t dot64(int32x4_t acc, const int8x16_t w[4], const int8x16_t x[4]) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    for (int i = 0; i < 4; i++) {
+        acc = vdotq_s32(acc, w[i], x[i]);
+    }
+#else
+    for (int i = 0; i < 4; i += 2) { // two products per int16 lane: at most 2 * 127 * 127 < 2^15
+        int16x8_t low = vmull_s8(vget_low_s8(w[i]), vget_low_s8(x[i]));
+        int16x8_t high = vmull_high_s8(w[i], x[i]);
+        low = vmlal_s8(low, vget_low_s8(w[i + 1]), vget_low_s8(x[i + 1]));
+        high = vmlal_high_s8(high, w[i + 1], x[i + 1]);
+        acc = vpadalq_s16(vpadalq_s16(acc, low), high);
+    }
+#endif
+    return acc;
+}
+
+LUTRA_INLINE void load64(const int8_t *q, int8x16_t x[4]) {
+    for (int i = 0; i < 4; i++) {
+        x[i] = vld1q_s8(q + 16 * i);
+    }
+}
+
+LUTRA_INLINE void gemv_8x1(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *block,
+                           const int8_t *library, const int8_t *q, const float *d, float *y) {
+    for (int64_t strip = 0; strip < n_strips; strip++) {
+        float32x4_t sum0 = vdupq_n_f32(0), sum1 = vdupq_n_f32(0);
+        for (int64_t s = 0; s < k / sb; s++) {
+            int32x4_t acc[LUTRA_ROWS];
+            for (int row = 0; row < LUTRA_ROWS; row++) {
+                acc[row] = vdupq_n_s32(0);
+            }
+            for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
+                const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+                int8x16_t x[4];
+                load64(q + s * sb + c * LUTRA_CHUNK, x);
+#pragma GCC unroll 8
+                for (int row = 0; row < LUTRA_ROWS; row++) {
+                    int8x16_t w[4];
+                    cb_row(cb, chunk, library, row, w);
+                    acc[row] = dot64(acc[row], w, x);
+                }
+            }
+            const float32x4_t isum0 = vcvtq_f32_s32(sum_lanes(acc));
+            const float32x4_t isum1 = vcvtq_f32_s32(sum_lanes(acc + 4));
+            sum0 = vfmaq_f32(sum0, vmulq_n_f32(load_d(block), d[s]), isum0);
+            sum1 = vfmaq_f32(sum1, vmulq_n_f32(load_d(block + 8), d[s]), isum1);
+            block += cb_block_bytes(cb, sb);
+        }
+        vst1q_f32(y + strip * LUTRA_ROWS, sum0);
+        vst1q_f32(y + strip * LUTRA_ROWS + 4, sum1);
+    }
+}
+
+// ---- gemm ------------------------------------------------------------------------------------
+
+enum { GEMM_BLOCK = 128 }; // columns per decoded super-block: their q stay in L2
+
+// y[4 rows] (+)= d * d_x * isum for super-block s.
+LUTRA_INLINE void gemm_store(int64_t s, float32x4_t d, float d_x, int32x4_t isum, float *y) {
+    const float32x4_t sum = s == 0 ? vdupq_n_f32(0) : vld1q_f32(y);
+    vst1q_f32(y, vfmaq_f32(sum, vmulq_n_f32(d, d_x), vcvtq_f32_s32(isum)));
+}
+
+#endif
