@@ -24,7 +24,8 @@ def quantize_with_llama(source: Source, args: argparse.Namespace) -> None:
     if args.type not in types:
         choice = dict.fromkeys((*OWN_TYPES, *types))
         raise LutraError(f"'{args.type}' is no type; choose one of {', '.join(choice)}")
-    words = same_options(args)
+    # llama-quantize copies the key of the source's alignment but always aligns to 32.
+    words = [*same_options(args), "--override-kv", "general.alignment=int:32"]
     words += ["--imatrix", str(args.imatrix)] if args.imatrix else []
     words += ["--allow-requantize"] if any(tensor.dtype == "Q8_0" for tensor in source.tensors) else []
     with contextlib.ExitStack() as stack:

@@ -1,0 +1,91 @@
+"""Which type each tensor gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gguf_tools.errors import LutraError
+from gguf_tools.tensors import SourceTensor
+from lutra.plan import Rules, check_type, describe, parse_tensor_type, plan
+
+
+def tensor(name: str, *shape: int) -> SourceTensor:
+    return SourceTensor(name, shape, "F16", Path("x"), lambda a, b: np.zeros((b - a, shape[-1]), np.float32))
+
+
+EMBEDDING = tensor("token_embd.weight", 4096, 256)
+OUTPUT = tensor("output.weight", 4096, 256)
+UP = tensor("blk.0.ffn_up.weight", 512, 256)
+
+
+def types(tensors: list[SourceTensor], rules: Rules) -> list[str]:
+    return [p.type_name for p in plan(tensors, rules)]
+
+
+def test_recipe_gives_embeddings_and_output_more_bits():
+    assert types([EMBEDDING, OUTPUT, UP], Rules("cb2")) == ["CB4", "CB4", "CB2"]
+    assert types([EMBEDDING, OUTPUT, UP], Rules("cb2", pure=True)) == ["CB2", "CB2", "CB2"]
+
+
+def test_precedence_is_llama_quantizes():
+    rules = Rules("cb3", tensor_types=[("token_embd", "q8_0"), ("ffn", "f16"), ("ffn_up", "q4_0")])
+    assert types([EMBEDDING, OUTPUT, UP], rules) == ["Q8_0", "CB4", "F16"]
+    rules = Rules("cb3", tensor_types=[("weight", "q8_0")], output_type="q6_k", embedding_type="cb2")
+    assert types([EMBEDDING, OUTPUT, UP], rules) == ["CB2", "Q6_K", "Q8_0"]
+
+
+def test_a_tied_embedding_is_the_output_too():
+    assert types([EMBEDDING, UP], Rules("cb3", output_type="q8_0")) == ["Q8_0", "CB3"]
+    assert types([EMBEDDING, UP], Rules("cb3", output_type="q8_0", embedding_type="f16")) == ["F16", "CB3"]
+
+
+def test_vectors_norms_and_routers_stay_f32():
+    kept = [
+        tensor("blk.0.attn_norm.weight", 256),
+        tensor("blk.0.attn_q.bias", 256),
+        tensor("blk.0.ffn_gate_inp.weight", 8, 256),
+    ]
+    assert types(kept, Rules("cb4", tensor_types=[(".", "q8_0")])) == ["F32"] * 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((512, 256), "CB4"),
+        ((512, 448), "CB4_64"),
+        ((512, 96), "Q8_0"),  # rows of 64s only
+        ((508, 256), "Q8_0"),  # strips of 8 rows
+        ((8, 256), "Q8_0"),  # the library would be larger than the rows
+        ((512, 100), "F16"),
+        ((4, 512, 256), "CB4"),
+        ((4, 12, 256), "Q8_0"),  # strips must not cross experts, though 48 rows are whole strips
+    ],
+)
+def test_shapes_decide(shape, expected):
+    (planned,) = plan([tensor("blk.0.x.weight", *shape)], Rules("cb4"))
+    assert planned.type_name == expected
+    assert (planned.fmt is not None) == expected.startswith("CB4")
+    assert planned.instead_of == (None if planned.fmt else "CB4")
+
+
+def test_stock_types_fall_back_by_their_block():
+    assert types([tensor("x.weight", 512, 96)], Rules("cb4", tensor_types=[("x", "q4_k")])) == ["Q8_0"]
+
+
+def test_description_adds_up():
+    text = describe(plan([EMBEDDING, UP], Rules("cb4")), threads=2)
+    assert "token_embd.weight" in text
+    assert "2 tensors, 1.2 M weights" in text
+    assert "100.0% of the weights in codebooks" in text
+
+
+def test_wrong_types_and_patterns_are_named():
+    assert check_type("CB4") == "cb4"
+    assert parse_tensor_type("a=b=cb2") == ("a=b", "cb2")
+    for wrong, fragment in (("ffn", "REGEX=TYPE"), ("=cb4", "REGEX=TYPE"), ("(=cb4", "regular expression"),
+                            ("ffn=cb9", "'cb9'")):  # fmt: skip
+        with pytest.raises(LutraError, match=fragment):
+            parse_tensor_type(wrong)
