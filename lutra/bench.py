@@ -6,7 +6,8 @@ import argparse
 import itertools
 
 from gguf_tools.errors import LutraError
-from lutra.tools import model_file, pass_through
+from lutra.probe import require_loadable
+from lutra.tools import pass_through
 
 EPILOG = """\
 Every option after the files goes to llama-bench: -p -n -r -t -d -o csv|json|jsonl|md|sql ...
@@ -27,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
     files = list(itertools.takewhile(lambda argument: not argument.startswith("-"), args.files))
     if not files:
         raise LutraError("bench needs a GGUF file; see 'lutra bench --help'")
-    models = [argument for file in files for argument in ("-m", str(model_file(file)))]
+    models = [argument for file in files for argument in ("-m", str(require_loadable(file)))]
     pass_through("llama-bench", models + args.files[len(files) :])
     return 0

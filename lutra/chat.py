@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from lutra.arguments import positive
+from lutra.probe import require_loadable
 from lutra.runtime import Model, Sampler
 from lutra.template import ChatTemplate, Message
 from lutra.threads import default_threads
@@ -44,9 +45,8 @@ def run(args: argparse.Namespace) -> int:
     """Answer ``-p`` or talk until the end of the input."""
     if args.prompt is not None and not args.prompt.strip():
         raise LutraError("the prompt is empty; write a question after -p")
-    if not args.file.is_file():
-        raise LutraError(f"{args.file}: no such file")
-    model = Model(args.file, threads=args.threads or default_threads(), n_ctx=args.ctx, verbose=args.verbose)
+    threads = args.threads or default_threads()
+    model = Model(require_loadable(args.file), threads=threads, n_ctx=args.ctx, verbose=args.verbose)
     temperature = args.temp if args.temp is not None else (0.7 if args.prompt is None else 0.0)
     chat = Chat(model, Sampler(temperature, args.seed), args.system, args.n)
     if args.prompt is not None:

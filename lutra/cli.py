@@ -36,6 +36,8 @@ Large language models on Arm CPUs from codebook GGUF files.
 def main(argv: list[str] | None = None) -> int:
     """Run ``lutra`` with ``argv`` and return its exit code: 0, 1 for an error, 2 for wrong usage, 130."""
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # names in a file may be no text of this terminal
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_OVERVIEW, end="")
         return 0

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import LutraError
 from lutra.arguments import positive
+from lutra.probe import require_loadable
 from lutra.text import mib, progress
 from lutra.threads import default_threads
-from lutra.tools import failure, model_file, run_tool
+from lutra.tools import failure, run_tool
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -95,7 +96,6 @@ def measure_text(args: argparse.Namespace) -> dict[str, Any]:
     """Perplexity, and with a base the divergence from it."""
     if not args.text.is_file() or args.text.stat().st_size == 0:
         raise LutraError(f"{args.text}: no such file, or it is empty; --text needs a text file")
-    model_file(args.file)
     if not args.base:
         return perplexity(args.file, args, "perplexity")
     require_same_vocabulary(args.file, args.base)
@@ -110,7 +110,17 @@ def perplexity(
     model: Path, args: argparse.Namespace, title: str, *options: str, predictions: Path | None = None
 ) -> dict[str, Any]:
     """Run llama-perplexity once and read its results. ``predictions`` is the file it will fill, if any."""
-    command = ["-m", str(model), "-f", str(args.text), "-c", str(args.ctx), "-t", str(args.threads), *options]
+    command = [
+        "-m",
+        str(require_loadable(model)),
+        "-f",
+        str(args.text),
+        "-c",
+        str(args.ctx),
+        "-t",
+        str(args.threads),
+        *options,
+    ]
     command += ["--chunks", str(args.chunks)] if args.chunks else []
     with progress(0, "chunk", title) as bar:
         watch = Watch(bar, model, predictions)
@@ -212,7 +222,7 @@ def ask(file: Path, questions: Iterable[tuple[str, str]], threads: int) -> dict[
     from lutra.runtime import Model, Sampler
     from lutra.template import ChatTemplate
 
-    model = Model(model_file(file), threads=threads)
+    model = Model(require_loadable(file), threads=threads)
     template = ChatTemplate.of(model)
     sampler = Sampler(0)
     questions = list(questions)

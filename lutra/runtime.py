@@ -44,10 +44,19 @@ class Model:
     """A GGUF file mapped into memory with one sequence of at most ``n_ctx`` tokens.
 
     ``n_ctx`` None takes the model's own context, at most 4096. ``verbose`` shows llama.cpp's log on
-    stderr; otherwise only Lutra's own lines are shown. Raises LutraError when the file cannot be loaded.
+    stderr; otherwise only Lutra's own lines are shown. Without ``weights`` only the header is read: enough
+    to tokenize. Raises LutraError when the file cannot be loaded.
     """
 
-    def __init__(self, path: Path, *, threads: int, n_ctx: int | None = None, verbose: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int,
+        n_ctx: int | None = None,
+        verbose: bool = False,
+        weights: bool = True,
+    ) -> None:
         require_obeyed_choice()
         self._api = api = _bindings()
         self._errors: list[str] = []
@@ -57,7 +66,10 @@ class Model:
         ctypes.CDLL(str(lib_path("ggml"))).ggml_backend_load_all_from_path(os.fsencode(lib_dir()))
         api.llama_backend_init()
 
-        self._model = api.llama_model_load_from_file(os.fsencode(path), api.llama_model_default_params())
+        model_params = api.llama_model_default_params()
+        if not weights:
+            model_params.no_alloc, model_params.load_mode = True, 0  # which must not be mmap then
+        self._model = api.llama_model_load_from_file(os.fsencode(path), model_params)
         if not self._model:
             raise LutraError(f"{path}: {self._reason()}; 'lutra verify {path}' checks the file")
         self._vocab = api.llama_model_get_vocab(self._model)

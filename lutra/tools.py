@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from lutra.paths import tool_path
-
-
-def model_file(path: str | Path) -> Path:
-    """``path`` when it is a GGUF file with a sound header; raises LutraError naming the defect otherwise.
-
-    llama.cpp trusts much of a header, so every file is looked at here before it gets one.
-    """
-    from gguf_tools.reader import GGUFFile
-
-    return GGUFFile(path).path
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -67,7 +57,8 @@ def pass_through(name: str, arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def _child(command: list[str], **options: object) -> Iterator[subprocess.Popen]:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
+    env = os.environ | {"GGML_NO_BACKTRACE": "1"}  # it would start a debugger, where there is one
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, **options)  # type: ignore[call-overload]
     try:
         yield process
     finally:
