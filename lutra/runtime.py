@@ -77,7 +77,7 @@ class Model:
             raise LutraError(f"{path}: no tokenizer in the file; convert the model with its tokenizer")
         params = api.llama_context_default_params()
         params.n_ctx = n_ctx or min(api.llama_model_n_ctx_train(self._model), 4096)
-        params.n_batch = params.n_ubatch = min(_BATCH, params.n_ctx)
+        params.n_batch = params.n_ubatch = self._batch = min(_BATCH, params.n_ctx)
         params.n_threads = params.n_threads_batch = threads
         self._ctx = api.llama_init_from_model(self._model, params)
         if not self._ctx:
@@ -85,7 +85,7 @@ class Model:
                 f"{path}: no context of {params.n_ctx} tokens: {self._reason()}; try a smaller --ctx"
             )
         self.path = path
-        self.n_ctx: int = api.llama_n_ctx(self._ctx)
+        self.n_ctx: int = params.n_ctx  # llama.cpp rounds its own up
         self._memory = api.llama_get_memory(self._ctx)
         self._cached: list[int] = []  # the tokens in the KV cache
 
@@ -184,8 +184,8 @@ class Model:
         del self._cached[common:]
 
     def _decode(self, tokens: list[int]) -> None:
-        for start in range(0, len(tokens), _BATCH):
-            part = tokens[start : start + _BATCH]
+        for start in range(0, len(tokens), self._batch):
+            part = tokens[start : start + self._batch]
             array = (self._api.llama_token * len(part))(*part)
             if code := self._api.llama_decode(self._ctx, self._api.llama_batch_get_one(array, len(part))):
                 raise LutraError(f"{self.path}: computing failed ({code}): {self._reason()}")

@@ -74,4 +74,6 @@ def failure(output: str, code: int) -> str:
 
 
 def _exit(code: int) -> str:
-    return f"ended with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+    if code == 0:
+        return "ended without a result"
+    return f"ended with code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"

@@ -1,0 +1,28 @@
+"""Whole paths, with the models that come with the repository."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
+
+from cli_runner import TINY_CHAT, lutra, require_built
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tmp_path_factory):
+    """tiny-chat converted: ``tiny_chat("cb4")`` is a path. Each type is made once."""
+    directory = tmp_path_factory.mktemp("tiny-chat")
+
+    def convert(kind: str) -> Path:
+        require_built("llama-perplexity", "llama-quantize", "llama-bench")
+        path = directory / f"{kind}.gguf"
+        if not path.exists():
+            done = lutra("convert", TINY_CHAT, "--type", kind, "-o", path)
+            assert done.returncode == 0, done.stderr
+        return path
+
+    return convert

@@ -1,0 +1,133 @@
+"""The embedded model: converted, asked, measured."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+
+import pytest
+from cli_runner import command, environment, lutra
+
+from lutra.kernels import supported_sets
+
+FRANCE = "What is the capital of France?"
+TEXT = "It was the best of times, it was the worst of times, said the old man to the boy.\n"
+
+
+@pytest.mark.parametrize("kind", ["cb4", "cb3"])
+def test_paris(kind, tiny_chat):
+    done = lutra("chat", tiny_chat(kind), "-p", FRANCE)
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert done.stderr.startswith(f"lutra: {kind.upper()}: ")  # type, number of tensors, kernels
+
+
+def test_every_set_says_the_same(tiny_chat):
+    path = tiny_chat("cb4")
+    sets = supported_sets()
+    assert "ref" in sets
+    answers = {
+        name: lutra(
+            "chat", path, "-p", "Tell me about the sea.", "-n", 40, env={"LUTRA_KERNELS": name}
+        ).stdout
+        for name in sets
+    }
+    assert len(set(answers.values())) == 1, answers
+    assert len(answers["ref"]) > 20
+
+
+def test_conversation_remembers(tiny_chat):
+    lines = f"{FRANCE}\n\nWhat do you get if you add 36 and 44?\n/exit\nnever read\n"
+    done = lutra("chat", tiny_chat("cb4"), "--temp", 0, input=lines)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert "Paris" in first
+    assert "80" in second
+
+
+def test_a_small_context_drops_old_turns(tiny_chat):
+    done = lutra("chat", tiny_chat("cb4"), "--ctx", 96, "--temp", 0, "-n", 20, input=f"{FRANCE}\n" * 6)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 6
+    assert "oldest turns were dropped" in done.stderr
+
+
+def test_a_prompt_larger_than_the_context_is_refused(tiny_chat):
+    done = lutra("chat", tiny_chat("cb4"), "--ctx", 64, "-p", "word " * 200)
+    assert done.returncode == 1
+    assert "--ctx" in done.stderr.splitlines()[-1]
+
+
+def test_interrupt_stops_the_answer_and_not_the_program(tiny_chat):
+    process = subprocess.Popen(
+        command("chat", tiny_chat("cb4"), "--temp", "1.5", "--seed", "1"),
+        env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdin.write(b"Tell me a very long story.\n")
+    process.stdin.flush()
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    output, stderr = process.communicate(f"{FRANCE}\n".encode(), timeout=120)
+    assert process.returncode == 0, stderr
+    assert b"Traceback" not in stderr
+    assert len(output.splitlines()) == 2
+
+
+def test_limit_of_tokens(tiny_chat):
+    path = tiny_chat("cb4")
+    short = lutra("chat", path, "-p", FRANCE, "-n", 3).stdout
+    longer = lutra("chat", path, "-p", FRANCE).stdout
+    assert 0 < len(short) < len(longer)
+    assert longer.startswith(short.rstrip("\n"))
+
+
+def test_eval_text(tiny_chat, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 80)
+    options = ["--text", text, "--ctx", 128, "--chunks", 4, "--json"]
+    results = {}
+    for kind in ("cb4", "cb2"):
+        done = lutra("eval", tiny_chat(kind), *options, "--base", tiny_chat("f16"))
+        assert done.returncode == 0, done.stderr
+        results[kind] = json.loads(done.stdout)
+        assert set(results[kind]) == {"ppl", "ppl_error", "kld_mean", "kld_error", "same_top", "tokens"}
+        assert results[kind]["tokens"] == 4 * 63
+    assert 0 < results["cb4"]["kld_mean"] < results["cb2"]["kld_mean"]
+    assert 50 < results["cb2"]["same_top"] < results["cb4"]["same_top"] <= 100
+    alone = json.loads(lutra("eval", tiny_chat("cb4"), *options).stdout)
+    assert set(alone) == {"ppl", "ppl_error", "tokens"}
+    assert alone["ppl"] == pytest.approx(results["cb4"]["ppl"], rel=1e-3)
+
+
+def test_eval_refuses_what_cannot_be_compared(tiny_chat, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("short")
+    done = lutra("eval", tiny_chat("cb4"), "--text", text)
+    assert done.returncode == 1
+    assert "tokens" in done.stderr
+    assert done.stdout == ""
+
+
+def test_eval_questions(tiny_chat, tmp_path):
+    questions = tmp_path / "q.jsonl"
+    entries = [
+        {"question": FRANCE, "answer": "The capital of France is Paris.", "category": "capital"},
+        {"question": "What do you get if you add 36 and 44?", "answer": "36 + 44 = 80."},
+        {"question": FRANCE, "answer": "The capital of France is Parish."},
+        {"question": FRANCE, "answer": "The capital"},
+    ]
+    questions.write_text("\n".join(map(json.dumps, entries)))
+    done = lutra("eval", tiny_chat("f16"), "--questions", questions, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"exact": 2, "total": 4}
+    assert "2 of 4 (50.0%)" in lutra("eval", tiny_chat("f16"), "--questions", questions).stdout
+
+
+def test_bench_passes_everything_through(tiny_chat):
+    done = lutra("bench", tiny_chat("cb4"), tiny_chat("f16"), "-p", 16, "-n", 4, "-r", 1, "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert [r["model_filename"] for r in json.loads(done.stdout)[::2]] == [
+        str(tiny_chat(k)) for k in ("cb4", "f16")
+    ]
