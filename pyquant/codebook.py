@@ -232,7 +232,12 @@ def _check_values(w: np.ndarray, first_row: int = 0) -> None:
     bad = native().lutra_find_bad(w.size, pointer(w, "float"), LIMIT)
     if bad >= 0:
         row, column = divmod(bad, w.shape[1])
-        raise ValueError(f"weight {w[row, column]} in row {first_row + row}, column {column}")
+        what = (
+            f"beyond {LIMIT:.3g}, which fp16 scales cannot hold"
+            if np.isfinite(w[row, column])
+            else "not finite"
+        )
+        raise ValueError(f"weight {w[row, column]} in row {first_row + row}, column {column} is {what}")
 
 
 def _sample(

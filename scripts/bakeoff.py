@@ -45,7 +45,10 @@ def around(name: str) -> dict[str, Shape]:
     shape = CB[name]
     variants = {f"{name}, {t} tables": replace(shape, tables=t) for t in (64, 128, 512)}
     variants |= {f"{name}, groups of {g}": replace(shape, group=g) for g in (16, 64)}
-    variants |= {f"{name}, super-blocks of 64": replace(shape, sb=64), f"{name}, d per row": replace(shape, sb=PER_ROW)}
+    variants |= {
+        f"{name}, super-blocks of 64": replace(shape, sb=64),
+        f"{name}, d per row": replace(shape, sb=PER_ROW),
+    }
     if name == "CB2":
         variants["2-bit scalars"] = Shape(2, 1, 256)
     return variants
@@ -53,7 +56,7 @@ def around(name: str) -> dict[str, Shape]:
 
 @dataclass
 class Score:
-    """Of one variant on one model: bits per weight and dB; per text perplexity, mean KL divergence, same top %."""
+    """Of a variant on a model: bits per weight, dB; per text perplexity, mean KL divergence, same top %."""
 
     bpw: float
     snr: float
@@ -72,12 +75,26 @@ class Model:
 
     def _perplexity(self, model: Path, text: Path, *, save: bool) -> str:
         logits = self.work / f"{self.path.stem}-{text.name}.kld"
-        command = [self.args.bin / "llama-perplexity", "-m", model, "-f", text, "--kl-divergence-base", logits]
+        command = [
+            self.args.bin / "llama-perplexity",
+            "-m",
+            model,
+            "-f",
+            text,
+            "--kl-divergence-base",
+            logits,
+        ]
         command += ["-t", str(self.args.threads), "-c", str(self.args.ctx), "--chunks", str(self.args.chunks)]
-        return run(command + ([] if save else ["--kl-divergence"]))
+        if save:
+            return run(command)
+        for _ in range(5):  # under load llama.cpp can lose the last lines of what it says
+            said = run([*command, "--kl-divergence"])
+            if "Same top p" in said:
+                return said
+        raise SystemExit(f"llama-perplexity prints no statistics for {text}: {said[-500:]}")
 
     def score(self, bits: float, dequantized: Callable[[str, np.ndarray], np.ndarray]) -> Score:
-        """Score the model in which every matrix is ``dequantized(name, weights)``; ``bits`` of all of them."""
+        """Score the model whose matrices are ``dequantized(name, weights)``; ``bits``: of all of them."""
         shutil.copyfile(self.path, self.copy)
         noise = signal = weights = 0.0
         for tensor in GGUFReader(self.copy, "r+").tensors:
@@ -132,7 +149,9 @@ class Model:
             for tensor in GGUFReader(self.path).tensors:
                 if tensor.name in self.matrices:
                     k = int(tensor.shape[0])
-                    f.write(struct.pack("<i", len(tensor.name)) + tensor.name.encode() + struct.pack("<ii", 1, k))
+                    f.write(
+                        struct.pack("<i", len(tensor.name)) + tensor.name.encode() + struct.pack("<ii", 1, k)
+                    )
                     f.write(np.ones(k, np.float32).tobytes())
         return path
 
@@ -150,10 +169,7 @@ def run(command: list) -> str:
 
 def statistic(output: str, name: str) -> float:
     """The value of one line of llama-perplexity's statistics."""
-    found = re.search(rf"^{re.escape(name)}\s*:\s*([-0-9.]+)", output, re.MULTILINE)
-    if not found:
-        raise SystemExit(f"llama-perplexity printed no {name}: {output[-500:]}")
-    return float(found[1])
+    return float(re.search(rf"^{re.escape(name)}\s*:\s*([-0-9.]+)", output, re.MULTILINE)[1])
 
 
 def rows(models: list[Model], wanted: str) -> Iterator[tuple[str, list[Score]]]:
@@ -171,10 +187,16 @@ def rows(models: list[Model], wanted: str) -> Iterator[tuple[str, list[Score]]]:
 
 def main() -> None:
     """Print the table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL-f16.gguf")
-    parser.add_argument("--bin", type=Path, required=True, help="directory of llama-quantize and llama-perplexity")
-    parser.add_argument("--text", type=Path, action="append", required=True, help="a held-out text; may be repeated")
+    parser.add_argument(
+        "--bin", type=Path, required=True, help="directory of llama-quantize and llama-perplexity"
+    )
+    parser.add_argument(
+        "--text", type=Path, action="append", required=True, help="a held-out text; may be repeated"
+    )
     parser.add_argument("--chunks", type=int, default=20)
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)

@@ -450,6 +450,9 @@ void lutra_search_block(const struct lutra_search *s, const float *w, const floa
         amax = a > amax ? a : amax;
     }
     uint16_t best_d = lutra_f16(amax / 127.0f);
+    if (best_d == 0 && amax > 0x1p-25f) {
+        best_d = 1; // the smallest half still reaches some of the weights
+    }
     if (scales && best_d) {
         float least = 3e38f;
         for (size_t i = 0; i < sizeof factor / sizeof *factor; i++) {

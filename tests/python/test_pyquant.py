@@ -1,0 +1,220 @@
+"""Learning and encoding: quality on Gaussian weights, determinism, errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+
+from gguf_tools import layout
+from gguf_tools.errors import LutraError
+from gguf_tools.types import CB_FORMATS
+from lutra.paths import lib_path
+from pyquant import encode, learn
+from pyquant.codebook import Shape, decode_shape, encode_shape, learn_shape
+
+try:
+    lib_path("lutra_quant")
+except LutraError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+FORMATS = {f.name: f for f in CB_FORMATS.values()}
+
+
+def gaussian(rows, k, seed=1):
+    return np.random.default_rng(seed).standard_normal((rows, k), dtype=np.float32)
+
+
+def error_of(w, fmt, importance=None, **options):
+    """Weighted squared error after learning and encoding, as the reference decoder sees it."""
+    library = learn(w, fmt, importance=importance, **options)
+    strips = encode(w, library, fmt, importance=importance)
+    decoded = layout.dequantize(np.concatenate([strips, library.view(np.uint8).reshape(-1)]), *w.shape, fmt)
+    weight = np.ones(w.shape[1]) if importance is None else importance
+    return float((np.square(w - decoded, dtype=np.float64) * weight).sum())
+
+
+def snr(w, error):
+    return 10 * np.log10(np.square(w, dtype=np.float64).sum() / error)
+
+
+# In-sample on 2.6e5 i.i.d. weights; 0.15 dB below what is measured.
+@pytest.mark.parametrize(
+    ("name", "decibels"),
+    [("CB2", 12.5), ("CB3", 17.45), ("CB4", 23.8), ("CB2_64", 12.65), ("CB3_64", 17.6), ("CB4_64", 24.1)],
+)
+def test_snr_on_gaussian_weights(name, decibels):
+    w = gaussian(256, 1024)
+    assert snr(w, error_of(w, FORMATS[name])) > decibels
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("pair", [1, 2])
+def test_every_member_of_the_family(bits, pair):
+    """More bits, less error: within 3 dB below what the rate-distortion bound promises, and not above it."""
+    w = gaussian(128, 512)
+    shape = Shape(bits, pair, 256)
+    library = learn_shape(w, shape)
+    codes, selectors, d, error = encode_shape(w, library, shape)
+    decoded = decode_shape(codes, selectors, d, library, shape)
+    assert codes.max() < 1 << bits
+    assert error == pytest.approx(np.square(w - decoded, dtype=np.float64).sum(), rel=1e-3)
+    bpw = bits / pair + 8 / 32 + 16 / 256 + 8 * library.size / w.size
+    assert 6.02 * (bits / pair) - 3 < snr(w, error) < 6.02 * bpw
+
+
+@pytest.mark.parametrize("name", ["CB2", "CB3_64", "CB4"])
+def test_pruned_search_costs_little(name):
+    """With one library, and with libraries learned by either search (a mean: their paths differ by chance)."""
+    w = gaussian(256, 1024) * np.exp(0.5 * gaussian(256, 1, seed=2))
+    shape = Shape.of(FORMATS[name])
+    loss = []
+    for seed in range(2):
+        library = learn_shape(w, shape, seed=seed, full=True)
+        best = snr(w, encode_shape(w, library, shape, full=True)[3])
+        assert best - snr(w, encode_shape(w, library, shape)[3]) < 0.05
+        loss.append(best - snr(w, encode_shape(w, learn_shape(w, shape, seed=seed), shape)[3]))
+    assert np.mean(loss) < 0.05
+
+
+@pytest.mark.parametrize("name", ["CB2", "CB3", "CB4_64"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_threads_and_blocks_do_not_matter(name, weighted):
+    fmt = FORMATS[name]
+    w = gaussian(64, 512)
+    importance = np.square(gaussian(1, 512, seed=3))[0] if weighted else None
+    library = learn(w, fmt, importance=importance, threads=1)
+    assert np.array_equal(library, learn(w, fmt, importance=importance, threads=3))
+    whole = encode(w, library, fmt, importance=importance, threads=3)
+    parts = [encode(w[i : i + 8], library, fmt, importance=importance, threads=1) for i in range(0, 64, 8)]
+    assert np.array_equal(whole, np.concatenate(parts))
+
+
+def test_seed_changes_the_library():
+    w = gaussian(64, 512)
+    assert not np.array_equal(learn(w, FORMATS["CB4"], seed=0), learn(w, FORMATS["CB4"], seed=1))
+
+
+@pytest.mark.parametrize("name", ["CB2", "CB3", "CB4"])
+def test_importance_lowers_the_weighted_error(name):
+    w = gaussian(128, 512)
+    importance = np.exp(2 * gaussian(1, 512, seed=4))[0]
+    library = learn(w, FORMATS[name])
+    decoded = layout.dequantize(
+        np.concatenate([encode(w, library, FORMATS[name]), library.view(np.uint8).reshape(-1)]),
+        128,
+        512,
+        FORMATS[name],
+    )
+    plain = float((np.square(w - decoded, dtype=np.float64) * importance).sum())
+    assert error_of(w, FORMATS[name], importance) < 0.9 * plain
+
+
+def test_importance_per_expert():
+    """Each expert's rows are weighted by its own row of the importance."""
+    fmt = FORMATS["CB4"]
+    w = gaussian(32, 256)
+    importance = np.exp(gaussian(2, 256, seed=5))
+    library = learn(w, fmt, importance=importance)
+    both = encode(w, library, fmt, importance=importance)
+    each = [encode(w[16 * e : 16 * e + 16], library, fmt, importance=importance[e]) for e in range(2)]
+    assert np.array_equal(both, np.concatenate(each))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_strips_unpack_to_what_was_encoded(name):
+    fmt = FORMATS[name]
+    w = gaussian(16, 512)
+    library = learn(w, fmt)
+    strips = encode(w, library, fmt)
+    codes, selectors, d, _ = encode_shape(w, library, Shape.of(fmt))
+    data = np.concatenate([strips, library.view(np.uint8).reshape(-1)])
+    got_codes, got_selectors, got_d, got_library = layout.unpack(data, *w.shape, fmt)
+    assert np.array_equal(np.asarray(got_codes).reshape(codes.shape), codes)
+    assert np.array_equal(np.asarray(got_selectors).reshape(selectors.shape), selectors)
+    assert np.array_equal(np.asarray(got_d).view(np.uint16).reshape(d.shape), d.view(np.uint16))
+    assert np.array_equal(got_library, library)
+
+
+def test_one_table_is_as_good_as_kmeans():
+    """With a single table and one scale the problem is 1-D k-means, where sklearn is the cross-check."""
+    w = gaussian(16, 256)
+    w[:, 0] = 4.0  # the largest of every row: all scales are equal
+    shape = Shape(3, 1, 256, tables=1)
+    error = min(encode_shape(w, learn_shape(w, shape, seed=seed), shape)[3] for seed in range(4))
+    assert error < 1.02 * KMeans(8, n_init=4, random_state=0).fit(w.reshape(-1, 1)).inertia_
+
+
+def test_rows_are_read_in_pieces():
+    class Rows:
+        shape = (64, 512)
+
+        def read(self, start, stop):
+            return gaussian(64, 512)[start:stop]
+
+    assert np.array_equal(learn(Rows(), FORMATS["CB3"]), learn(gaussian(64, 512), FORMATS["CB3"]))
+
+
+def test_a_sample_is_enough(monkeypatch):
+    """A library from a quarter of the rows serves the others nearly as well."""
+    w = gaussian(512, 1024)
+    shape = Shape.of(FORMATS["CB3"])
+    whole = snr(w, encode_shape(w, learn_shape(w, shape), shape)[3])
+    monkeypatch.setattr("pyquant.codebook.SAMPLE", w.size // 4)
+    assert snr(w, encode_shape(w, learn_shape(w, shape), shape)[3]) > whole - 0.3
+
+
+def test_progress_adds_up():
+    calls = []
+    learn(gaussian(64, 512), FORMATS["CB4"], progress=calls.append)
+    assert len(calls) > 4
+    assert sum(calls) == 64 * 512
+
+
+@pytest.mark.parametrize(("scale", "decibels"), [(1e-7, 3), (1e-5, 15), (1e-3, 23.5), (1e4, 23.5)])
+def test_any_magnitude(scale, decibels):
+    """Down to where half precision ends."""
+    w = gaussian(64, 256) * np.float32(scale)
+    assert snr(w, error_of(w, FORMATS["CB4"])) > decibels
+
+
+def test_zeros_stay_zero():
+    w = gaussian(16, 512)
+    w[3] = 0
+    library = learn(w, FORMATS["CB2"])
+    codes, selectors, d, _ = encode_shape(w, library, Shape.of(FORMATS["CB2"]))
+    assert not decode_shape(codes, selectors, d, library, Shape.of(FORMATS["CB2"]))[3].any()
+    assert error_of(np.zeros((8, 256), np.float32), FORMATS["CB4"]) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e9])
+def test_a_bad_weight_is_named(value):
+    w = gaussian(16, 256)
+    library = learn(w, FORMATS["CB4"])
+    w[9, 17] = value
+    for call in (lambda: learn(w, FORMATS["CB4"]), lambda: encode(w, library, FORMATS["CB4"])):
+        with pytest.raises(ValueError, match=r"row 9, column 17"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("shape", "cause"),
+    [((0, 256), "no weights"), ((8, 0), "no weights"), ((8, 200), "multiple of 256"), ((256,), "needed")],
+)
+def test_bad_shapes_are_named(shape, cause):
+    with pytest.raises(ValueError, match=cause):
+        learn(np.zeros(shape, np.float32), FORMATS["CB4"])
+
+
+def test_bad_arguments_are_named():
+    fmt = FORMATS["CB4"]
+    w = gaussian(8, 256)
+    library = learn(w, fmt)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        encode(gaussian(7, 256), library, fmt)
+    with pytest.raises(ValueError, match="library is"):
+        encode(w, library[:100], fmt)
+    with pytest.raises(ValueError, match="importance of shape"):
+        encode(w, library, fmt, importance=np.ones(255, np.float32))
+    with pytest.raises(ValueError, match="negative, NaN or infinite"):
+        learn(w, fmt, importance=np.full(256, np.nan, np.float32))
