@@ -215,6 +215,20 @@ EDITS: tuple[Edit, ...] = (
     Edit("src/llama-quant.cpp", '#include "llama-model-loader.h"', "after", '#include "lutra_ggml.h"\n'),
     Edit(
         "src/llama-quant.cpp",
+        "quantize_state_impl qs(*model, params);",
+        "before",
+        """\
+    for (const auto & it : ml.weights_map) {
+        if (lutra_is_cb(it.second.tensor->type)) {
+            throw std::runtime_error(format("'%s' is %s already: quantize the original model",
+                it.first.c_str(), ggml_type_name(it.second.tensor->type)));
+        }
+    }
+
+""",
+    ),
+    Edit(
+        "src/llama-quant.cpp",
         "const size_t row_size = ggml_row_size(new_type, n_per_row);",
         "before",
         """\
