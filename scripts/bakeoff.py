@@ -37,6 +37,7 @@ UPSTREAM = {
     "Q2_K": "Q2_K", "IQ2_XS": "IQ2_XS", "IQ2_M": "IQ2_S", "Q3_K_M": "Q3_K", "IQ3_M": "IQ3_S",
     "Q4_0": "Q4_0", "IQ4_XS": "IQ4_XS", "IQ4_NL": "IQ4_NL", "Q4_K_M": "Q4_K",
 }  # fmt: skip
+STATISTICS = (r"Mean PPL\(Q\)", r"Mean +KLD", "Same top p")
 NEEDS_IMATRIX = {"IQ2_XS", "IQ2_M"}
 
 
@@ -60,7 +61,7 @@ class Score:
 
     bpw: float
     snr: float
-    texts: list[tuple[float, float, float]]
+    texts: list[tuple[float, ...]]
 
 
 class Model:
@@ -71,26 +72,23 @@ class Model:
         self.path, self.args, self.work = path, args, work
         self.copy = work / "variant.gguf"
         self.matrices = [t.name for t in GGUFReader(path).tensors if len(t.shape) > 1]
-        self.base = [self._perplexity(path, text, save=True) for text in args.text]
+        for text in args.text:
+            run(self._perplexity(path, text))  # saves the logits
 
-    def _perplexity(self, model: Path, text: Path, *, save: bool) -> str:
-        logits = self.work / f"{self.path.stem}-{text.name}.kld"
-        command = [
-            self.args.bin / "llama-perplexity",
-            "-m",
-            model,
-            "-f",
-            text,
-            "--kl-divergence-base",
-            logits,
-        ]
-        command += ["-t", str(self.args.threads), "-c", str(self.args.ctx), "--chunks", str(self.args.chunks)]
-        if save:
-            return run(command)
-        for _ in range(5):  # under load llama.cpp can lose the last lines of what it says
-            said = run([*command, "--kl-divergence"])
-            if "Same top p" in said:
-                return said
+    def _perplexity(self, model: Path, text: Path) -> list:
+        return [
+            self.args.bin / "llama-perplexity", "-m", model, "-f", text, "-t", self.args.threads,
+            "-c", self.args.ctx, "--chunks", self.args.chunks,
+            "--kl-divergence-base", self.work / f"{self.path.stem}-{text.name}.kld",
+        ]  # fmt: skip
+
+    def _statistics(self, model: Path, text: Path) -> tuple[float, ...]:
+        """Perplexity, mean KL divergence and same top %, as llama-perplexity reports them."""
+        for _ in range(5):  # under load llama.cpp can lose some of the last lines of what it says
+            said = run([*self._perplexity(model, text), "--kl-divergence"])
+            found = [re.search(rf"{name}\s*:\s*([-0-9.]+)", said) for name in STATISTICS]
+            if all(found):
+                return tuple(float(f[1]) for f in found)
         raise SystemExit(f"llama-perplexity prints no statistics for {text}: {said[-500:]}")
 
     def score(self, bits: float, dequantized: Callable[[str, np.ndarray], np.ndarray]) -> Score:
@@ -105,10 +103,7 @@ class Model:
                 signal += float(np.square(w, dtype=np.float64).sum())
                 weights += w.size
                 tensor.data[:] = w_hat
-        texts = []
-        for text in self.args.text:
-            out = self._perplexity(self.copy, text, save=False)
-            texts.append(tuple(statistic(out, key) for key in ("Mean PPL(Q)", "Mean    KLD", "Same top p")))
+        texts = [self._statistics(self.copy, text) for text in self.args.text]
         return Score(bits / weights, 10 * np.log10(signal / noise), texts)
 
     def score_cb(self, shape: Shape) -> Score:
@@ -165,11 +160,6 @@ def run(command: list) -> str:
     if done.returncode:
         raise SystemExit(f"{command[0]}: {said[-500:]}")
     return said
-
-
-def statistic(output: str, name: str) -> float:
-    """The value of one line of llama-perplexity's statistics."""
-    return float(re.search(rf"^{re.escape(name)}\s*:\s*([-0-9.]+)", output, re.MULTILINE)[1])
 
 
 def rows(models: list[Model], wanted: str) -> Iterator[tuple[str, list[Score]]]:

@@ -65,7 +65,7 @@ def test_every_member_of_the_family(bits, pair):
 
 @pytest.mark.parametrize("name", ["CB2", "CB3_64", "CB4"])
 def test_pruned_search_costs_little(name):
-    """With one library, and with libraries learned by either search (a mean: their paths differ by chance)."""
+    """With one library, and with libraries learned by either search (a mean: paths differ by chance)."""
     w = gaussian(256, 1024) * np.exp(0.5 * gaussian(256, 1, seed=2))
     shape = Shape.of(FORMATS[name])
     loss = []
