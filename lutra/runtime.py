@@ -67,6 +67,7 @@ class Model:
         api.llama_backend_init()
 
         model_params = api.llama_model_default_params()
+        model_params.use_extra_bufts = False  # weights stay where they are in the file, no repacked copy
         if not weights:
             model_params.no_alloc, model_params.load_mode = True, 0  # which must not be mmap then
         self._model = api.llama_model_load_from_file(os.fsencode(path), model_params)

@@ -27,6 +27,8 @@ def types(tensors: list[SourceTensor], rules: Rules) -> list[str]:
 
 def test_recipe_gives_embeddings_and_output_more_bits():
     assert types([EMBEDDING, OUTPUT, UP], Rules("cb2")) == ["CB4", "CB4", "CB2"]
+    assert types([EMBEDDING, OUTPUT, UP], Rules("cb4")) == ["Q6_K", "Q6_K", "CB4"]
+    assert types([tensor("output.weight", 4096, 448)], Rules("cb4")) == ["CB4_64"]  # Q6_K needs 256s
     assert types([EMBEDDING, OUTPUT, UP], Rules("cb2", pure=True)) == ["CB2", "CB2", "CB2"]
 
 
@@ -76,7 +78,7 @@ def test_stock_types_fall_back_by_their_block():
 
 
 def test_description_adds_up():
-    text = describe(plan([EMBEDDING, UP], Rules("cb4")), threads=2)
+    text = describe(plan([EMBEDDING, UP], Rules("cb3")), threads=2)
     assert "token_embd.weight" in text
     assert "2 tensors, 1.2 M weights" in text
     assert "100.0% of the weights in codebooks" in text
