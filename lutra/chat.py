@@ -13,6 +13,7 @@ from lutra.arguments import positive
 from lutra.probe import require_loadable
 from lutra.runtime import Model, Sampler
 from lutra.template import ChatTemplate, Message
+from lutra.text import warn
 from lutra.threads import default_threads
 
 ROOM = 32  # tokens of context that an answer must have left
@@ -133,7 +134,5 @@ class Chat:
             del self._turns[:2]
             dropped += 1
         if dropped:
-            print(
-                f"lutra: the context is full, {dropped} old turns were dropped (see --ctx)", file=sys.stderr
-            )
+            warn(f"the context is full: the {dropped} oldest turns were dropped; see --ctx")
         return prompt

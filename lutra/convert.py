@@ -40,8 +40,8 @@ T is cb2, cb3 or cb4 (codebooks of 2.3, 3.3 and 4.3 bits per weight), f16, bf16,
 llama-quantize in lower case, which then does the work.
 
 The token embeddings and the output matrix get more bits: cb4 with cb2 and cb3, q6_k with cb4 if their rows
-allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows not a multiple of 64, not a multiple of 8 rows)
-become Q8_0, vectors stay F32; --dry-run shows what each tensor would become.
+allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows not a multiple of 64, not a
+multiple of 8 rows) become Q8_0, vectors stay F32; --dry-run shows what each tensor would become.
 
 examples:
   lutra convert models/tiny-chat --type cb4

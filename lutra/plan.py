@@ -28,7 +28,7 @@ STOCK_TYPES = (
 RECIPE = {"cb2": "cb4", "cb3": "cb4", "cb4": "q6_k"}
 
 # For --dry-run's estimate only: weights per second and thread (one Zen 4 core), bytes.
-SPEED, PEAK_MEMORY = 4e6, 400 << 20
+SPEED, PEAK_MEMORY = 4e6, 300 << 20
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
