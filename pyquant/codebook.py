@@ -15,8 +15,7 @@ from gguf_tools.types import GROUP, ROWS, TABLES, CBFormat
 from pyquant._native import ffi, native, pointer, thread_count
 
 SAMPLE = 1 << 21  # weights that a library is learned from, at most
-SMALL_SAMPLE = 1 << 18  # weights
-SMALLEST_BATCH = 1 << 14  # weights
+SMALLEST_BATCH = 1 << 14  # weights, where an eighth of the sample is less
 CANDIDATES = 4  # tables per group whose error is computed exactly after the coarse search
 LIMIT = 65504.0 * 127  # largest magnitude that fp16 scale x int8 entry can hold
 
@@ -108,7 +107,7 @@ def learn_shape(
         for step in steps:
             error = native().lutra_learner_step(
                 learner, step.first, step.blocks, step.scales, step.memory, step.revive,
-                0 if full else CANDIDATES, thread_count(threads), pointer(library, "int8_t"),
+                0 if full else step.candidates, thread_count(threads), pointer(library, "int8_t"),
             )  # fmt: skip
             if error < 0:
                 raise MemoryError(f"learning from {w.size} weights")
@@ -300,14 +299,17 @@ class Step:
     scales: bool
     memory: float
     revive: float
+    candidates: int
 
 
 def _schedule(blocks: int, sb: int) -> list[Step]:
-    """Small batches with a memory, tables moved to where the error is at first; then all of the sample."""
-    batch = max(1, min(blocks, max(blocks // 8, SMALLEST_BATCH // sb)))
-    half = 14 if blocks * sb > SMALL_SAMPLE else 28  # time is no object for small tensors
-    steps = []
-    for i in range(2 * half):
-        first = i * batch % (blocks - batch + 1)
-        steps.append(Step(first, batch, False, *((0.3, 0.5) if i < half else (0.5, 0.0))))
-    return [*steps, Step(0, blocks, True, 0.0, 0.0)]
+    """Eighths of the sample with a memory: a rough search while tables still move to where the error is,
+    a finer one to settle them; then all of the sample once, with the scales.
+    """
+    batch = min(blocks, max(blocks // 8, SMALLEST_BATCH // sb))
+    starts = [i * batch % (blocks - batch + 1) for i in range(28)]
+    return [
+        *(Step(first, batch, False, 0.3, 0.5, 1) for first in starts),
+        *(Step(first, batch, False, 0.5, 0.0, 2) for first in starts),
+        Step(0, blocks, True, 0.0, 0.0, CANDIDATES),
+    ]
