@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 from gguf_tools.errors import LutraError
 from lutra import __version__
@@ -33,6 +34,13 @@ Large language models on Arm CPUs from codebook GGUF files.
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all of lutra does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(_error(f"{message}; see --help", 2))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run ``lutra`` with ``argv`` and return its exit code: 0, 1 for an error, 2 for wrong usage, 130."""
     argv = sys.argv[1:] if argv is None else argv
@@ -48,14 +56,13 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         return _error(f"no verb '{verb}'; choose one of {', '.join(VERBS)}", 2)
     module = importlib.import_module(f"lutra.{verb}")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"lutra {verb}",
         description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
         epilog=module.EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.error = _usage_error  # type: ignore[method-assign]
     module.add_arguments(parser)
     # `kill` must clean up as Ctrl-C does, so it becomes an exception too.
     signal.signal(signal.SIGTERM, _terminate)
@@ -78,10 +85,6 @@ def main(argv: list[str] | None = None) -> int:
 def _error(message: str, code: int) -> int:
     print(f"lutra: error: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _usage_error(message: str) -> None:
-    raise SystemExit(_error(f"{message}; see --help", 2))
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gguf_tools.source import Source, SourceTensor
+    from gguf_tools.types import CBFormat
     from lutra.plan import Planned
 
     Importance = Mapping[str, NDArray[np.float32]]  # by tensor name: (k,), or (experts, k)
@@ -183,32 +184,41 @@ def encode(
     weights were worked on.
     """
     from lutra import ggml
-    from pyquant import encode as encode_strips
-    from pyquant import learn
 
     try:
-        library = None
         if p.fmt:
-            library = learn(
-                Matrix(p.source), p.fmt, importance=importance, seed=seed, threads=threads, progress=advance
-            )
-        for start, stop, weights in blocks(p.source, importance):
-            rows = p.source.read(start, stop)
-            if library is not None:
-                yield encode_strips(rows, library, p.fmt, importance=weights, threads=threads)
-            else:
+            yield from encode_codebook(p.source, p.fmt, importance, seed, threads, advance)
+        else:
+            for rows, weights in blocks(p.source, importance):
                 yield ggml.quantize(rows, p.type, weights, threads)
-            advance(rows.size)
-        if library is not None:
-            yield library
+                advance(rows.size)
     except ValueError as error:
         raise LutraError(f"{p.source.path}: tensor {p.source.name!r}: {error}") from None
 
 
+def encode_codebook(
+    tensor: SourceTensor,
+    fmt: CBFormat,
+    importance: NDArray[np.float32] | None,
+    seed: int,
+    threads: int,
+    advance: Callable[[int], object],
+) -> Iterator[NDArray]:
+    """``encode`` for a codebook type: learn the library from the whole tensor, then use it."""
+    from pyquant import encode as encode_strips
+    from pyquant import learn
+
+    library = learn(Matrix(tensor), fmt, importance=importance, seed=seed, threads=threads, progress=advance)
+    for rows, weights in blocks(tensor, importance):
+        yield encode_strips(rows, library, fmt, importance=weights, threads=threads)
+        advance(rows.size)
+    yield library
+
+
 def blocks(
     tensor: SourceTensor, importance: NDArray[np.float32] | None
-) -> Iterator[tuple[int, int, NDArray[np.float32] | None]]:
-    """Cut a tensor into (start row, end row, importance): whole strips, never across two experts."""
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+    """The tensor as (rows, their importance) in pieces: whole strips, never across two experts."""
     matrix_rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
     step = max(8, BLOCK_WEIGHTS // tensor.k // 8 * 8)
     for first in range(0, tensor.rows, matrix_rows):
@@ -216,7 +226,7 @@ def blocks(
         if importance is not None and importance.ndim == 2:
             weights = importance[first // matrix_rows]
         for start in range(first, first + matrix_rows, step):
-            yield start, min(start + step, first + matrix_rows), weights
+            yield tensor.read(start, min(start + step, first + matrix_rows)), weights
 
 
 def read_importance(planned: Sequence[Planned], path: Path | None) -> Importance:

@@ -10,6 +10,7 @@ import pytest
 from cli_runner import command, environment, lutra
 
 from lutra.kernels import supported_sets
+from lutra.tools import run_tool
 
 FRANCE = "What is the capital of France?"
 TEXT = "It was the best of times, it was the worst of times, said the old man to the boy.\n"
@@ -99,6 +100,34 @@ def test_eval_text(tiny_chat, tmp_path):
     alone = json.loads(lutra("eval", tiny_chat("cb4"), *options).stdout)
     assert set(alone) == {"ppl", "ppl_error", "tokens"}
     assert alone["ppl"] == pytest.approx(results["cb4"]["ppl"], rel=1e-3)
+
+
+def test_an_importance_matrix_is_used_for_every_type(tiny_chat, tmp_path):
+    text, matrix = tmp_path / "text.txt", tmp_path / "tiny.imatrix"
+    text.write_text(TEXT * 80)
+    run_tool("llama-imatrix", ["-m", str(tiny_chat("f16")), "-f", str(text), "-o", str(matrix), "-c", "128"])
+    made = {}
+    for kind in ("cb2", "iq2_xxs"):
+        made[kind] = tmp_path / f"{kind}.gguf"
+        done = lutra("convert", tiny_chat("f16"), "--type", kind, "--imatrix", matrix, "-o", made[kind])
+        assert done.returncode == 0, done.stderr
+        assert made[kind].exists()
+        assert ("token_embd.weight" in done.stderr) == (kind == "cb2")  # not covered: a warning that says so
+    options = ["--text", text, "--base", tiny_chat("f16"), "--ctx", 128, "--chunks", 4, "--json"]
+    weighted, plain = (
+        json.loads(lutra("eval", path, *options).stdout)["kld_mean"]
+        for path in (made["cb2"], tiny_chat("cb2"))
+    )
+    assert weighted < plain
+
+
+def test_an_importance_matrix_of_another_model_is_refused(tiny_chat, tmp_path):
+    matrix = tmp_path / "wrong.imatrix"
+    matrix.write_text("this is no matrix")
+    done = lutra("convert", tiny_chat("f16"), "--type", "cb4", "--imatrix", matrix, "-o", tmp_path / "x.gguf")
+    assert done.returncode == 1
+    assert "wrong.imatrix" in done.stderr
+    assert not (tmp_path / "x.gguf").exists()
 
 
 def test_eval_refuses_what_cannot_be_compared(tiny_chat, tmp_path):
