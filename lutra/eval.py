@@ -8,8 +8,10 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import LutraError
@@ -33,6 +35,8 @@ examples:
   lutra eval model-cb4.gguf --text wikitext-2.test.raw --base model-f16.gguf
   lutra eval tiny-chat-cb4.gguf --questions questions.jsonl --json
 """
+
+QUESTION_CTX = 1024  # tokens of a question and its answer
 
 _NUMBER = r"([-\d.a-z]+)"
 _RESULTS = {
@@ -217,25 +221,43 @@ def read_questions(path: Path) -> list[tuple[str, str]]:
     return questions
 
 
-def ask(file: Path, questions: Iterable[tuple[str, str]], threads: int) -> dict[str, int]:
-    """Greedy answers to ``questions``; how many are exactly right."""
+def ask(file: Path, questions: Sequence[tuple[str, str]], threads: int) -> dict[str, int]:
+    """Greedy answers to ``questions``; how many are exactly right.
+
+    Each thread has a context of its own and answers alone: small models spend most of a token's time
+    waiting for each other's threads otherwise.
+    """
     from lutra.runtime import Model, Sampler
     from lutra.template import ChatTemplate
 
-    model = Model(require_loadable(file), threads=threads)
-    template = ChatTemplate.of(model)
-    sampler = Sampler(0)
-    questions = list(questions)
-    exact = 0
-    with progress(len(questions), "question") as bar:
-        for question, answer in questions:
+    require_loadable(file)
+    models = [Model(file, threads=1, n_ctx=QUESTION_CTX) for _ in range(min(threads, len(questions)))]
+    template = ChatTemplate.of(models[0])
+    free: SimpleQueue[Model] = SimpleQueue()
+    for model in models:
+        free.put(model)
+
+    def is_exact(question: str, answer: str) -> bool:
+        model = free.get()
+        try:
             prompt = model.tokenize(template.render([{"role": "user", "content": question}]))
             said = ""
-            for text in model.text(model.generate(prompt, sampler)):
+            for text in model.text(model.generate(prompt, Sampler(0))):
                 said += text
                 # It can only become right while it is the beginning of what is right.
                 if not answer.strip().startswith(said.strip()):
                     break
-            exact += said.strip() == answer.strip()
-            bar.update()
+            return said.strip() == answer.strip()
+        finally:
+            free.put(model)
+
+    exact = 0
+    with ThreadPoolExecutor(len(models)) as pool, progress(len(questions), "question") as bar:
+        try:
+            for right in pool.map(is_exact, *zip(*questions, strict=True)):
+                exact += right
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return {"exact": exact, "total": len(questions)}
