@@ -15,9 +15,9 @@ SCRIPT = "convert_hf_to_gguf.py"
 
 
 def script_path() -> Path:
-    """Where the converter is when the build installed it: lutra/convert, or $LUTRA_CONVERT_DIR."""
-    default = Path(__file__).parents[1] / "lutra" / "convert"
-    return Path(os.environ.get("LUTRA_CONVERT_DIR", default)) / SCRIPT
+    """Where the converter is when the build installed it: lutra/converter, or $LUTRA_CONVERTER_DIR."""
+    default = Path(__file__).parents[1] / "lutra" / "converter"
+    return Path(os.environ.get("LUTRA_CONVERTER_DIR", default)) / SCRIPT
 
 
 def convert(directory: Path, architecture: str) -> tuple[Path, tempfile.TemporaryDirectory[str]]:

@@ -500,7 +500,7 @@ def test_mutations_give_only_lutra_errors(tmp_path, tiny_chat, seed):
 
 
 def test_other_architectures_need_upstream(tmp_path, monkeypatch):
-    monkeypatch.setenv("LUTRA_CONVERT_DIR", str(tmp_path))
+    monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(tmp_path))
     model = hf_model(tmp_path / "m")
     edit(model, "config.json", architectures=["MixtralForCausalLM"])
     refused(model, "MixtralForCausalLM", "convert_hf_to_gguf.py", "then pass that file")
@@ -509,7 +509,7 @@ def test_other_architectures_need_upstream(tmp_path, monkeypatch):
 def test_other_architectures_through_upstream(tmp_path, monkeypatch):
     """A stand-in for the converter: the source is what it wrote; its failure is reported."""
     monkeypatch.setattr(upstream.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setenv("LUTRA_CONVERT_DIR", str(tmp_path))
+    monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(tmp_path))
     sample = sample_gguf(tmp_path / "sample.gguf")
     script = tmp_path / "convert_hf_to_gguf.py"
     model = hf_model(tmp_path / "m")
