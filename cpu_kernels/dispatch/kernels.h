@@ -45,6 +45,20 @@
     ROW(gemm,       AVX2, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_16x4_avx2) \
     ROW(gemm,       AVX2, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_16x4_avx2)
 
+#define LUTRA_KERNELS_AVX512(ROW) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB2,    lutra_gemv_cb2_8x1_avx512) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB3,    lutra_gemv_cb3_8x1_avx512) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB4,    lutra_gemv_cb4_8x1_avx512) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB2_64, lutra_gemv_cb2_64_8x1_avx512) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB3_64, lutra_gemv_cb3_64_8x1_avx512) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB4_64, lutra_gemv_cb4_64_8x1_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB2,    lutra_gemm_cb2_32x8_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB3,    lutra_gemm_cb3_32x8_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB4,    lutra_gemm_cb4_32x8_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_32x8_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_32x8_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_32x8_avx512)
+
 #define LUTRA_KERNELS_NEON(ROW) \
     ROW(quantize,   NEON, 256,               lutra_quantize_q8_256_1x1_neon) \
     ROW(quantize,   NEON, 64,                lutra_quantize_q8_64_1x1_neon) \
@@ -79,6 +93,7 @@
 #define LUTRA_DECLARE(op, set, type, function) lutra_##op##_fn function;
 LUTRA_KERNELS_REF(LUTRA_DECLARE)
 LUTRA_KERNELS_AVX2(LUTRA_DECLARE)
+LUTRA_KERNELS_AVX512(LUTRA_DECLARE)
 LUTRA_KERNELS_NEON(LUTRA_DECLARE)
 LUTRA_KERNELS_NEON_DOTPROD(LUTRA_DECLARE)
 #undef LUTRA_DECLARE

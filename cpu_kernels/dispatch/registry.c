@@ -19,6 +19,7 @@ static const struct lutra_kernel kernels[] = {
     LUTRA_KERNELS_REF(REGISTER)
 #if defined(__x86_64__)
     LUTRA_KERNELS_AVX2(REGISTER)
+    LUTRA_KERNELS_AVX512(REGISTER)
 #elif defined(__aarch64__)
     LUTRA_KERNELS_NEON(REGISTER)
     LUTRA_KERNELS_NEON_DOTPROD(REGISTER)
