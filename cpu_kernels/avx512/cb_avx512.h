@@ -26,8 +26,10 @@ LUTRA_INLINE __m512i join256(__m256i low, __m256i high) {
 
 // A selector's two tables, T_a and T_b, lie side by side; both have the codes of their row as indices.
 LUTRA_INLINE void cb2_tables(const uint8_t *selector, const int8_t *library, __m512i table[2]) {
-    table[0] = join256(load256(library + 32 * selector[0]), load256(library + 32 * selector[2]));
-    table[1] = join256(load256(library + 32 * selector[1]), load256(library + 32 * selector[3]));
+    table[0] =
+        join256(load256(library + 32 * (size_t)selector[0]), load256(library + 32 * (size_t)selector[2]));
+    table[1] =
+        join256(load256(library + 32 * (size_t)selector[1]), load256(library + 32 * (size_t)selector[3]));
 }
 
 LUTRA_INLINE __m512i cb2_nibbles(const uint8_t *codes) {
@@ -48,7 +50,7 @@ LUTRA_INLINE __m512i cb3_tables(const uint8_t *selector, const int8_t *library) 
     // clang-format on
     uint64_t t[4];
     for (int i = 0; i < 4; i++) {
-        memcpy(&t[i], library + 8 * selector[i], 8);
+        memcpy(&t[i], library + 8 * (size_t)selector[i], 8);
     }
     const __m256i tables = _mm256_setr_epi64x((int64_t)t[0], (int64_t)t[1], (int64_t)t[2], (int64_t)t[3]);
     return _mm512_permutexvar_epi8(load512(expand), _mm512_castsi256_si512(tables));
@@ -65,7 +67,7 @@ LUTRA_INLINE __m512i cb3_nibbles(const uint8_t *codes) {
 LUTRA_INLINE __m512i cb4_tables(const uint8_t *selector, const int8_t *library) {
     __m128i t[4];
     for (int i = 0; i < 4; i++) {
-        t[i] = load128(library + 16 * selector[i]);
+        t[i] = load128(library + 16 * (size_t)selector[i]);
     }
     return join256(_mm256_set_m128i(t[1], t[0]), _mm256_set_m128i(t[3], t[2]));
 }
