@@ -29,7 +29,7 @@ GGML_API size_t lutra_library_bytes(const struct ggml_tensor *tensor);
 // The library of a CB tensor or of a view of one.
 GGML_API const int8_t *lutra_library(const struct ggml_tensor *tensor);
 
-// False, with the reason in the log, for a CB tensor whose rows do not fill strips.
+// False, with the reason in the log, for a CB tensor that is empty or whose rows do not fill strips.
 GGML_API bool lutra_check_shape(const struct ggml_tensor *tensor);
 
 // False, with the reason on stderr, if a super-scale is not finite or a table entry out of range.

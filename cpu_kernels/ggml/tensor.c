@@ -28,7 +28,15 @@ const int8_t *lutra_library(const struct ggml_tensor *tensor) {
 }
 
 bool lutra_check_shape(const struct ggml_tensor *tensor) {
-    if (lutra_is_cb(tensor->type) && tensor->ne[1] % LUTRA_ROWS != 0) {
+    if (!lutra_is_cb(tensor->type)) {
+        return true;
+    }
+    if (ggml_is_empty(tensor)) { // ggml_nbytes() is 0 then and has no room for the library
+        GGML_LOG_ERROR("%s: tensor '%s' of type %s is empty\n", __func__, tensor->name,
+                       ggml_type_name(tensor->type));
+        return false;
+    }
+    if (tensor->ne[1] % LUTRA_ROWS != 0) {
         GGML_LOG_ERROR("%s: tensor '%s' of type %s has %" PRId64 " rows, not a multiple of %d\n", __func__,
                        tensor->name, ggml_type_name(tensor->type), tensor->ne[1], LUTRA_ROWS);
         return false;

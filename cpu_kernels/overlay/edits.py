@@ -101,6 +101,31 @@ EDITS: tuple[Edit, ...] = (
 
 """,
     ),
+    # A header may claim any size: refused before it is allocated, which would abort.
+    Edit(
+        "ggml/src/gguf.cpp",
+        "uint64_t tell() const {",
+        "before",
+        """\
+    bool has(uint64_t size) const {
+        return size <= nbytes_remain;
+    }
+
+""",
+    ),
+    Edit(
+        "ggml/src/gguf.cpp",
+        "// compute the exact size needed for the new ggml_context",
+        "before",
+        """\
+        if (!params.no_alloc && !gr.has(ctx->size)) {
+            GGML_LOG_ERROR("%s: the file ends before its tensors do\\n", __func__);
+            gguf_free(ctx);
+            return nullptr;
+        }
+
+""",
+    ),
     # ---- computing -------------------------------------------------------------------------
     Edit("ggml/src/ggml-cpu/traits.cpp", '#include "ggml-backend.h"', "after", '#include "lutra_ggml.h"\n'),
     Edit(
