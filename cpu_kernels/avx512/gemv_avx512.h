@@ -7,7 +7,10 @@
 
 #include "cb_avx512.h"
 
-enum { PAIRS = LUTRA_ROWS / 2 };
+enum {
+    PAIRS = LUTRA_ROWS / 2,
+    PREFETCH = 2048, // bytes ahead, across the page ends where the hardware stops
+};
 
 // 64 activations in the lane order of cb_rows, for both rows of a pair.
 LUTRA_INLINE void load_x(int cb, const int8_t *q, __m512i x[2]) {
@@ -47,6 +50,9 @@ LUTRA_INLINE void gemv_8x1_avx512(int cb, int sb, int64_t k, int64_t n_strips, c
             }
             for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
                 const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+                for (int i = 0; i < cb_chunk_bytes(cb); i += 64) {
+                    _mm_prefetch((const char *)chunk + PREFETCH + i, _MM_HINT_T0);
+                }
                 __m512i x[2];
                 load_x(cb, q + s * sb + c * LUTRA_CHUNK, x);
                 excess = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(excess, bias, x[0]), bias, x[1]);
