@@ -101,6 +101,19 @@ EDITS: tuple[Edit, ...] = (
 
 """,
     ),
+    # As strict as ggml_new_tensor(), which aborts: it does not let a dimension of 0 hide the others.
+    Edit(
+        "ggml/src/gguf.cpp",
+        "if (INT64_MAX / info.t.ne[i] < current_nelements) {",
+        "instead",
+        "                        if (INT64_MAX / info.t.ne[i] <= current_nelements) {\n",
+    ),
+    Edit(
+        "ggml/src/gguf.cpp",
+        "current_nelements *= info.t.ne[i];",
+        "instead",
+        "                     current_nelements *= MAX(info.t.ne[i], 1);\n",
+    ),
     # A header may claim any size: refused before it is allocated, which would abort.
     Edit(
         "ggml/src/gguf.cpp",

@@ -40,6 +40,13 @@ static const ggml_type TYPES[] = {GGML_TYPE_CB2,    GGML_TYPE_CB3,    GGML_TYPE_
                                   GGML_TYPE_CB2_64, GGML_TYPE_CB3_64, GGML_TYPE_CB4_64};
 
 static const char *const TENSORS[] = {"norm", "experts", "rows"}; // in the order of the file
+static const char *const KEYS[] = {"general.architecture",
+                                   "general.alignment",
+                                   "lutra.layout.version",
+                                   "lutra.tensors.crc32",
+                                   "tokenizer.ggml.tokens",
+                                   "a.bool",
+                                   "a.double"};
 
 static unsigned current_seed;
 static long n_refused, n_accepted, n_computed; // files, files, tensors
@@ -75,13 +82,13 @@ static Bytes good_file(ggml_type type, Rng &rng) {
     gguf_context *gguf = gguf_init_empty();
     const char *tokens[] = {"a", "", "longer"};
     const uint32_t checksums[] = {1, 2, 3};
-    gguf_set_val_str(gguf, "general.architecture", "llama");
-    gguf_set_val_u32(gguf, "general.alignment", GGUF_DEFAULT_ALIGNMENT);
-    gguf_set_val_u32(gguf, "lutra.layout.version", LUTRA_LAYOUT_VERSION);
-    gguf_set_arr_data(gguf, "lutra.tensors.crc32", GGUF_TYPE_UINT32, checksums, std::size(checksums));
-    gguf_set_arr_str(gguf, "tokenizer.ggml.tokens", tokens, std::size(tokens));
-    gguf_set_val_bool(gguf, "a.bool", true);
-    gguf_set_val_f64(gguf, "a.double", 1.5);
+    gguf_set_val_str(gguf, KEYS[0], "llama");
+    gguf_set_val_u32(gguf, KEYS[1], GGUF_DEFAULT_ALIGNMENT);
+    gguf_set_val_u32(gguf, KEYS[2], LUTRA_LAYOUT_VERSION);
+    gguf_set_arr_data(gguf, KEYS[3], GGUF_TYPE_UINT32, checksums, std::size(checksums));
+    gguf_set_arr_str(gguf, KEYS[4], tokens, std::size(tokens));
+    gguf_set_val_bool(gguf, KEYS[5], true);
+    gguf_set_val_f64(gguf, KEYS[6], 1.5);
 
     for (size_t i = 0; i < std::size(tensors); i++) {
         ggml_tensor *t = tensors[i];
@@ -151,15 +158,22 @@ static void put(Bytes &file, size_t at, uint64_t value, size_t bytes) {
     }
 }
 
+// Where a name or a key of the header ends; the end of the file if it is not there any more.
+static size_t end_of(const Bytes &file, const std::string &name) {
+    const auto found = std::search(file.begin(), file.end(), name.begin(), name.end());
+    return found == file.end() ? file.size() : found - file.begin() + name.size();
+}
+
+// An extreme value as the type, the value, or the type or number of elements of an array.
+static void damage_key(Bytes &file, Rng &rng) {
+    const size_t at = end_of(file, KEYS[below(rng, std::size(KEYS))]) + 4 * below(rng, 3);
+    put(file, at, extreme(rng), below(rng, 2) ? 4 : 8);
+}
+
 // Extreme values in some of the fields of one tensor: dimensions, type, offset. Mostly of the last
 // tensor, whose size decides no other tensor's offset.
 static void damage_tensor(Bytes &file, Rng &rng) {
-    const std::string name = below(rng, 2) ? TENSORS[std::size(TENSORS) - 1] : TENSORS[below(rng, 3)];
-    const auto found = std::search(file.begin(), file.end(), name.begin(), name.end());
-    if (found == file.end()) {
-        return;
-    }
-    size_t at = found - file.begin() + name.size();
+    size_t at = end_of(file, below(rng, 2) ? "rows" : TENSORS[below(rng, std::size(TENSORS))]);
     if (below(rng, 8) == 0) {
         put(file, at, extreme(rng), 4);
     }
@@ -180,7 +194,7 @@ static void damage_tensor(Bytes &file, Rng &rng) {
 
 static void damage(Bytes &file, size_t header, Rng &rng) {
     const size_t at = below(rng, below(rng, 4) ? std::min(header, file.size()) : file.size());
-    switch (below(rng, 7)) {
+    switch (below(rng, 8)) {
     case 0:
         file[at] ^= (uint8_t)(1 << below(rng, 8));
         break;
@@ -201,6 +215,9 @@ static void damage(Bytes &file, size_t header, Rng &rng) {
         if (below(rng, 3) == 0) {
             file.resize(1 + at);
         }
+        break;
+    case 6:
+        damage_key(file, rng);
         break;
     default:
         damage_tensor(file, rng);
@@ -244,9 +261,9 @@ static void run_kernel(const lutra_kernel *kernel, const ggml_tensor *w) {
 }
 
 // The tensor's bytes are copied to memory of just their size, so that ASan sees a kernel that reads past
-// them, and as far from an aligned address as in a file that is mapped.
-static void compute(ggml_tensor *w, const uint8_t *data, size_t offset) {
-    const size_t shift = offset % 16;
+// them, and to an odd address, as in a mapped file whose general.alignment is 1.
+static void compute(ggml_tensor *w, const uint8_t *data) {
+    const size_t shift = 1;
     const size_t nbytes = ggml_nbytes(w);
     Bytes copy(shift + nbytes);
     w->data = copy.data() + shift;
@@ -291,7 +308,7 @@ static void try_file(const Bytes &file) {
         const size_t offset = gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i);
         const size_t end = offset + ggml_nbytes(t);
         if (lutra_is_cb(t->type) && end >= offset && end <= file.size()) {
-            compute(t, &file[offset], offset);
+            compute(t, &file[offset]);
         }
     }
     gguf_free(gguf);
@@ -311,7 +328,7 @@ static size_t header_bytes(const Bytes &file) {
 }
 
 int main(int argc, char **argv) {
-    const long rounds = argc > 1 ? atol(argv[1]) : 2000;
+    const long rounds = argc > 1 ? atol(argv[1]) : 20000;
     const unsigned seed = argc > 2 ? (unsigned)strtoul(argv[2], nullptr, 10) : 1;
     ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr); // the reasons of refusals
     __sanitizer_set_death_callback(print_round);
