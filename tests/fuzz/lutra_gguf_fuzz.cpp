@@ -55,11 +55,6 @@ static size_t below(Rng &rng, size_t n) {
     return std::uniform_int_distribution<size_t>(0, n - 1)(rng);
 }
 
-[[noreturn]] static void fail(const char *what) {
-    fprintf(stderr, "FAILED %s\n", what);
-    exit(1);
-}
-
 static void print_round() {
     char line[80];
     const int n = snprintf(line, sizeof(line), "repeat with: lutra_gguf_fuzz 1 %u\n", current_seed);
@@ -68,7 +63,27 @@ static void print_round() {
     }
 }
 
+[[noreturn]] static void fail(const char *what) {
+    fprintf(stderr, "FAILED %s\n", what);
+    print_round();
+    exit(1);
+}
+
 // ---- a good file ---------------------------------------------------------------------------
+
+// Any selectors and codes, finite scales, a library without -128.
+static void fill(ggml_tensor *t, Rng &rng) {
+    uint8_t *data = (uint8_t *)t->data;
+    uint8_t *end = data + ggml_nbytes(t);
+    std::generate(data, end, [&] { return (uint8_t)rng(); });
+    if (const lutra_cb_format *f = lutra_cb_format_of_type(t->type)) {
+        uint8_t *library = end - lutra_cb_library_bytes(f);
+        std::replace(library, end, 0x80, 0);
+        for (uint8_t *block = data; block < library; block += lutra_cb_block_bytes(f)) {
+            std::fill_n(block, LUTRA_ROWS * sizeof(ggml_fp16_t), 0x20);
+        }
+    }
+}
 
 static Bytes good_file(ggml_type type, Rng &rng) {
     ggml_context *context = ggml_init({1 << 20, nullptr, false});
@@ -93,8 +108,7 @@ static Bytes good_file(ggml_type type, Rng &rng) {
     for (size_t i = 0; i < std::size(tensors); i++) {
         ggml_tensor *t = tensors[i];
         ggml_set_name(t, TENSORS[i]);
-        // Finite as F32 and as fp16 scales; table entries in [0, 63].
-        std::generate_n((uint8_t *)t->data, ggml_nbytes(t), [&] { return (uint8_t)(rng() & 0x3f); });
+        fill(t, rng);
         gguf_add_tensor(gguf, t);
     }
 
@@ -268,6 +282,9 @@ static void compute(ggml_tensor *w, const uint8_t *data) {
     Bytes copy(shift + nbytes);
     w->data = copy.data() + shift;
     memcpy(w->data, data, nbytes);
+    if (w->ne[1] % LUTRA_ROWS != 0) {
+        fail("accepted rows that do not fill strips");
+    }
     lutra_check_data(w->type, w->data, nbytes);
     // Of the data the loader checks only this; whatever else is in it must compute.
     if (!memchr(lutra_library(w), 0x80, lutra_library_bytes(w))) {
