@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 import pytest
-from cli_runner import command, environment, lutra
+from cli_runner import command, environment, heed_interrupts, lutra
 
 from lutra.kernels import supported_sets
 from lutra.tools import run_tool
@@ -65,7 +65,7 @@ def test_interrupt_stops_the_answer_and_not_the_program(tiny_chat):
     process = subprocess.Popen(
         command("chat", tiny_chat("cb4"), "--temp", "1.5", "--seed", "1"),
         env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        bufsize=0,
+        bufsize=0, preexec_fn=heed_interrupts,
     )  # fmt: skip
     process.stdin.write(b"Tell me a very long story.\n")
     process.stdin.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,11 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """The caller's, with the sources importable from anywhere."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return os.environ | {"PYTHONPATH": path} | (extra or {})
+
+
+def heed_interrupts() -> None:
+    """For ``preexec_fn``: a test run in the background ignores SIGINT, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def assert_error(done: subprocess.CompletedProcess, *fragments: str) -> None:

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from cli_runner import TINY_CHAT, assert_error, command, environment, lutra, require_built
+from cli_runner import TINY_CHAT, assert_error, command, environment, heed_interrupts, lutra, require_built
 from gguf_samples import F16, METADATA, cb_tensor, hf_model, sample_gguf, write_gguf
 
 from gguf_tools import layout
@@ -249,7 +249,7 @@ def test_an_interrupted_conversion_leaves_nothing(number, code, tmp_path):
     (tmp_path / "out").mkdir()
     process = subprocess.Popen(
         command("convert", source, "--type", "cb4", "-o", tmp_path / "out" / "x.gguf"),
-        env=environment(), stderr=subprocess.PIPE, text=True,
+        env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
     while not list((tmp_path / "out").iterdir()):
         assert process.poll() is None, process.stderr.read()
