@@ -16,7 +16,7 @@ from lutra.paths import lib_path
 if TYPE_CHECKING:
     import numpy as np
 
-OPS = ("gemv", "gemm", "dequantize", "quantize")  # enum lutra_op
+OPS = ("gemv", "batch", "gemm", "dequantize", "quantize")  # enum lutra_op
 
 
 class _Kernel(ctypes.Structure):
@@ -36,6 +36,7 @@ class _Column(ctypes.Structure):
 _I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
 _FUNCTIONS = {
     "gemv": ctypes.CFUNCTYPE(None, _I64, _I64, _PTR, _PTR, _PTR, _PTR, _PTR),
+    "batch": ctypes.CFUNCTYPE(None, _I64, _I64, _PTR, _PTR, _I64, ctypes.POINTER(_Column)),
     "gemm": ctypes.CFUNCTYPE(None, _I64, _I64, _PTR, _PTR, _I64, ctypes.POINTER(_Column)),
     "dequantize": ctypes.CFUNCTYPE(None, _I64, _PTR, _PTR, _INT, _PTR),
     "quantize": ctypes.CFUNCTYPE(None, _I64, _PTR, _PTR, _PTR),

@@ -3,6 +3,15 @@
 
 #if defined(__x86_64__)
 
+#include <cpuid.h>
+
+// The VEX encodings of VNNI: cpuid leaf 7.1, eax bit 4 (compilers learnt the name late). They use
+// registers that AVX2 has checked already.
+static bool has_avx_vnni(void) {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4);
+}
+
 // __builtin_cpu_supports asks cpuid and, for the wide registers, whether the system saves them.
 bool lutra_cpu_has(enum lutra_set set) {
     __builtin_cpu_init();
@@ -13,6 +22,8 @@ bool lutra_cpu_has(enum lutra_set set) {
         return true;
     case LUTRA_SET_AVX2:
         return avx2;
+    case LUTRA_SET_AVX2_VNNI:
+        return avx2 && has_avx_vnni();
     case LUTRA_SET_AVX512:
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -25,11 +36,19 @@ bool lutra_cpu_has(enum lutra_set set) {
 #elif defined(__aarch64__) && defined(__linux__)
 
 #include <sys/auxv.h>
+#include <sys/prctl.h>
 
 // Bits of the kernel's interface (asm/hwcap.h), spelled out because old headers lack the newer ones.
 #define HWCAP_BIT_ASIMDDP (1ul << 20)
 #define HWCAP_BIT_SVE (1ul << 22)
+#define HWCAP2_BIT_SVEI8MM (1ul << 9)
 #define HWCAP2_BIT_I8MM (1ul << 13)
+
+// Bytes of an SVE register of this thread, 0 when the system does not say. prctl(PR_SVE_GET_VL).
+static int sve_bytes(void) {
+    const int length = prctl(51);
+    return length < 0 ? 0 : length & 0xffff;
+}
 
 bool lutra_cpu_has(enum lutra_set set) {
     const unsigned long hwcap = getauxval(AT_HWCAP);
@@ -42,8 +61,8 @@ bool lutra_cpu_has(enum lutra_set set) {
         return hwcap & HWCAP_BIT_ASIMDDP;
     case LUTRA_SET_NEON_I8MM:
         return (hwcap & HWCAP_BIT_ASIMDDP) && (hwcap2 & HWCAP2_BIT_I8MM);
-    case LUTRA_SET_SVE:
-        return hwcap & HWCAP_BIT_SVE;
+    case LUTRA_SET_SVE256: // its kernels are written for exactly this vector length
+        return (hwcap & HWCAP_BIT_SVE) && (hwcap2 & HWCAP2_BIT_SVEI8MM) && sve_bytes() == 32;
     default:
         return false;
     }

@@ -22,6 +22,12 @@
     ROW(gemv,       REF, LUTRA_TYPE_CB2_64, lutra_gemv_cb2_64_1x1_ref) \
     ROW(gemv,       REF, LUTRA_TYPE_CB3_64, lutra_gemv_cb3_64_1x1_ref) \
     ROW(gemv,       REF, LUTRA_TYPE_CB4_64, lutra_gemv_cb4_64_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB2,    lutra_batch_cb2_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB3,    lutra_batch_cb3_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB4,    lutra_batch_cb4_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB2_64, lutra_batch_cb2_64_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB3_64, lutra_batch_cb3_64_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB4_64, lutra_batch_cb4_64_1x1_ref) \
     ROW(gemm,       REF, LUTRA_TYPE_CB2,    lutra_gemm_cb2_1x1_ref) \
     ROW(gemm,       REF, LUTRA_TYPE_CB3,    lutra_gemm_cb3_1x1_ref) \
     ROW(gemm,       REF, LUTRA_TYPE_CB4,    lutra_gemm_cb4_1x1_ref) \
@@ -44,6 +50,8 @@
     ROW(gemm,       AVX2, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_16x4_avx2) \
     ROW(gemm,       AVX2, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_16x4_avx2) \
     ROW(gemm,       AVX2, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_16x4_avx2)
+
+#define LUTRA_KERNELS_AVX2_VNNI(ROW)
 
 #define LUTRA_KERNELS_AVX512(ROW) \
     ROW(gemv,       AVX512, LUTRA_TYPE_CB2,    lutra_gemv_cb2_8x1_avx512) \
@@ -88,14 +96,21 @@
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_8x8_neon_dotprod) \
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_8x8_neon_dotprod) \
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_8x8_neon_dotprod)
+
+#define LUTRA_KERNELS_NEON_I8MM(ROW)
+
+#define LUTRA_KERNELS_SVE256(ROW)
 // clang-format on
 
 #define LUTRA_DECLARE(op, set, type, function) lutra_##op##_fn function;
 LUTRA_KERNELS_REF(LUTRA_DECLARE)
 LUTRA_KERNELS_AVX2(LUTRA_DECLARE)
+LUTRA_KERNELS_AVX2_VNNI(LUTRA_DECLARE)
 LUTRA_KERNELS_AVX512(LUTRA_DECLARE)
 LUTRA_KERNELS_NEON(LUTRA_DECLARE)
 LUTRA_KERNELS_NEON_DOTPROD(LUTRA_DECLARE)
+LUTRA_KERNELS_NEON_I8MM(LUTRA_DECLARE)
+LUTRA_KERNELS_SVE256(LUTRA_DECLARE)
 #undef LUTRA_DECLARE
 
 #endif

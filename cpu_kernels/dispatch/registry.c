@@ -10,6 +10,7 @@
 #define OP_quantize LUTRA_OP_QUANTIZE
 #define OP_dequantize LUTRA_OP_DEQUANTIZE
 #define OP_gemv LUTRA_OP_GEMV
+#define OP_batch LUTRA_OP_BATCH
 #define OP_gemm LUTRA_OP_GEMM
 #define REGISTER(op_, set_, type_, function)                                                                 \
     {.name = #function, .op = OP_##op_, .set = LUTRA_SET_##set_, .type = type_, .fn.op_ = function},
@@ -19,10 +20,13 @@ static const struct lutra_kernel kernels[] = {
     LUTRA_KERNELS_REF(REGISTER)
 #if defined(__x86_64__)
     LUTRA_KERNELS_AVX2(REGISTER)
+    LUTRA_KERNELS_AVX2_VNNI(REGISTER)
     LUTRA_KERNELS_AVX512(REGISTER)
 #elif defined(__aarch64__)
     LUTRA_KERNELS_NEON(REGISTER)
     LUTRA_KERNELS_NEON_DOTPROD(REGISTER)
+    LUTRA_KERNELS_NEON_I8MM(REGISTER)
+    LUTRA_KERNELS_SVE256(REGISTER)
 #endif
     // clang-format on
 };
@@ -33,8 +37,9 @@ static const char *const set_names[LUTRA_SET_COUNT] = {
     [LUTRA_SET_NEON] = "neon",
     [LUTRA_SET_NEON_DOTPROD] = "neon_dotprod",
     [LUTRA_SET_NEON_I8MM] = "neon_i8mm",
-    [LUTRA_SET_SVE] = "sve",
+    [LUTRA_SET_SVE256] = "sve256",
     [LUTRA_SET_AVX2] = "avx2",
+    [LUTRA_SET_AVX2_VNNI] = "avx2_vnni",
     [LUTRA_SET_AVX512] = "avx512",
 };
 

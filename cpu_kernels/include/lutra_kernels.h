@@ -42,12 +42,24 @@ struct lutra_column {
 typedef void lutra_gemm_fn(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,
                            int64_t n, const struct lutra_column *columns);
 
+// The same for at most LUTRA_BATCH columns: parallel chats, speculative decoding. Weights still come
+// from memory once, and there are too few columns to pay for a decoded panel.
+enum { LUTRA_BATCH = 8 };
+typedef lutra_gemm_fn lutra_batch_fn;
+
 // y[k] = row `row` (0..7) of one strip, as float: d * entry.
 typedef void lutra_dequantize_fn(int64_t k, const uint8_t *strip, const int8_t *library, int row, float *y);
 
 // ---- registry ------------------------------------------------------------------------------
 
-enum lutra_op { LUTRA_OP_GEMV, LUTRA_OP_GEMM, LUTRA_OP_DEQUANTIZE, LUTRA_OP_QUANTIZE, LUTRA_OP_COUNT };
+enum lutra_op {
+    LUTRA_OP_GEMV,
+    LUTRA_OP_BATCH,
+    LUTRA_OP_GEMM,
+    LUTRA_OP_DEQUANTIZE,
+    LUTRA_OP_QUANTIZE,
+    LUTRA_OP_COUNT
+};
 
 // Instruction sets, worst first. The order is the order of choice.
 enum lutra_set {
@@ -55,8 +67,9 @@ enum lutra_set {
     LUTRA_SET_NEON,
     LUTRA_SET_NEON_DOTPROD,
     LUTRA_SET_NEON_I8MM,
-    LUTRA_SET_SVE,
+    LUTRA_SET_SVE256,
     LUTRA_SET_AVX2,
+    LUTRA_SET_AVX2_VNNI,
     LUTRA_SET_AVX512,
     LUTRA_SET_COUNT
 };
@@ -68,6 +81,7 @@ struct lutra_kernel {
     int32_t type; // ggml type id; for LUTRA_OP_QUANTIZE the super-block, 256 or 64
     union {
         lutra_gemv_fn *gemv;
+        lutra_batch_fn *batch;
         lutra_gemm_fn *gemm;
         lutra_dequantize_fn *dequantize;
         lutra_quantize_fn *quantize;

@@ -30,6 +30,9 @@ static void run(const struct job *j) {
     case LUTRA_OP_GEMV:
         j->kernel->fn.gemv(t->k, t->n_strips, t->strips.data, library, j->q, j->d, j->y);
         break;
+    case LUTRA_OP_BATCH:
+        j->kernel->fn.batch(t->k, t->n_strips, t->strips.data, library, j->n, j->columns);
+        break;
     case LUTRA_OP_GEMM:
         j->kernel->fn.gemm(t->k, t->n_strips, t->strips.data, library, j->n, j->columns);
         break;
@@ -90,9 +93,10 @@ static double ns_per_unit(const struct lutra_kernel *kernel, int64_t k, int64_t 
         lutra_cb_quantize_x(f->sb, k, j.x, j.q + c * k, j.d + c * (k / f->sb));
     }
     const double units = (double)k / 32 *
-                         (kernel->op == LUTRA_OP_GEMV   ? (double)rows
-                          : kernel->op == LUTRA_OP_GEMM ? (double)(rows * n)
-                                                        : 1);
+                         (kernel->op == LUTRA_OP_GEMV    ? (double)rows
+                          : kernel->op == LUTRA_OP_BATCH ? (double)(rows * n)
+                          : kernel->op == LUTRA_OP_GEMM  ? (double)(rows * n)
+                                                         : 1);
     const double seconds = fastest(&j);
     tensor_free(&j.t);
     free(j.x);
@@ -114,9 +118,10 @@ void bench_kernel(const struct lutra_kernel *kernel) {
         printf(" %8.3f cached %8.3f streamed (%.1f GB/s)", cached, streamed, bytes_per_unit / streamed);
         break;
     }
+    case LUTRA_OP_BATCH:
     case LUTRA_OP_GEMM: {
         static const int columns[] = {2, 4, 8, 32, 512};
-        for (int i = 0; i < 5; i++) {
+        for (int i = 0; i < (kernel->op == LUTRA_OP_BATCH ? 3 : 5); i++) {
             printf(" %8.3f n=%d", ns_per_unit(kernel, 2048, 16, columns[i], 0), columns[i]);
         }
         break;

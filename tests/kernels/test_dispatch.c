@@ -14,7 +14,7 @@ static bool compiled(enum lutra_set set) {
 }
 
 static void test_rows(void) {
-    static const char *const ops[LUTRA_OP_COUNT] = {"gemv", "gemm", "dequantize", "quantize"};
+    static const char *const ops[LUTRA_OP_COUNT] = {"gemv", "batch", "gemm", "dequantize", "quantize"};
     for (int i = 0; i < lutra_kernel_count(); i++) {
         const struct lutra_kernel *kernel = lutra_kernel_at(i);
         char prefix[64] = "lutra_";

@@ -53,6 +53,11 @@ static void test_gemv(const struct lutra_kernel *kernel, const struct lutra_kern
     activations_free(&a);
 }
 
+// gemm or batch: they differ in the number of columns only.
+static lutra_gemm_fn *product_fn(const struct lutra_kernel *kernel) {
+    return kernel->op == LUTRA_OP_BATCH ? kernel->fn.batch : kernel->fn.gemm;
+}
+
 static void test_gemm(const struct lutra_kernel *kernel, const struct lutra_kernel *ref,
                       const struct tensor *t, int64_t n, enum x_kind x_kind, const char *what) {
     struct activations a = activations_new(t->f->sb, t->k, n, x_kind);
@@ -72,8 +77,8 @@ static void test_gemm(const struct lutra_kernel *kernel, const struct lutra_kern
         expected[c].y = (float *)y_ref[c].data;
     }
     const int8_t *library = (const int8_t *)t->library.data;
-    ref->fn.gemm(t->k, t->n_strips, t->strips.data, library, n, expected);
-    kernel->fn.gemm(t->k, t->n_strips, t->strips.data, library, n, columns);
+    product_fn(ref)(t->k, t->n_strips, t->strips.data, library, n, expected);
+    product_fn(kernel)(t->k, t->n_strips, t->strips.data, library, n, columns);
     for (int64_t c = 0; c < n; c++) {
         check(same_floats(columns[c].y, expected[c].y, rows), "%s: column %d of %d differs, %s", kernel->name,
               (int)c, (int)n, what);
@@ -136,6 +141,7 @@ static void test_on_tensor(const struct lutra_kernel *kernel, const struct lutra
     case LUTRA_OP_GEMV:
         test_gemv(kernel, ref, t, x_kind, what);
         break;
+    case LUTRA_OP_BATCH:
     case LUTRA_OP_GEMM:
         test_gemm(kernel, ref, t, n, x_kind, what);
         break;
@@ -176,14 +182,14 @@ void test_kernel(const struct lutra_kernel *kernel) {
         for (int strips = 0; strips <= 5; strips++) {
             struct tensor t = tensor_new(f, blocks * f->sb, strips, WEIGHTS_RANDOM);
             snprintf(what, sizeof(what), "%d super-blocks, %d strips", blocks, strips);
-            if (kernel->op != LUTRA_OP_GEMM) {
+            if (kernel->op != LUTRA_OP_BATCH && kernel->op != LUTRA_OP_GEMM) {
                 if (strips > 0) {
                     test_on_tensor(kernel, ref, &t, X_RANDOM, 1, what);
                 }
                 tensor_free(&t);
                 continue;
             }
-            for (int n = 0; n <= 17; n++) {
+            for (int n = 0; n <= (kernel->op == LUTRA_OP_BATCH ? LUTRA_BATCH : 17); n++) {
                 test_on_tensor(kernel, ref, &t, X_RANDOM, n, what);
             }
             tensor_free(&t);
