@@ -4,7 +4,8 @@
 //   lutra_bench_SET mark KERNEL JOB K ROWS COLUMNS    runs it once in a region that trace_plugin.c records
 //   lutra_bench_SET time KERNEL JOB K ROWS COLUMNS    runs it for a while, prints ns per unit
 //
-// A unit is 32 weights x 1 column; scripts/bench_kernels drives this program.
+// A unit is 32 weights x 1 column. The status is 3 where the CPU lacks the set. scripts/bench_kernels
+// drives this program.
 #include "bench.h"
 
 #include <stdio.h>
@@ -126,6 +127,10 @@ static bool supported(void) {
 }
 
 int main(int argc, char **argv) {
+    if (!supported()) {
+        fprintf(stderr, "this CPU lacks %s\n", LUTRA_BENCH_SET);
+        return 3;
+    }
     if (argc == 2 && strcmp(argv[1], "list") == 0) {
         list(bench_lutra_kernels());
         list(bench_upstream_kernels());
@@ -145,10 +150,6 @@ int main(int argc, char **argv) {
     if (!kernel || o.k < 256 || o.k % 256 || o.rows < 8 || o.rows % 8 || o.columns < 1) {
         fprintf(stderr, "no such kernel, K no multiple of 256, or ROWS no multiple of 8\n");
         return 2;
-    }
-    if (!supported()) {
-        fprintf(stderr, "this CPU lacks %s\n", LUTRA_BENCH_SET);
-        return 3;
     }
     if (kernel->block.bytes) {
         o.weights = random_weights(&kernel->block, o.k, o.rows);

@@ -17,6 +17,7 @@ SETS = {
     "aarch64": ("neon", "neon_dotprod", "neon_i8mm", "sve256"),
     "x86_64": ("avx2", "avx2_vnni", "avx512"),
 }
+UNSUPPORTED = 3  # exit status of a bench program on a CPU that lacks its set
 OPS = ("gemv", "batch", "gemm", "dequantize", "quantize")
 
 
@@ -141,6 +142,9 @@ def parse_list(text: str) -> list[Kernel]:
 def kernels(program: list[str]) -> list[Kernel]:
     """The kernels of a bench program; `program` is the command, emulator included."""
     result = subprocess.run([*program, "list"], capture_output=True, text=True)
+    if result.returncode == UNSUPPORTED:
+        print(f"skipped {Path(program[-1]).name}: {result.stderr.strip()}", file=sys.stderr)
+        return []
     if result.returncode:
         raise BenchError(f"{' '.join(program)} list: {result.stderr.strip()}")
     return parse_list(result.stdout)

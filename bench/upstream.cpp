@@ -7,18 +7,25 @@
 #include "ggml-quants.h"
 #include "repack.h"
 
+#include "lutra_ref.h"
+
 #include <cstddef>
-#include <cstring>
 #include <vector>
 
 #if defined(__ARM_FEATURE_SVE)
 #include <arm_sve.h>
+#endif
 
-// ggml-cpu.c, which is not part of this program, asks the system; here it is the set's vector length.
-extern "C" int ggml_cpu_get_sve_cnt(void) {
+// What the kernels use of ggml-cpu.c, which is not part of this program.
+extern "C" {
+#if defined(__x86_64__)
+float ggml_table_f32_f16[1 << 16]; // the value of every fp16 number
+#elif defined(__ARM_FEATURE_SVE)
+int ggml_cpu_get_sve_cnt(void) {
     return (int)svcntb();
 }
 #endif
+}
 
 namespace {
 
@@ -217,6 +224,11 @@ void add_all() {
 const bench_kernel *bench_upstream_kernels() {
     if (kernels.empty()) {
         add_all();
+#if defined(__x86_64__)
+        for (int h = 0; h < 1 << 16; h++) {
+            ggml_table_f32_f16[h] = lutra_f16_to_f32((uint16_t)h);
+        }
+#endif
     }
     return kernels.data();
 }
