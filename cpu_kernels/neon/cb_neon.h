@@ -1,6 +1,6 @@
-// What the NEON kernels share: the table lookups of a row and a gemv body. neon_dotprod/ includes this
-// header too; its compiler flags select the dot-product instruction below. `cb` (2, 3 or 4) and `sb`
-// are constants at every call, so each kernel compiles to straight code for its type.
+// What the NEON kernels share: the table lookups of a row, and its products with activations. neon_dotprod/
+// includes this header too; its compiler flags select the dot-product instruction below. `cb` (2, 3 or 4) and
+// `sb` are constants at every call, so each kernel compiles to straight code for its type.
 #ifndef LUTRA_NEON_CB_NEON_H
 #define LUTRA_NEON_CB_NEON_H
 
@@ -28,6 +28,19 @@ LUTRA_INLINE uint8x16_t high_nibbles(uint8x16_t v) {
     return vshrq_n_u8(v, 4);
 }
 
+// Table `selector` of 16 entries. gcc knows no register offset that is scaled by 16, so it is told.
+LUTRA_INLINE int8x16_t table16(const int8_t *library, size_t selector) {
+#if defined(__clang__)
+    return vld1q_s8(library + 16 * selector);
+#else
+    int8x16_t table;
+    __asm__("ldr %q0, [%1, %2, lsl 4]"
+            : "=w"(table)
+            : "r"(library), "r"(selector), "m"(*(const int8_t (*)[16 * LUTRA_TABLES]) library));
+    return table;
+#endif
+}
+
 // The 64 entries of one row of a chunk, in order: w[i] = 16 i .. 16 i + 15.
 
 LUTRA_INLINE void cb2_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
@@ -49,39 +62,48 @@ LUTRA_INLINE void lookup(int8x16_t table, uint8x16_t v, int8x16_t w[2]) {
 
 LUTRA_INLINE void cb4_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
     const uint8_t *codes = chunk + 2 * LUTRA_ROWS + 32 * row;
-    lookup(vld1q_s8(library + (size_t)16 * chunk[2 * row]), vld1q_u8(codes), w);
-    lookup(vld1q_s8(library + (size_t)16 * chunk[2 * row + 1]), vld1q_u8(codes + 16), w + 2);
+    lookup(table16(library, chunk[2 * row]), vld1q_u8(codes), w);
+    lookup(table16(library, chunk[2 * row + 1]), vld1q_u8(codes + 16), w + 2);
 }
 
-// A table of 8 entries, expanded so that a nibble of vector i works as the index: bit i is ignored.
-LUTRA_INLINE int8x16_t cb3_table(const int8_t *library, uint8_t selector, int i) {
-    const int8x8_t half = vld1_s8(library + (size_t)8 * selector);
-    const int8x16_t t = vcombine_s8(half, vcreate_s8(0));
-    switch (i) {
-    case 0:
-        return vzip1q_s8(t, t);
-    case 1:
-        return vreinterpretq_s8_s16(vzip1q_s16(vreinterpretq_s16_s8(t), vreinterpretq_s16_s8(t)));
-    case 2:
-        return vreinterpretq_s8_s32(vzip1q_s32(vreinterpretq_s32_s8(t), vreinterpretq_s32_s8(t)));
-    default:
-        return vcombine_s8(half, half);
-    }
+// A table of 8 entries. As it is, bit 3 of an index must be 0; expanded, bit 0, 1 or 2 is ignored.
+LUTRA_INLINE int8x16_t table8(const int8_t *library, size_t selector) {
+    return vcombine_s8(vld1_s8(library + 8 * selector), vcreate_s8(0));
+}
+
+LUTRA_INLINE int8x16_t ignore_bit0(int8x16_t t) {
+    return vzip1q_s8(t, t);
+}
+
+LUTRA_INLINE int8x16_t ignore_bit1(int8x16_t t) {
+    return vreinterpretq_s8_s16(vzip1q_s16(vreinterpretq_s16_s8(t), vreinterpretq_s16_s8(t)));
+}
+
+LUTRA_INLINE int8x16_t ignore_bit2(int8x16_t t) {
+    return vreinterpretq_s8_s32(vzip1q_s32(vreinterpretq_s32_s8(t), vreinterpretq_s32_s8(t)));
+}
+
+// v with the bits of a mask taken from another vector. As vbslq_u8, clang makes three operations of it.
+LUTRA_INLINE uint8x16_t insert_bits(uint8x16_t v, uint8x16_t from, uint8x16_t mask) {
+    __asm__("bit %0.16b, %1.16b, %2.16b" : "+w"(v) : "w"(from), "w"(mask));
+    return v;
 }
 
 LUTRA_INLINE void cb3_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
-    const uint8_t *selector = chunk + 2 * row;
+    const int8x16_t table0 = table8(library, chunk[2 * row]);
+    const int8x16_t table1 = table8(library, chunk[2 * row + 1]);
     const uint8_t *codes = chunk + 2 * LUTRA_ROWS + 48 * (row / 2);
     const uint8x16_t v0 = vld1q_u8(codes), v1 = vld1q_u8(codes + 16);
     if (row % 2 == 0) {
-        lookup(cb3_table(library, selector[0], 0), v0, w);
-        lookup(cb3_table(library, selector[1], 1), v1, w + 2);
-    } else { // v2, and the donated bits: bit i of each nibble from vector i, bit 3 ignored
+        lookup(ignore_bit0(table0), v0, w);
+        lookup(ignore_bit1(table1), v1, w + 2);
+    } else { // v2, and the donated bits: bit i of each nibble from vector i
         const uint8x16_t v2 = vld1q_u8(codes + 32);
-        const uint8x16_t v01 = vbslq_u8(vdupq_n_u8(0x11), v0, v1);
-        const uint8x16_t v012 = vbslq_u8(vdupq_n_u8(0x44), v2, v01);
-        lookup(cb3_table(library, selector[0], 2), v2, w);
-        lookup(cb3_table(library, selector[1], 3), v012, w + 2);
+        uint8x16_t donated = vandq_u8(v0, vdupq_n_u8(0x11));
+        donated = insert_bits(donated, v1, vdupq_n_u8(0x22));
+        donated = insert_bits(donated, v2, vdupq_n_u8(0x44));
+        lookup(ignore_bit2(table0), v2, w);
+        lookup(table1, donated, w + 2);
     }
 }
 
@@ -100,7 +122,7 @@ LUTRA_INLINE float32x4_t load_d(const uint8_t *d) {
     return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(d)));
 }
 
-// ---- gemv: 8 rows x 1 column, one int32 accumulator vector per row ---------------------------
+// ---- products: one vector of int32 sums per row and column -----------------------------------
 
 // The sum of the 4 lanes of each a[i] -> lane i.
 LUTRA_INLINE int32x4_t sum_lanes(const int32x4_t a[4]) {
@@ -128,37 +150,6 @@ LUTRA_INLINE int32x4_t dot64(int32x4_t acc, const int8x16_t w[4], const int8x16_
 LUTRA_INLINE void load64(const int8_t *q, int8x16_t x[4]) {
     for (int i = 0; i < 4; i++) {
         x[i] = vld1q_s8(q + 16 * i);
-    }
-}
-
-LUTRA_INLINE void gemv_8x1(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *block,
-                           const int8_t *library, const int8_t *q, const float *d, float *y) {
-    for (int64_t strip = 0; strip < n_strips; strip++) {
-        float32x4_t sum0 = vdupq_n_f32(0), sum1 = vdupq_n_f32(0);
-        for (int64_t s = 0; s < k / sb; s++) {
-            int32x4_t acc[LUTRA_ROWS];
-            for (int row = 0; row < LUTRA_ROWS; row++) {
-                acc[row] = vdupq_n_s32(0);
-            }
-            for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
-                const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
-                int8x16_t x[4];
-                load64(q + s * sb + c * LUTRA_CHUNK, x);
-#pragma GCC unroll 8
-                for (int row = 0; row < LUTRA_ROWS; row++) {
-                    int8x16_t w[4];
-                    cb_row(cb, chunk, library, row, w);
-                    acc[row] = dot64(acc[row], w, x);
-                }
-            }
-            const float32x4_t isum0 = vcvtq_f32_s32(sum_lanes(acc));
-            const float32x4_t isum1 = vcvtq_f32_s32(sum_lanes(acc + 4));
-            sum0 = vfmaq_f32(sum0, vmulq_n_f32(load_d(block), d[s]), isum0);
-            sum1 = vfmaq_f32(sum1, vmulq_n_f32(load_d(block + 8), d[s]), isum1);
-            block += cb_block_bytes(cb, sb);
-        }
-        vst1q_f32(y + strip * LUTRA_ROWS, sum0);
-        vst1q_f32(y + strip * LUTRA_ROWS + 4, sum1);
     }
 }
 
