@@ -97,7 +97,13 @@
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_8x8_neon_dotprod) \
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_8x8_neon_dotprod)
 
-#define LUTRA_KERNELS_NEON_I8MM(ROW)
+#define LUTRA_KERNELS_NEON_I8MM(ROW) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB2,    lutra_gemm_cb2_8x8_neon_i8mm) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB3,    lutra_gemm_cb3_8x8_neon_i8mm) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB4,    lutra_gemm_cb4_8x8_neon_i8mm) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_8x8_neon_i8mm) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_8x8_neon_i8mm) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_8x8_neon_i8mm)
 
 #define LUTRA_KERNELS_SVE256(ROW)
 // clang-format on

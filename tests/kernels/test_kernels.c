@@ -177,7 +177,7 @@ void test_kernel(const struct lutra_kernel *kernel) {
         }
         tensor_free(&t);
     }
-    // Shapes: every remainder of super-blocks, strips and columns, and more columns than one block.
+    // Shapes: every remainder of super-blocks, strips and columns; more strips and columns than one block.
     for (int blocks = 1; blocks <= 5; blocks += 2) {
         for (int strips = 0; strips <= 5; strips++) {
             struct tensor t = tensor_new(f, blocks * f->sb, strips, WEIGHTS_RANDOM);
@@ -196,8 +196,8 @@ void test_kernel(const struct lutra_kernel *kernel) {
         }
     }
     if (kernel->op == LUTRA_OP_GEMM) {
-        struct tensor t = tensor_new(f, f->sb, 2, WEIGHTS_RANDOM);
-        test_on_tensor(kernel, ref, &t, X_RANDOM, 263, "many columns");
+        struct tensor t = tensor_new(f, f->sb, 18, WEIGHTS_RANDOM);
+        test_on_tensor(kernel, ref, &t, X_RANDOM, 263, "many strips and columns");
         tensor_free(&t);
     }
 }
