@@ -1,0 +1,93 @@
+// What the SVE-256 kernels share: the table lookups of a row. The vector length is 256 bits exactly.
+// `cb` (2, 3 or 4) and `sb` are constants at every call, so each kernel compiles to straight code.
+#ifndef LUTRA_SVE256_CB_SVE256_H
+#define LUTRA_SVE256_CB_SVE256_H
+
+#include "../neon/cb_neon.h"
+
+#include <arm_sve.h>
+#include <string.h>
+
+typedef svint8_t int8x32 __attribute__((arm_sve_vector_bits(256)));
+typedef svint32_t int32x8 __attribute__((arm_sve_vector_bits(256)));
+typedef svfloat32_t float32x8 __attribute__((arm_sve_vector_bits(256)));
+
+#define ALL svptrue_b8()
+#define LOWER_HALF svptrue_pat_b8(SV_VL16)
+#define UPPER_HALF svnot_z(ALL, LOWER_HALF)
+
+// The byte offset of the table of selector i out of 4. The mask is kept in a register, where one AND
+// shifts as well.
+LUTRA_INLINE uint64_t table_offset(uint32_t selectors, int i, int log2_bytes) {
+    uint32_t mask = 255u << log2_bytes;
+    __asm__("" : "+r"(mask));
+    const int shift = 8 * i - log2_bytes;
+    return (shift < 0 ? selectors << -shift : selectors >> shift) & mask;
+}
+
+// 16 code bytes in both halves: low nibbles in the lower half, high nibbles in the upper.
+LUTRA_INLINE svuint8_t nibbles(svuint8_t v, uint8_t mask) {
+    const svuint8_t masks = svsel(LOWER_HALF, svdup_u8(mask), svdup_u8((uint8_t)(mask << 4)));
+    return svlsr_m(UPPER_HALF, svand_x(ALL, v, masks), 4);
+}
+
+// The entries of rows 2 pair and 2 pair + 1 of a chunk, in order: w[row][group] = the 32 of a group.
+
+LUTRA_INLINE void cb2_row_pair(const uint8_t *codes, const int8_t *library, uint32_t selectors,
+                               int8x32 w[2][2]) {
+    const svuint8_t upper = svand_x(ALL, svindex_u8(0, 1), 16); // table T_b follows T_a
+    for (int row = 0; row < 2; row++) {
+        const svuint8_t v = svld1rq(ALL, codes + 16 * row);
+        const svint8_t table0 = svld1(ALL, library + table_offset(selectors, 2 * row, 5));
+        const svint8_t table1 = svld1(ALL, library + table_offset(selectors, 2 * row + 1, 5));
+        w[row][0] = svtbl(table0, svorr_x(ALL, svand_x(ALL, v, 15), upper));
+        w[row][1] = svtbl(table1, svorr_x(ALL, svlsr_x(ALL, v, 4), upper));
+    }
+}
+
+LUTRA_INLINE void cb4_row_pair(const uint8_t *codes, const int8_t *library, uint32_t selectors,
+                               int8x32 w[2][2]) {
+    for (int i = 0; i < 4; i++) {
+        const svint8_t table = svld1(LOWER_HALF, library + table_offset(selectors, i, 4));
+        w[i / 2][i % 2] = svtbl(table, nibbles(svld1rq(ALL, codes + 16 * i), 15));
+    }
+}
+
+// A table of 8 entries, expanded so that a nibble of vector i works as the index: bit i is ignored.
+LUTRA_INLINE svint8_t cb3_table32(const int8_t *library, uint32_t selectors, int i) {
+    const svint8_t t = svld1(svptrue_pat_b8(SV_VL8), library + table_offset(selectors, i, 3));
+    const svint16_t t16 = svreinterpret_s16_s8(t);
+    const svint32_t t32 = svreinterpret_s32_s8(t);
+    return i == 0   ? svzip1(t, t)
+           : i == 1 ? svreinterpret_s8_s16(svzip1(t16, t16))
+           : i == 2 ? svreinterpret_s8_s32(svzip1(t32, t32))
+                    : t;
+}
+
+LUTRA_INLINE void cb3_row_pair(const uint8_t *codes, const int8_t *library, uint32_t selectors,
+                               int8x32 w[2][2]) {
+    const svuint8_t v0 = svld1rq(ALL, codes), v1 = svld1rq(ALL, codes + 16), v2 = svld1rq(ALL, codes + 32);
+    w[0][0] = svtbl(cb3_table32(library, selectors, 0), nibbles(v0, 15));
+    w[0][1] = svtbl(cb3_table32(library, selectors, 1), nibbles(v1, 15));
+    w[1][0] = svtbl(cb3_table32(library, selectors, 2), nibbles(v2, 15));
+    // The donated bits: bit i of each nibble from vector i.
+    const svuint8_t v01 = svorr_x(ALL, svand_x(ALL, v0, 0x11), svand_x(ALL, v1, 0x22));
+    const svuint8_t v012 = svorr_x(ALL, v01, svand_x(ALL, v2, 0x44));
+    w[1][1] = svtbl(cb3_table32(library, selectors, 3), nibbles(v012, 7));
+}
+
+LUTRA_INLINE void cb_row_pair(int cb, const uint8_t *chunk, const int8_t *library, int pair,
+                              int8x32 w[2][2]) {
+    uint32_t selectors;
+    memcpy(&selectors, chunk + 4 * pair, 4);
+    const uint8_t *codes = chunk + 2 * LUTRA_ROWS;
+    if (cb == 2) {
+        cb2_row_pair(codes + 32 * pair, library, selectors, w);
+    } else if (cb == 3) {
+        cb3_row_pair(codes + 48 * pair, library, selectors, w);
+    } else {
+        cb4_row_pair(codes + 64 * pair, library, selectors, w);
+    }
+}
+
+#endif
