@@ -12,12 +12,12 @@ from functools import cache
 from .programs import BenchError
 from .trace import Trace, classify, llvm
 
-NOT_SVE = ("neon", "neon_dotprod", "neon_i8mm")
+I8MM = ("neon_dotprod", "neon_i8mm")
 
 
 @dataclass(frozen=True)
 class Core:
-    """A core that llvm-mca models, and the instruction sets it can run."""
+    """A core that llvm-mca models, and the instruction sets that it can run and has a use for."""
 
     mcpu: str
     dispatch: int | None  # instructions per cycle that enter the core, None: as the model has it
@@ -34,13 +34,13 @@ CORES = {
     "a55": Core("cortex-a55", None, ("neon", "neon_dotprod")),
     "a72": Core("cortex-a72", None, ("neon",)),
     "n1": Core("neoverse-n1", 4, ("neon", "neon_dotprod")),
-    "v1": Core("neoverse-v1", 5, (*NOT_SVE, "sve256")),  # the only one with SVE registers of 256 bits
-    "n2": Core("neoverse-n2", None, NOT_SVE),
-    "v2": Core("neoverse-v2", None, NOT_SVE),
-    "v3": Core("neoverse-v3", None, NOT_SVE),
+    "v1": Core("neoverse-v1", 5, (*I8MM, "sve256")),  # the only one with SVE registers of 256 bits
+    "n2": Core("neoverse-n2", None, I8MM),
+    "v2": Core("neoverse-v2", None, I8MM),
+    "v3": Core("neoverse-v3", None, I8MM),
 }
 DOTS = ("dot", "mmla")
-PIECES, PIECE = 10, 4000  # of a longer trace, evenly spaced pieces of that many instructions are modelled
+PIECES, PIECE = 10, 1000  # of a longer trace, evenly spaced pieces of that many instructions are modelled
 ADDRESS = re.compile(r"(?:#)?0x[0-9a-f]+ <[^>]*>$")
 SKIPPED = re.compile(r"svc|udf|<unknown>|hint|bti|[pa]aci|auti|mrs")
 

@@ -52,6 +52,11 @@ def to_json(records: Iterable[Record]) -> str:
     return json.dumps(objects, indent=1) + "\n"
 
 
+def from_json(text: str) -> list[Record]:
+    """The records of an earlier run."""
+    return [Record(**fields) for fields in json.loads(text)]
+
+
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
@@ -71,14 +76,15 @@ def to_markdown(records: list[Record]) -> str:
     text = []
     for (isa, op, columns), group in groups.items():
         title = f"{isa}, {op}" + (f", {columns} columns" if op in ("batch", "gemm") else "")
-        text.append(f"### {title}\n\n{section(group)}")
+        kind = "measured" if group[0].insn_per_unit is None else "modelled"
+        text.append(f"### {title}, {kind}\n\n{section(group)}")
     return "\n".join(text)
 
 
 def section(group: list[Record]) -> str:
     """The table of one group."""
     if group[0].insn_per_unit is None:
-        header = ["kernel", "type", "compiler", "ns per unit (measured)"]
+        header = ["kernel", "type", "compiler", "ns per unit"]
         streamed = any(r.ns_per_unit_streamed for r in group)
         header += ["streamed", "GB/s"] if streamed else []
         rows = []
@@ -96,6 +102,6 @@ def section(group: list[Record]) -> str:
         [r.kernel, r.type, r.compiler, number(r.insn_per_unit)]
         + [number(r.cycles_per_unit[c]) for c in cores]
         + [f"{100 * r.dot_share[c]:.0f} %" if r.dot_share.get(c) else "" for c in shares]
-        for r in sorted(group, key=lambda r: list(r.cycles_per_unit.values())[-1])
+        for r in sorted(group, key=lambda r: list(r.cycles_per_unit.values()))
     ]
     return table(header, rows)

@@ -78,7 +78,6 @@ void fill_x(float *x, int64_t k, enum x_kind kind);
 void test_ref(void);
 void test_dispatch(void);
 void test_kernel(const struct lutra_kernel *kernel);
-void bench_kernel(const struct lutra_kernel *kernel);
 
 // The reference kernel of the same job; NULL when there is none.
 const struct lutra_kernel *reference_of(const struct lutra_kernel *kernel);

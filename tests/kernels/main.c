@@ -1,7 +1,6 @@
-// lutra_kernel_tests [--bench] [--expect SET] [SUBSTRING]
+// lutra_kernel_tests [--expect SET] [SUBSTRING]
 //
-// Without options: the reference against the format, the registry, then every kernel of this CPU
-// against the reference. --bench times the kernels instead (ns per unit of 32 weights x 1 row).
+// The reference against the format, the registry, then every kernel of this CPU against the reference.
 // --expect SET: fail unless the chosen gemv kernels are of this set. SUBSTRING: only these kernels.
 #include "harness.h"
 
@@ -9,17 +8,14 @@
 #include <string.h>
 
 int main(int argc, char **argv) {
-    bool bench = false;
     const char *expect = NULL, *filter = "";
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--bench") == 0) {
-            bench = true;
-        } else if (strcmp(argv[i], "--expect") == 0 && i + 1 < argc) {
+        if (strcmp(argv[i], "--expect") == 0 && i + 1 < argc) {
             expect = argv[++i];
         } else if (argv[i][0] != '-') {
             filter = argv[i];
         } else {
-            fprintf(stderr, "usage: %s [--bench] [--expect SET] [SUBSTRING]\n", argv[0]);
+            fprintf(stderr, "usage: %s [--expect SET] [SUBSTRING]\n", argv[0]);
             return 2;
         }
     }
@@ -27,10 +23,8 @@ int main(int argc, char **argv) {
         const struct lutra_kernel *chosen = lutra_kernel_chosen(LUTRA_OP_GEMV, LUTRA_TYPE_CB4);
         check(strcmp(lutra_set_name(chosen->set), expect) == 0, "%s runs, %s expected", chosen->name, expect);
     }
-    if (!bench) {
-        test_ref();
-        test_dispatch();
-    }
+    test_ref();
+    test_dispatch();
     int tested = 0, skipped = 0;
     for (int i = 0; i < lutra_kernel_count(); i++) {
         const struct lutra_kernel *kernel = lutra_kernel_at(i);
@@ -43,12 +37,8 @@ int main(int argc, char **argv) {
             continue;
         }
         const int before = checks_failed;
-        if (bench) {
-            bench_kernel(kernel);
-        } else {
-            test_kernel(kernel);
-            printf("%s %s\n", checks_failed == before ? "ok     " : "FAILED ", kernel->name);
-        }
+        test_kernel(kernel);
+        printf("%s %s\n", checks_failed == before ? "ok     " : "FAILED ", kernel->name);
         tested++;
     }
     check(tested > 0, "no kernel was tested");
