@@ -135,6 +135,13 @@ def kernel_for(machine: Machine, type_: str, op: str, records: Iterable[Record])
     )
 
 
+def type_for(type_: str, shape: Shape) -> str | None:
+    """The type itself, or its form for rows that are no multiple of 256 weights, if it has one."""
+    if shape.hidden % 256 == 0 or type_ in ("q4_0", "q8_0", "iq4_nl"):
+        return type_
+    return f"{type_}_64" if type_.startswith("cb") else None
+
+
 def core_counts(machine: Machine) -> list[int]:
     """1, 2, 4 ... and all cores."""
     return [*(n for n in (1, 2, 4, 8, 16, 32, 64) if n < machine.cores), machine.cores]
@@ -149,9 +156,8 @@ def predictions(records: list[Record]) -> Iterator[str]:
             rows = []
             for shape in SHAPES:
                 for type_ in types:
-                    kernel = kernel_for(machine, type_, op, records)
-                    if kernel and shape.hidden % 256 and type_.startswith("cb"):
-                        kernel = kernel_for(machine, type_ + "_64", op, records)
+                    name = type_for(type_, shape)
+                    kernel = kernel_for(machine, name, op, records) if name else None
                     if kernel:
                         cycles = kernel.cycles_per_unit[machine.core]
                         rates = (predict(machine, shape, n, cycles, kernel.bytes_per_unit) for n in counts)
