@@ -7,10 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 enum { GUARD = 64, GUARD_BYTE = 0xa5 };
 
 int checks_failed;
+enum placement placement;
 
 void check(bool ok, const char *format, ...) {
     if (ok) {
@@ -27,36 +30,59 @@ void check(bool ok, const char *format, ...) {
     }
 }
 
+static uint64_t random_state = 1;
+
+void random_seed(uint64_t seed) {
+    random_state = seed;
+}
+
 uint32_t random_bits(void) { // splitmix64
-    static uint64_t state = 1;
-    uint64_t z = state += 0x9e3779b97f4a7c15;
+    uint64_t z = random_state += 0x9e3779b97f4a7c15;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
     z = (z ^ z >> 27) * 0x94d049bb133111eb;
     return (uint32_t)((z ^ z >> 31) >> 32);
 }
 
-float random_normal(void) { // Irwin-Hall: the sum of 12 uniforms
-    float sum = -6;
-    for (int i = 0; i < 12; i++) {
-        sum += (float)(random_bits() >> 8) * 0x1p-24f;
+float random_normal(void) { // near enough: the sum of 4 uniforms, made variance 1
+    int sum = -0x20000;
+    for (int i = 0; i < 2; i++) {
+        const uint32_t bits = random_bits();
+        sum += (int)(bits & 0xffff) + (int)(bits >> 16);
     }
-    return sum;
+    return (float)sum * 0x1.bb67aep-16f;
+}
+
+static void *memory(void *p) {
+    if (!p || p == MAP_FAILED) {
+        fprintf(stderr, "out of memory\n");
+        exit(2);
+    }
+    return p;
 }
 
 static struct buffer buffer_new(size_t bytes, size_t offset, size_t guard) {
     struct buffer b = {.bytes = bytes, .offset = offset};
-    b.base = malloc(2 * guard + offset + bytes);
-    if (!b.base) {
-        fprintf(stderr, "out of memory\n");
-        exit(2);
-    }
+    b.base = memory(malloc(2 * guard + offset + bytes));
     memset(b.base, GUARD_BYTE, 2 * guard + offset + bytes);
     b.data = b.base + guard + offset;
     return b;
 }
 
+// Pages without access around as many pages as hold the bytes.
+static struct buffer pages_new(size_t bytes) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t inside = (bytes + page - 1) / page * page;
+    struct buffer b = {.bytes = bytes, .mapped = inside + 2 * page};
+    b.base = memory(mmap(NULL, b.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (inside && mprotect(b.base + page, inside, PROT_READ | PROT_WRITE) != 0) {
+        memory(NULL);
+    }
+    b.data = b.base + page + (placement == BEFORE_GUARD ? inside - bytes : 0);
+    return b;
+}
+
 struct buffer input_new(size_t bytes, size_t offset) {
-    return buffer_new(bytes, offset, 0);
+    return placement == UNALIGNED ? buffer_new(bytes, offset, 0) : pages_new(bytes);
 }
 
 struct buffer output_new(size_t bytes, size_t offset) {
@@ -78,7 +104,11 @@ bool output_intact(const struct buffer *b) {
 }
 
 void buffer_free(struct buffer *b) {
-    free(b->base);
+    if (b->mapped) {
+        munmap(b->base, b->mapped);
+    } else {
+        free(b->base);
+    }
     memset(b, 0, sizeof(*b));
 }
 
@@ -109,6 +139,9 @@ static uint16_t scale_of(enum weights_kind kind, size_t i) {
     if (kind == WEIGHTS_SCALES_ODD) {
         return odd[i % (sizeof(odd) / sizeof(odd[0]))];
     }
+    if (kind == WEIGHTS_SCALES_ONE) {
+        return 0x3c00;
+    }
     return (uint16_t)(0x1000 + random_bits() % 0x1800); // 2^-11 .. 2^-5
 }
 
@@ -134,7 +167,7 @@ struct tensor tensor_new(const struct lutra_cb_format *f, int64_t k, int64_t n_s
     for (size_t i = 0; i < n_d; i++) {
         d[i] = scale_of(kind, i);
     }
-    // Neither strips nor library are aligned: kernels must not rely on it.
+    // Kernels must not rely on aligned strips or libraries.
     struct tensor t = {.f = f, .k = k, .n_strips = n_strips};
     t.strips = input_new((size_t)rows * lutra_cb_row_bytes(f, k), 1);
     t.library = input_new(lutra_cb_library_bytes(f), 3);
@@ -156,6 +189,9 @@ void tensor_free(struct tensor *t) {
 void fill_x(float *x, int64_t k, enum x_kind kind) {
     for (int64_t i = 0; i < k; i++) {
         switch (kind) {
+        case X_INTEGERS:
+            x[i] = i % 64 ? (float)((int)(random_bits() % 255) - 127) : 127;
+            break;
         case X_MAX:
             x[i] = 3;
             break;

@@ -12,22 +12,34 @@
 extern int checks_failed;
 void check(bool ok, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-// ---- random numbers, the same in every run -----------------------------------------------------
+// ---- random numbers, the same after the same seed ----------------------------------------------
 
+void random_seed(uint64_t seed);
 uint32_t random_bits(void);
 float random_normal(void);
 
-// ---- buffers of exactly `bytes`, `offset` bytes off alignment -----------------------------------
+// ---- buffers of exactly `bytes` -----------------------------------------------------------------
 
 struct buffer {
     uint8_t *data;
     uint8_t *base;
     size_t bytes;
     size_t offset;
+    size_t mapped; // bytes at base when they are pages, 0 when they are malloc's
 };
 
-struct buffer input_new(size_t bytes, size_t offset);  // ends where its allocation ends: ASan sees over-reads
-struct buffer output_new(size_t bytes, size_t offset); // with guard bytes around
+// Where the inputs lie that are made from now on. A read outside them crashes beside a page without
+// access, on any machine; ASan finds it in all three.
+enum placement {
+    UNALIGNED, // `offset` bytes off alignment, to the end of the allocation
+    BEFORE_GUARD,
+    AFTER_GUARD,
+    PLACEMENTS
+};
+extern enum placement placement;
+
+struct buffer input_new(size_t bytes, size_t offset);
+struct buffer output_new(size_t bytes, size_t offset); // `offset` bytes off alignment, guard bytes around
 bool output_intact(const struct buffer *b);            // nobody wrote outside
 void buffer_free(struct buffer *b);
 
@@ -44,11 +56,13 @@ enum weights_kind {
     WEIGHTS_CODES_ZERO,  // every code and selector 0
     WEIGHTS_CODES_ONES,  // every code and selector all ones
     WEIGHTS_SCALES_ODD,  // d zero, subnormal, largest, negative
+    WEIGHTS_SCALES_ONE,  // every d 1
     WEIGHTS_KINDS
 };
 
 enum x_kind {
     X_RANDOM,
+    X_INTEGERS,    // -127 to 127, so that q is x and d is 1
     X_MAX,         // every q 127
     X_MIN,         // every q -127
     X_ALTERNATING, // q 127 and -127 in turn
