@@ -9,8 +9,13 @@
 #include "lutra_ggml.h"
 #include "lutra_kernels.h"
 
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <random>
@@ -67,14 +72,14 @@ static std::vector<uint8_t> random_data(const ggml_tensor *t) {
     return data;
 }
 
-// Tensors and one graph, computed with 1 and with 4 threads.
+// Tensors and one graph.
 struct Graph {
     ggml_backend_t backend = ggml_backend_cpu_init();
     ggml_context *context;
     ggml_backend_buffer_t buffer = nullptr;
 
     Graph() {
-        const size_t graphs = 8 * ggml_graph_overhead_custom(64, false);
+        const size_t graphs = 32 * ggml_graph_overhead_custom(64, false);
         ggml_init_params params = {64 * ggml_tensor_overhead() + graphs, nullptr, true};
         context = ggml_init(params);
     }
@@ -149,14 +154,16 @@ static bool close_to_dot(float y, const std::vector<float> &w, const std::vector
     return std::fabs(y - sum) <= TOLERANCE * size;
 }
 
-// Computes out with 1 and 4 threads, wants the same bits, and `right` for every element.
+// Computes out with several numbers of threads, wants the same bits, and `right` for every element.
 static void check_output(Graph &g, ggml_tensor *out, ggml_type type, const char *what,
                          const std::function<bool(float, int64_t, int64_t, int64_t, int64_t)> &right) {
     check(g.supports(out), "supported", ggml_type_name(type), what);
     const std::vector<float> y = g.compute(out, 1);
-    const std::vector<float> y4 = g.compute(out, 4);
-    check(memcmp(y.data(), y4.data(), y.size() * sizeof(float)) == 0, "1 and 4 threads agree",
-          ggml_type_name(type), what);
+    for (int threads : {2, 3, 4, 7}) {
+        const std::vector<float> again = g.compute(out, threads);
+        check(memcmp(y.data(), again.data(), y.size() * sizeof(float)) == 0, "threads do not matter",
+              ggml_type_name(type), what);
+    }
     int64_t wrong = 0, i = 0;
     for (int64_t i3 = 0; i3 < out->ne[3]; i3++) {
         for (int64_t i2 = 0; i2 < out->ne[2]; i2++) {
@@ -240,7 +247,7 @@ static void test_views(ggml_type type) {
 static void test_mul_mat_id(ggml_type type) {
     const int64_t experts = 8, k = 3 * ggml_blck_size(type), n_rows = 40;
     for (int64_t used : {1, 3}) {
-        for (int64_t tokens : {1, 5, 90}) {
+        for (int64_t tokens : {1, 5, 90, 400}) {        // 400: several tiles of columns per expert
             for (int64_t x_rows : {(int64_t)1, used}) { // one activation row for all experts, or one each
                 Graph g;
                 ggml_tensor *w = ggml_new_tensor_3d(g.context, type, k, n_rows, experts);
@@ -258,11 +265,20 @@ static void test_mul_mat_id(ggml_type type) {
                     }
                 }
                 ggml_backend_tensor_set(ids_all, choice.data(), 0, ggml_nbytes(ids_all));
-                check_output(g, out, type, "mul_mat_id",
-                             [&](float y, int64_t i0, int64_t i1, int64_t i2, int64_t) {
-                                 return close_to_dot(y, weight_row(w, i0, choice[i2 * experts + i1], 0),
-                                                     activation_row(x, type, i1 % x_rows, i2, 0));
-                             });
+                std::vector<std::vector<float>> rows(n_rows * experts), columns(x_rows * tokens);
+                for (size_t i = 0; i < rows.size(); i++) {
+                    rows[i] = weight_row(w, i % n_rows, i / n_rows, 0);
+                }
+                for (size_t i = 0; i < columns.size(); i++) {
+                    columns[i] = activation_row(x, type, i % x_rows, i / x_rows, 0);
+                }
+                char what[100];
+                snprintf(what, sizeof(what), "mul_mat_id %lld of %lld experts, %lld tokens, %lld rows of x",
+                         (long long)used, (long long)experts, (long long)tokens, (long long)x_rows);
+                check_output(g, out, type, what, [&](float y, int64_t i0, int64_t i1, int64_t i2, int64_t) {
+                    return close_to_dot(y, rows[choice[i2 * experts + i1] * n_rows + i0],
+                                        columns[i2 * x_rows + i1 % x_rows]);
+                });
             }
         }
     }
@@ -351,6 +367,121 @@ static void test_data_check(ggml_type type) {
     check(!ggml_validate_row_data(type, data.data(), data.size()), "finds a scale that is NaN", name);
 }
 
+// ---- LUTRA_KERNELS ------------------------------------------------------------------------------
+
+// All kernels give the same bits, so results cannot tell which one ran. Spies can: this program's
+// lutra_kernel_chosen is found before that of ggml-base, asks it, and while `spying` hands a kernel to
+// ggml's operations that writes the registry's row of the chosen one into y (in thousands, plus the row
+// of the quantizer).
+static bool spying = false;
+static std::atomic<int> chosen_row[LUTRA_OP_COUNT];
+
+static float mark(lutra_op op, const float *d) {
+    return 1000 * chosen_row[op] + d[0];
+}
+
+static void spy_gemv(int64_t, int64_t n_strips, const uint8_t *, const int8_t *, const int8_t *,
+                     const float *d, float *y) {
+    std::fill(y, y + n_strips * LUTRA_ROWS, mark(LUTRA_OP_GEMV, d));
+}
+
+template <lutra_op OP>
+static void spy_columns(int64_t, int64_t n_strips, const uint8_t *, const int8_t *, int64_t n,
+                        const lutra_column *columns) {
+    for (int64_t c = 0; c < n; c++) {
+        std::fill(columns[c].y, columns[c].y + n_strips * LUTRA_ROWS, mark(OP, columns[c].d));
+    }
+}
+
+static void spy_dequantize(int64_t k, const uint8_t *, const int8_t *, int, float *y) {
+    const float none = 0;
+    std::fill(y, y + k, mark(LUTRA_OP_DEQUANTIZE, &none));
+}
+
+template <int SB> static void spy_quantize(int64_t k, const float *, int8_t *, float *d) {
+    std::fill(d, d + k / SB, (float)chosen_row[LUTRA_OP_QUANTIZE]);
+}
+
+extern "C" const lutra_kernel *lutra_kernel_chosen(lutra_op op, int32_t type) {
+    static const auto choice = (decltype(&lutra_kernel_chosen))dlsym(RTLD_NEXT, "lutra_kernel_chosen");
+    const lutra_kernel *chosen = choice(op, type);
+    if (!spying) {
+        return chosen;
+    }
+    chosen_row[op] = (int)(chosen - lutra_kernel_at(0));
+    thread_local lutra_kernel spy;
+    spy = *chosen;
+    switch (op) {
+    case LUTRA_OP_GEMV:
+        spy.fn.gemv = spy_gemv;
+        break;
+    case LUTRA_OP_BATCH:
+        spy.fn.batch = spy_columns<LUTRA_OP_BATCH>;
+        break;
+    case LUTRA_OP_GEMM:
+        spy.fn.gemm = spy_columns<LUTRA_OP_GEMM>;
+        break;
+    case LUTRA_OP_DEQUANTIZE:
+        spy.fn.dequantize = spy_dequantize;
+        break;
+    default:
+        spy.fn.quantize = type == 64 ? spy_quantize<64> : spy_quantize<256>;
+    }
+    return &spy;
+}
+
+// The row that must run when LUTRA_KERNELS is `limit`.
+static int expected_row(lutra_op op, int32_t type, int limit) {
+    int best = -1;
+    for (int i = 0; i < lutra_kernel_count(); i++) {
+        const lutra_kernel *k = lutra_kernel_at(i);
+        if (k->op == op && k->type == type && k->set <= limit && lutra_set_supported(k->set) &&
+            (best < 0 || k->set > lutra_kernel_at(best)->set)) {
+            best = i;
+        }
+    }
+    return best;
+}
+
+static void test_forced_sets(ggml_type type) {
+    Graph g;
+    const int64_t k = 2 * ggml_blck_size(type);
+    ggml_tensor *w = ggml_new_tensor_2d(g.context, type, k, 64);
+    ggml_tensor *one = ggml_new_tensor_2d(g.context, GGML_TYPE_F32, k, 1);
+    ggml_tensor *many = ggml_new_tensor_2d(g.context, GGML_TYPE_F32, k, 20);
+    ggml_tensor *ids = ggml_new_tensor_1d(g.context, GGML_TYPE_I32, 1);
+    struct {
+        lutra_op op;
+        ggml_tensor *out;
+    } const cases[] = {{LUTRA_OP_GEMV, ggml_mul_mat(g.context, w, one)},
+                       {LUTRA_OP_GEMM, ggml_mul_mat(g.context, w, many)},
+                       {LUTRA_OP_DEQUANTIZE, ggml_get_rows(g.context, w, ids)}};
+    g.allocate();
+    set_weights(w);
+    set_random(one);
+    set_random(many);
+    const int32_t row = 3;
+    ggml_backend_tensor_set(ids, &row, 0, sizeof(row));
+    spying = true;
+    for (int set = 0; set < LUTRA_SET_COUNT; set++) {
+        const char *name = lutra_set_name((lutra_set)set);
+        setenv("LUTRA_KERNELS", name, 1);
+        if (lutra_kernels_error()) { // not on this CPU, or no kernel of it in this build
+            continue;
+        }
+        for (const auto &c : cases) {
+            const int quantizer = expected_row(LUTRA_OP_QUANTIZE, ggml_blck_size(type), set);
+            const float expected = 1000 * (float)expected_row(c.op, type, set) +
+                                   (c.op == LUTRA_OP_DEQUANTIZE ? 0 : (float)quantizer);
+            for (float y : g.compute(c.out, 2)) {
+                check(y == expected, "runs what LUTRA_KERNELS forces", ggml_type_name(type), name);
+            }
+        }
+    }
+    spying = false;
+    unsetenv("LUTRA_KERNELS");
+}
+
 int main() {
     ggml_cpu_init();
     for (ggml_type type : TYPES) {
@@ -361,6 +492,7 @@ int main() {
         test_refusals(type);
         test_buffers(type);
         test_data_check(type);
+        test_forced_sets(type);
     }
     printf("%d checks, %d failed\n", checks, failures);
     return failures != 0;
