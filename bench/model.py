@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from .programs import BenchError
-from .trace import Trace, classify, llvm
+from .trace import classify, llvm
 
 I8MM = ("neon_dotprod", "neon_i8mm")
 
@@ -65,8 +65,20 @@ def sample(words: Sequence[int]) -> list[int]:
 
 def assembly(words: Sequence[int], text: dict[int, str]) -> list[str]:
     """Instructions as straight-line code: branches go nowhere, system instructions are left out."""
-    lines = {word: ADDRESS.sub(".Lnowhere", line) for word, line in text.items() if not SKIPPED.match(line)}
-    return [lines[word] for word in words if word in lines]
+    usable = {word: ADDRESS.sub(".Lnowhere", line) for word, line in text.items() if not SKIPPED.match(line)}
+    lines = [usable[word] for word in words if word in usable]
+    # A movprfx must stand before the instruction it belongs to; at the end of a piece it does not.
+    return [
+        line
+        for line, following in zip(lines, [*lines[1:], ""], strict=True)
+        if not line.startswith("movprfx") or first_operand(line) == first_operand(following)
+    ]
+
+
+def first_operand(line: str) -> str:
+    """The first register that a line of assembly names, without its element type."""
+    _, _, operands = line.partition("\t")
+    return re.split(r"\W", operands, maxsplit=1)[0]
 
 
 def mca(core: Core, lines: list[str], *options: str) -> str:
@@ -105,9 +117,9 @@ def slot(core: Core, instruction: str) -> float:
     return float(row[1])
 
 
-def model(core: Core, trace: Trace, text: dict[int, str]) -> Result:
+def model(core: Core, trace: Sequence[int], text: dict[int, str]) -> Result:
     """Run a trace through the model of one core."""
-    words = sample(trace.words)
+    words = sample(trace)
     output = mca(core, assembly(words, text), "-instruction-info=0")
     cycles, busiest, pressure = parse_summary(output)
     dots: Counter[str] = Counter()

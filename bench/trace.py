@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 from array import array
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from . import programs
@@ -43,42 +42,26 @@ def build_plugin() -> Path:
     return plugin
 
 
-@dataclass
-class Trace:
-    """Every instruction of the marked region, in order."""
-
-    addresses: array[int]
-    words: array[int]
-
-    def __len__(self) -> int:
-        return len(self.words)
-
-
-def parse(data: bytes) -> Trace:
-    """The file that trace_plugin.c writes."""
+def parse(data: bytes) -> array[int]:
+    """The instruction words of the marked region, in order, from the file that trace_plugin.c writes."""
     n_blocks, n_steps = struct.unpack_from("=QQ", data)
     at = 16
     blocks = []
     for _ in range(n_blocks):
-        address, n = struct.unpack_from("=QQ", data, at)
-        words = array("I")
-        words.frombytes(data[at + 16 : at + 16 + 4 * n])
-        blocks.append((array("Q", range(address, address + 4 * n, 4)), words))
-        at += 16 + 4 * n
-    steps = array("I")
-    steps.frombytes(data[at : at + 4 * n_steps])
+        (n,) = struct.unpack_from("=I", data, at)
+        blocks.append(array("I", data[at + 4 : at + 4 + 4 * n]))
+        at += 4 + 4 * n
+    steps = array("I", data[at : at + 4 * n_steps])
     if len(steps) != n_steps:
         raise BenchError("the trace file is cut short")
-    trace = Trace(array("Q"), array("I"))
+    words = array("I")
     for step in steps:
-        addresses, words = blocks[step]
-        trace.addresses.extend(addresses)
-        trace.words.extend(words)
-    return trace
+        words.extend(blocks[step])
+    return words
 
 
-def record(program: Path, plugin: Path, kernel: Kernel, shape: Shape) -> tuple[Trace, int]:
-    """Run a kernel once under QEMU; its trace and its units."""
+def record(program: Path, plugin: Path, kernel: Kernel, shape: Shape) -> tuple[array[int], int]:
+    """Run a kernel once under QEMU; its instructions and its units."""
     with tempfile.NamedTemporaryFile(suffix=".trace") as file:
         command = [*qemu(program.name.removeprefix("lutra_bench_")), "-plugin", f"{plugin},out={file.name}"]
         command += [str(program), "mark", kernel.name, kernel.op, *shape.arguments()]
@@ -86,10 +69,10 @@ def record(program: Path, plugin: Path, kernel: Kernel, shape: Shape) -> tuple[T
         units = re.fullmatch(r"(\d+) units\n", result.stdout)
         if result.returncode or not units:
             raise BenchError(f"{' '.join(command)}\n{result.stdout}{result.stderr}".strip())
-        trace = parse(Path(file.name).read_bytes())
-    if not trace:
+        words = parse(Path(file.name).read_bytes())
+    if not words:
         raise BenchError(f"{kernel.name}: nothing was recorded; this needs QEMU 6.0 to 9.0 with plugins")
-    return trace, int(units[1])
+    return words, int(units[1])
 
 
 def disassemble(words: set[int]) -> dict[int, str]:
@@ -141,9 +124,9 @@ def classify(instruction: str) -> str:
     return "arithmetic" if vector else "scalar"
 
 
-def histogram(trace: Trace, text: dict[int, str]) -> dict[str, int]:
-    """How many instructions of each class the trace has, most frequent first."""
+def histogram(words: array[int], text: dict[int, str]) -> dict[str, int]:
+    """How many instructions of each class there are, most frequent first."""
     counts: Counter[str] = Counter()
-    for word, n in Counter(trace.words).items():
+    for word, n in Counter(words).items():
         counts[classify(text[word])] += n
     return dict(counts.most_common())

@@ -7,8 +7,8 @@
 // syscall(MARK, 0) after it; see main.c. FILE then holds, all numbers in host byte order,
 //
 //   u64 blocks   u64 steps
-//   per block    u64 address   u64 n   u32 word[n]         straight-line code as QEMU translated it
-//   per step     u32 block                                 the blocks in the order they ran
+//   per block    u32 n   u32 word[n]      straight-line code as QEMU translated it
+//   per step     u32 block                the blocks in the order they ran
 //
 // QEMU's packages ship no header, so the few functions of its API that are used are declared here.
 #include <inttypes.h>
@@ -37,7 +37,6 @@ void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *tb, vcpu_exec_c
 void qemu_plugin_register_vcpu_syscall_cb(plugin_id id, syscall_cb *cb);
 void qemu_plugin_register_atexit_cb(plugin_id id, exit_cb *cb, void *user);
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
-uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *tb);
 struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t i);
 const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *insn);
 
@@ -72,13 +71,6 @@ static struct words blocks; // as in the file
 static uint32_t n_blocks;
 static struct words steps;
 
-static void push_u64(struct words *w, uint64_t value) {
-    uint32_t half[2];
-    memcpy(half, &value, sizeof(value));
-    push(w, half[0]);
-    push(w, half[1]);
-}
-
 static void on_exec(unsigned vcpu, void *block) {
     (void)vcpu;
     if (recording) {
@@ -89,8 +81,7 @@ static void on_exec(unsigned vcpu, void *block) {
 static void on_translate(plugin_id id, struct qemu_plugin_tb *tb) {
     (void)id;
     const size_t n = qemu_plugin_tb_n_insns(tb);
-    push_u64(&blocks, qemu_plugin_tb_vaddr(tb));
-    push_u64(&blocks, n);
+    push(&blocks, (uint32_t)n);
     for (size_t i = 0; i < n; i++) {
         uint32_t word;
         memcpy(&word, qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, i)), sizeof(word));
