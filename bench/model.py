@@ -40,7 +40,7 @@ CORES = {
     "v3": Core("neoverse-v3", None, I8MM),
 }
 DOTS = ("dot", "mmla")
-PIECES, PIECE = 10, 1000  # of a longer trace, evenly spaced pieces of that many instructions are modelled
+PIECES, PIECE = 100, 100  # of a longer trace, evenly spaced pieces of that many instructions are modelled
 ADDRESS = re.compile(r"(?:#)?0x[0-9a-f]+ <[^>]*>$")
 SKIPPED = re.compile(r"svc|udf|<unknown>|hint|bti|[pa]aci|auti|mrs")
 
@@ -121,10 +121,11 @@ def model(core: Core, trace: Sequence[int], text: dict[int, str]) -> Result:
     """Run a trace through the model of one core."""
     words = sample(trace)
     output = mca(core, assembly(words, text), "-instruction-info=0")
-    cycles, busiest, pressure = parse_summary(output)
+    sampled_cycles, busiest, pressure = parse_summary(output)
+    cycles = sampled_cycles * len(trace) / len(words)
     dots: Counter[str] = Counter()
-    for word, n in Counter(words).items():
+    for word, n in Counter(trace).items():
         if classify(text[word]) in DOTS:
             dots[re.sub(r"\b([vz])\d+", r"\g<1>0", text[word])] += n
     slots = sum(n * slot(core, line) for line, n in dots.items())
-    return Result(cycles * len(trace) / len(words), slots / cycles, busiest, pressure / cycles)
+    return Result(cycles, slots / cycles, busiest, pressure / sampled_cycles)
