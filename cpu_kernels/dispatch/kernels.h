@@ -70,18 +70,24 @@
 #define LUTRA_KERNELS_NEON(ROW) \
     ROW(quantize,   NEON, 256,               lutra_quantize_q8_256_1x1_neon) \
     ROW(quantize,   NEON, 64,                lutra_quantize_q8_64_1x1_neon) \
-    ROW(gemv,       NEON, LUTRA_TYPE_CB2,     lutra_gemv_cb2_8x1_neon) \
-    ROW(gemv,       NEON, LUTRA_TYPE_CB3,     lutra_gemv_cb3_8x1_neon) \
-    ROW(gemv,       NEON, LUTRA_TYPE_CB4,     lutra_gemv_cb4_8x1_neon) \
-    ROW(gemv,       NEON, LUTRA_TYPE_CB2_64,  lutra_gemv_cb2_64_8x1_neon) \
-    ROW(gemv,       NEON, LUTRA_TYPE_CB3_64,  lutra_gemv_cb3_64_8x1_neon) \
-    ROW(gemv,       NEON, LUTRA_TYPE_CB4_64,  lutra_gemv_cb4_64_8x1_neon) \
-    ROW(gemm,       NEON, LUTRA_TYPE_CB2,     lutra_gemm_cb2_8x1_neon) \
-    ROW(gemm,       NEON, LUTRA_TYPE_CB3,     lutra_gemm_cb3_8x1_neon) \
-    ROW(gemm,       NEON, LUTRA_TYPE_CB4,     lutra_gemm_cb4_8x1_neon) \
-    ROW(gemm,       NEON, LUTRA_TYPE_CB2_64,  lutra_gemm_cb2_64_8x1_neon) \
-    ROW(gemm,       NEON, LUTRA_TYPE_CB3_64,  lutra_gemm_cb3_64_8x1_neon) \
-    ROW(gemm,       NEON, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_8x1_neon)
+    ROW(gemv,       NEON, LUTRA_TYPE_CB2,    lutra_gemv_cb2_8x1_neon) \
+    ROW(gemv,       NEON, LUTRA_TYPE_CB3,    lutra_gemv_cb3_8x1_neon) \
+    ROW(gemv,       NEON, LUTRA_TYPE_CB4,    lutra_gemv_cb4_8x1_neon) \
+    ROW(gemv,       NEON, LUTRA_TYPE_CB2_64, lutra_gemv_cb2_64_8x1_neon) \
+    ROW(gemv,       NEON, LUTRA_TYPE_CB3_64, lutra_gemv_cb3_64_8x1_neon) \
+    ROW(gemv,       NEON, LUTRA_TYPE_CB4_64, lutra_gemv_cb4_64_8x1_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB2,    lutra_batch_cb2_2x8_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB3,    lutra_batch_cb3_2x8_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB4,    lutra_batch_cb4_2x8_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB2_64, lutra_batch_cb2_64_2x8_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB3_64, lutra_batch_cb3_64_2x8_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB4_64, lutra_batch_cb4_64_2x8_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB2,    lutra_gemm_cb2_8x1_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB3,    lutra_gemm_cb3_8x1_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB4,    lutra_gemm_cb4_8x1_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_8x1_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_8x1_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_8x1_neon)
 
 #define LUTRA_KERNELS_NEON_DOTPROD(ROW) \
     ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB2,    lutra_gemv_cb2_8x1_neon_dotprod) \
@@ -90,6 +96,12 @@
     ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB2_64, lutra_gemv_cb2_64_8x1_neon_dotprod) \
     ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB3_64, lutra_gemv_cb3_64_8x1_neon_dotprod) \
     ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB4_64, lutra_gemv_cb4_64_8x1_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB2,    lutra_batch_cb2_2x8_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB3,    lutra_batch_cb3_2x8_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB4,    lutra_batch_cb4_2x8_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB2_64, lutra_batch_cb2_64_2x8_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB3_64, lutra_batch_cb3_64_2x8_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB4_64, lutra_batch_cb4_64_2x8_neon_dotprod) \
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB2,    lutra_gemm_cb2_8x8_neon_dotprod) \
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB3,    lutra_gemm_cb3_8x8_neon_dotprod) \
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB4,    lutra_gemm_cb4_8x8_neon_dotprod) \

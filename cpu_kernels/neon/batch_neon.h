@@ -1,0 +1,91 @@
+// The batch body of the NEON kernels, with and without dot product: 2 rows x n columns meet in registers,
+// n from 1 to 8. `cb`, `sb` and `n` are constants at every call of the inner functions.
+#ifndef LUTRA_NEON_BATCH_NEON_H
+#define LUTRA_NEON_BATCH_NEON_H
+
+#include "cb_neon.h"
+
+// sums[column] = rows 2 pair and 2 pair + 1 of one super-block, two lanes each. A row of a chunk is decoded
+// once for all columns.
+LUTRA_INLINE void batch_pair(int cb, int sb, int n, const uint8_t *block, const int8_t *library, int pair,
+                             const int8_t *const q[LUTRA_BATCH], int32x4_t sums[LUTRA_BATCH][4]) {
+    int32x4_t acc[LUTRA_BATCH][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) {
+        acc[i][0] = acc[i][1] = vdupq_n_s32(0);
+    }
+    for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
+        const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+        int8x16_t w[2][4];
+        cb_row(cb, chunk, library, 2 * pair, w[0]);
+        cb_row(cb, chunk, library, 2 * pair + 1, w[1]);
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) {
+            int8x16_t x[4];
+            load64(q[i] + c * LUTRA_CHUNK, x);
+            acc[i][0] = dot64(acc[i][0], w[0], x);
+            acc[i][1] = dot64(acc[i][1], w[1], x);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < n; i++) {
+        sums[i][pair] = vpaddq_s32(acc[i][0], acc[i][1]);
+    }
+}
+
+LUTRA_INLINE void batch_2xn(int cb, int sb, int n, int64_t k, int64_t n_strips, const uint8_t *block,
+                            const int8_t *library, const struct lutra_column *columns) {
+    for (int64_t row = 0; row < n_strips * LUTRA_ROWS; row += LUTRA_ROWS) {
+        for (int64_t s = 0; s < k / sb; s++, block += cb_block_bytes(cb, sb)) {
+            const int8_t *q[LUTRA_BATCH];
+            int32x4_t sums[LUTRA_BATCH][4];
+            for (int i = 0; i < n; i++) {
+                q[i] = columns[i].q + s * sb;
+            }
+#pragma GCC unroll 1
+            for (int pair = 0; pair < 4; pair++) {
+                batch_pair(cb, sb, n, block, library, pair, q, sums);
+            }
+            const float32x4_t d0 = load_d(block), d1 = load_d(block + 8);
+            for (int i = 0; i < n; i++) {
+                float *y = columns[i].y + row;
+                gemm_store(s, d0, columns[i].d[s], vpaddq_s32(sums[i][0], sums[i][1]), y);
+                gemm_store(s, d1, columns[i].d[s], vpaddq_s32(sums[i][2], sums[i][3]), y + 4);
+            }
+        }
+    }
+}
+
+LUTRA_INLINE void batch_2x8(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
+                            const int8_t *library, int64_t n, const struct lutra_column *columns) {
+    switch (n) {
+    case 1:
+        batch_2xn(cb, sb, 1, k, n_strips, strips, library, columns);
+        break;
+    case 2:
+        batch_2xn(cb, sb, 2, k, n_strips, strips, library, columns);
+        break;
+    case 3:
+        batch_2xn(cb, sb, 3, k, n_strips, strips, library, columns);
+        break;
+    case 4:
+        batch_2xn(cb, sb, 4, k, n_strips, strips, library, columns);
+        break;
+    case 5:
+        batch_2xn(cb, sb, 5, k, n_strips, strips, library, columns);
+        break;
+    case 6:
+        batch_2xn(cb, sb, 6, k, n_strips, strips, library, columns);
+        break;
+    case 7:
+        batch_2xn(cb, sb, 7, k, n_strips, strips, library, columns);
+        break;
+    case 8:
+        batch_2xn(cb, sb, 8, k, n_strips, strips, library, columns);
+        break;
+    default:
+        break;
+    }
+}
+
+#endif
