@@ -70,6 +70,12 @@
 #define LUTRA_KERNELS_NEON(ROW) \
     ROW(quantize,   NEON, 256,               lutra_quantize_q8_256_1x1_neon) \
     ROW(quantize,   NEON, 64,                lutra_quantize_q8_64_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB2,    lutra_dequantize_cb2_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB3,    lutra_dequantize_cb3_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB4,    lutra_dequantize_cb4_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB2_64, lutra_dequantize_cb2_64_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB3_64, lutra_dequantize_cb3_64_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB4_64, lutra_dequantize_cb4_64_1x1_neon) \
     ROW(gemv,       NEON, LUTRA_TYPE_CB2,    lutra_gemv_cb2_8x1_neon) \
     ROW(gemv,       NEON, LUTRA_TYPE_CB3,    lutra_gemv_cb3_8x1_neon) \
     ROW(gemv,       NEON, LUTRA_TYPE_CB4,    lutra_gemv_cb4_8x1_neon) \

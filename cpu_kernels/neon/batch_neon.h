@@ -14,6 +14,7 @@ LUTRA_INLINE void batch_pair(int cb, int sb, int n, const uint8_t *block, const 
     for (int i = 0; i < n; i++) {
         acc[i][0] = acc[i][1] = vdupq_n_s32(0);
     }
+#pragma GCC unroll 4
     for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
         const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
         int8x16_t w[2][4];
@@ -23,8 +24,10 @@ LUTRA_INLINE void batch_pair(int cb, int sb, int n, const uint8_t *block, const 
         for (int i = 0; i < n; i++) {
             int8x16_t x[4];
             load64(q[i] + c * LUTRA_CHUNK, x);
+            __asm__ volatile("" : : : "memory"); // as in gemv: LDP, and one column after another
             acc[i][0] = dot64(acc[i][0], w[0], x);
             acc[i][1] = dot64(acc[i][1], w[1], x);
+            __asm__ volatile("" : : "w"(acc[i][0]), "w"(acc[i][1]) : "memory");
         }
     }
 #pragma GCC unroll 8
