@@ -188,6 +188,26 @@ EDITS: tuple[Edit, ...] = (
         "before",
         "        search_paths.push_back(fs::u8path(lutra_library_dir()));\n",
     ),
+    # With LUTRA_PORTABLE: a variant for I8MM without SVE (Snapdragon X, Apple in a virtual machine).
+    Edit(
+        "ggml/src/CMakeLists.txt",
+        "ggml_add_cpu_backend_variant(armv8.6_1    DOTPROD FP16_VECTOR_ARITHMETIC SVE MATMUL_INT8)",
+        "before",
+        "            ggml_add_cpu_backend_variant(armv8.6_0    DOTPROD FP16_VECTOR_ARITHMETIC MATMUL_INT8)\n",
+    ),
+    # None for SME: without KleidiAI nothing in them uses it, and gcc cannot compile it before 14.
+    Edit(
+        "ggml/src/CMakeLists.txt",
+        "ggml_add_cpu_backend_variant(armv9.2_1    DOTPROD FP16_VECTOR_ARITHMETIC SVE MATMUL_INT8 SME)",
+        "instead",
+        "            # Lutra: no armv9.2_1\n",
+    ),
+    Edit(
+        "ggml/src/CMakeLists.txt",
+        "ggml_add_cpu_backend_variant(armv9.2_2    DOTPROD FP16_VECTOR_ARITHMETIC SVE MATMUL_INT8 SVE2 SME)",
+        "instead",
+        "            # Lutra: no armv9.2_2\n",
+    ),
     # ---- loading models --------------------------------------------------------------------
     Edit(
         "include/llama.h",

@@ -2,9 +2,12 @@
 // `lutra chat -p ... --temp 0` does. For machines without Python: emulated ones, in our tests.
 #include "llama.h"
 
+#include <link.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <iostream>
 #include <iterator>
 #include <string>
@@ -51,6 +54,14 @@ static void log_errors(ggml_log_level level, const char *text, void *) {
     }
 }
 
+// The library of ggml's CPU code that is loaded: with LUTRA_PORTABLE the variant chosen for this CPU.
+static int print_variant(dl_phdr_info *library, size_t, void *) {
+    if (const char *name = strstr(library->dlpi_name, "libggml-cpu")) {
+        fprintf(stderr, "%s\n", name);
+    }
+    return 0;
+}
+
 int main(int argc, char **argv) {
     if (argc != 2) {
         die("usage: lutra_greedy FILE < PROMPT");
@@ -58,6 +69,7 @@ int main(int argc, char **argv) {
     const std::string prompt(std::istreambuf_iterator<char>(std::cin), {});
     llama_log_set(log_errors, nullptr);
     ggml_backend_load_all(); // where the CPU backends are separate libraries
+    dl_iterate_phdr(print_variant, nullptr);
     llama_backend_init();
     llama_model *model = llama_model_load_from_file(argv[1], llama_model_default_params());
     if (!model) {
