@@ -55,6 +55,7 @@ def machine_json() -> dict[str, Any]:
         "version": __version__,
         "machine": platform.machine(),
         "libraries": str(lib_dir()),
+        "cpu_library": kernels.cpu_library(),
         "sets": list(dict.fromkeys(k.set for k in listed if k.supported)),
         "kernels": [
             {"name": k.name, "compiled": True, "supported": k.supported, "chosen": k.chosen} for k in listed
@@ -67,10 +68,12 @@ def machine_text(machine: dict[str, Any]) -> str:
     yes = {True: "yes", False: "-"}
     rows = [("kernel", "supported", "chosen")]
     rows += [(k["name"], yes[k["supported"]], yes[k["chosen"]]) for k in machine["kernels"]]
-    head = "lutra {version} on {machine}, libraries in {libraries}\nkernel sets of this CPU: ".format(
-        **machine
-    )
-    return f"{head}{', '.join(machine['sets'])}\n\n{table(rows)}"
+    return f"""\
+lutra {machine["version"]} on {machine["machine"]}, libraries in {machine["libraries"]}
+ggml's own code for the CPU: {machine["cpu_library"]}
+kernel sets of this CPU: {", ".join(machine["sets"])}
+
+{table(rows)}"""
 
 
 # ---- a file --------------------------------------------------------------------------------

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
-from lutra.paths import lib_path
+from lutra.paths import lib_dir, lib_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +44,10 @@ _FUNCTIONS = {
     "dequantize": ctypes.CFUNCTYPE(None, _I64, _PTR, _PTR, _INT, _PTR),
     "quantize": ctypes.CFUNCTYPE(None, _I64, _PTR, _PTR, _PTR),
 }
+
+
+# ggml_log_set keeps a pointer to it.
+_SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,17 @@ def kernels() -> list[Kernel]:
             )
         )
     return result
+
+
+def cpu_library() -> str:
+    """File name of ggml's CPU code that this machine runs: of a portable build, the variant chosen."""
+    ggml = ctypes.CDLL(str(lib_path("ggml")))
+    ctypes.CDLL(str(lib_path("ggml-base"))).ggml_log_set(_SILENT, None)
+    ggml.ggml_backend_load_all_from_path(os.fsencode(lib_dir()))
+    loaded = re.search(r"/(libggml-cpu[^/\n]*)$", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    if not loaded:
+        raise LutraError(f"{lib_dir()}: none of ggml's CPU libraries runs on this machine")
+    return loaded[1]
 
 
 def supported_sets() -> list[str]:

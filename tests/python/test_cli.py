@@ -268,6 +268,7 @@ def test_info_lists_kernels():
     require_built()
     done = lutra("info", "--json")
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["cpu_library"].startswith("libggml-cpu")
     kernels = json.loads(done.stdout)["kernels"]
     assert all(set(k) == {"name", "compiled", "supported", "chosen"} for k in kernels)
     assert all(k["supported"] for k in kernels if k["chosen"] or k["name"].endswith("_ref"))
