@@ -24,6 +24,14 @@ struct panel {
     __m512 d;
 };
 
+LUTRA_INLINE __m512i load512(const void *p) {
+    return _mm512_loadu_si512(p);
+}
+
+LUTRA_INLINE __m512i join256(__m256i low, __m256i high) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
 // Eight row pairs, each 2 rows x 8 units of 4 bytes -> 8 vectors of 16 rows x 1 unit.
 LUTRA_INLINE void rows_to_lanes(const __m512i pair[8], __m512i out[8]) {
     // Units 0 .. 3 of four pairs are in order in each 128-bit lane after two steps; the last one joins
@@ -57,17 +65,16 @@ LUTRA_INLINE void decode(int cb, int sb, const uint8_t *const strip[2], const in
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
             const uint8_t *chunk = strip[i / 4] + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
-            __m512i w[2];
-            cb_rows(cb, chunk, library, i % 4, 0, w);
-            half[0][i] = w[0];
-            half[1][i] = w[1];
+            __m256i w[4];
+            cb_rows(cb, chunk, (const uint8_t *)library, i % 4, w);
+            half[0][i] = join256(w[0], w[2]);
+            half[1][i] = join256(w[1], w[3]);
         }
         for (int h = 0; h < 2; h++) {
             __m512i units[8];
             rows_to_lanes(half[h], units);
             for (int i = 0; i < 8; i++) {
-                const int step = cb == 2 ? 8 * h + i : i / 4 * 8 + 4 * h + i % 4; // the lanes of cb_rows
-                panel->w[c * LUTRA_CHUNK / 4 + step] = units[i];
+                panel->w[c * LUTRA_CHUNK / 4 + 8 * h + i] = units[i];
                 sum = _mm512_dpbusd_epi32(sum, bias, units[i]);
             }
         }

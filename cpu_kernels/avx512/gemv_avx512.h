@@ -1,77 +1,139 @@
-// gemv: 8 rows x 1 column, one vector of int32 sums per pair of rows.
+// gemv and batch: strips times 1 to 8 columns. The entries of a few rows meet all columns while they are
+// in registers; as many rows as leave 16 sums at most, one vector of int32 each.
 //
-// VPDPBUSD multiplies unsigned by signed bytes. The entries become unsigned, entry + 128, by flipping
-// the tables; 128 * sum of q, the same for every row, is summed up beside them and taken off.
+// VPDPBUSD multiplies unsigned by signed bytes. The entries become unsigned, entry + 128, in a copy of
+// the library; 128 times the sum of a super-block's q, the same for every row, is taken off at the end.
 #ifndef LUTRA_AVX512_GEMV_AVX512_H
 #define LUTRA_AVX512_GEMV_AVX512_H
 
 #include "cb_avx512.h"
 
 enum {
-    PAIRS = LUTRA_ROWS / 2,
-    PREFETCH = 2048, // bytes ahead, across the page ends where the hardware stops
+    PREFETCH = 2048,  // bytes ahead, across the page ends where the hardware stops
+    SPAN_BLOCKS = 64, // super-blocks whose excess is known at a time
 };
 
-// 64 activations in the lane order of cb_rows, for both rows of a pair.
-LUTRA_INLINE void load_x(int cb, const int8_t *q, __m512i x[2]) {
-    if (cb == 2) {
-        x[0] = _mm512_broadcast_i64x4(load256(q));
-        x[1] = _mm512_broadcast_i64x4(load256(q + 32));
-    } else {
-        const __m512i plain = load512(q);
-        x[0] = _mm512_shuffle_i64x2(plain, plain, 0x88); // lanes 0 2 0 2
-        x[1] = _mm512_shuffle_i64x2(plain, plain, 0xdd); // lanes 1 3 1 3
+// What is the same for all strips.
+struct span {
+    _Alignas(64) uint8_t entries[LUTRA_TABLES * 32]; // entry + 128
+    int32_t excess[LUTRA_BATCH][SPAN_BLOCKS];        // 128 * sum of q
+};
+
+LUTRA_INLINE void make_entries(int cb, const int8_t *library, uint8_t *entries) {
+    const int bytes = LUTRA_TABLES * (cb == 2 ? 32 : cb == 3 ? 8 : 16);
+    for (int i = 0; i < bytes; i += 64) {
+        const __m512i v = _mm512_loadu_si512(library + i);
+        _mm512_store_si512(entries + i, _mm512_xor_si512(v, _mm512_set1_epi8((char)128)));
     }
 }
 
-// The sums of the lower and the upper 8 lanes of each a[i] -> lanes 2 i and 2 i + 1.
-LUTRA_INLINE __m256i sum_pairs(const __m512i a[PAIRS]) {
-    const __m512i a01 =
-        _mm512_add_epi32(_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[0], a[1]));
-    const __m512i a23 =
-        _mm512_add_epi32(_mm512_unpacklo_epi32(a[2], a[3]), _mm512_unpackhi_epi32(a[2], a[3]));
-    const __m512i quarter =
-        _mm512_add_epi32(_mm512_unpacklo_epi64(a01, a23), _mm512_unpackhi_epi64(a01, a23));
-    // Even rows in the lanes 0 and 1 of 128 bits, odd rows in 2 and 3.
-    const __m512i even_odd = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
-    const __m512i half = _mm512_permutexvar_epi32(even_odd, quarter);
-    return _mm256_add_epi32(_mm512_castsi512_si256(half), _mm512_extracti64x4_epi64(half, 1));
+LUTRA_INLINE int32_t excess_of(int sb, const int8_t *q) {
+    __m512i sums = _mm512_setzero_si512();
+    for (int i = 0; i < sb; i += 64) {
+        sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8((char)128), _mm512_loadu_si512(q + i));
+    }
+    return _mm512_reduce_add_epi32(sums);
 }
 
-LUTRA_INLINE void gemv_8x1_avx512(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *block,
-                                  const int8_t *library, const int8_t *q, const float *d, float *y) {
-    const __m512i bias = _mm512_set1_epi8((char)128);
-    for (int64_t strip = 0; strip < n_strips; strip++) {
-        __m256 sum = _mm256_setzero_ps();
-        for (int64_t s = 0; s < k / sb; s++) {
-            __m512i acc[PAIRS], excess = _mm512_setzero_si512();
-            for (int i = 0; i < PAIRS; i++) {
-                acc[i] = _mm512_setzero_si512();
-            }
-            for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
-                const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
-                for (int i = 0; i < cb_chunk_bytes(cb); i += 64) {
-                    _mm_prefetch((const char *)chunk + PREFETCH + i, _MM_HINT_T0);
-                }
-                __m512i x[2];
-                load_x(cb, q + s * sb + c * LUTRA_CHUNK, x);
-                excess = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(excess, bias, x[0]), bias, x[1]);
+// acc[column][row] = sums over super-block s, in lanes.
+LUTRA_INLINE void multiply_block(int cb, int sb, int n, int64_t s, const uint8_t *block,
+                                 const uint8_t *entries, const struct lutra_column *column,
+                                 __m256i acc[][LUTRA_ROWS]) {
+    const int rows = n <= 2 ? 8 : n <= 4 ? 4 : 2;
 #pragma GCC unroll 4
-                for (int i = 0; i < PAIRS; i++) {
-                    __m512i w[2];
-                    cb_rows(cb, chunk, library, i, 0x80, w);
-                    acc[i] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc[i], w[0], x[0]), w[1], x[1]);
+    for (int first = 0; first < LUTRA_ROWS; first += rows) {
+        __m256i sum[16]; // [row][column]
+        for (int i = 0; i < rows * n; i++) {
+            sum[i] = _mm256_setzero_si256();
+        }
+#pragma GCC unroll 1
+        for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
+            const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+            for (int i = 0; first == 0 && i < cb_chunk_bytes(cb); i += 64) {
+                _mm_prefetch((const char *)chunk + PREFETCH + i, _MM_HINT_T0);
+            }
+            const int64_t k = s * sb + c * LUTRA_CHUNK;
+#pragma GCC unroll 4
+            for (int row = 0; row < rows; row += 2) {
+                __m256i w[4];
+                cb_rows(cb, chunk, entries, (first + row) / 2, w);
+#pragma GCC unroll 8
+                for (int i = 0; i < n; i++) {
+                    const __m256i x0 = load256(column[i].q + k), x1 = load256(column[i].q + k + 32);
+                    __m256i *a = &sum[row * n + i], *b = &sum[row * n + n + i];
+                    *a = _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(*a, w[0], x0), w[1], x1);
+                    *b = _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(*b, w[2], x0), w[3], x1);
                 }
             }
-            for (int i = 0; i < PAIRS; i++) {
-                acc[i] = _mm512_sub_epi32(acc[i], excess);
-            }
-            const __m256 scale = _mm256_mul_ps(load_d(block), _mm256_set1_ps(d[s]));
-            sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sum_pairs(acc)), sum);
-            block += cb_block_bytes(cb, sb);
         }
-        _mm256_storeu_ps(y + strip * LUTRA_ROWS, sum);
+        for (int i = 0; i < rows * n; i++) {
+            acc[i % n][first + i / n] = sum[i];
+        }
     }
+}
+
+LUTRA_INLINE void strips_times_columns(int cb, int sb, int n, int64_t k, int64_t n_strips,
+                                       const uint8_t *blocks, const int8_t *library,
+                                       const struct lutra_column *column) {
+    const int64_t n_blocks = k / sb;
+    struct span span;
+    make_entries(cb, library, span.entries);
+    for (int64_t first = 0; first < n_blocks; first += SPAN_BLOCKS) {
+        const int64_t end = n_blocks - first < SPAN_BLOCKS ? n_blocks : first + SPAN_BLOCKS;
+        for (int i = 0; i < n; i++) {
+            for (int64_t s = first; s < end; s++) {
+                span.excess[i][s - first] = excess_of(sb, column[i].q + s * sb);
+            }
+        }
+        for (int64_t strip = 0; strip < n_strips; strip++) {
+            const uint8_t *block = blocks + (strip * n_blocks + first) * cb_block_bytes(cb, sb);
+            __m256 y[LUTRA_BATCH];
+            for (int i = 0; i < n; i++) {
+                y[i] = first == 0 ? _mm256_setzero_ps() : _mm256_loadu_ps(column[i].y + strip * LUTRA_ROWS);
+            }
+            for (int64_t s = first; s < end; s++) {
+                __m256i acc[LUTRA_BATCH][LUTRA_ROWS];
+                multiply_block(cb, sb, n, s, block, span.entries, column, acc);
+                const __m256 d = load_d(block);
+                for (int i = 0; i < n; i++) {
+                    const __m256i excess = _mm256_set1_epi32(span.excess[i][s - first]);
+                    const __m256 isum = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum_lanes(acc[i]), excess));
+                    y[i] = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(column[i].d[s])), isum, y[i]);
+                }
+                block += cb_block_bytes(cb, sb);
+            }
+            for (int i = 0; i < n; i++) {
+                _mm256_storeu_ps(column[i].y + strip * LUTRA_ROWS, y[i]);
+            }
+        }
+    }
+}
+
+LUTRA_INLINE void gemv_8x1_avx512(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
+                                  const int8_t *library, const int8_t *q, const float *d, float *y) {
+    const struct lutra_column column = {q, d, y};
+    strips_times_columns(cb, sb, 1, k, n_strips, strips, library, &column);
+}
+
+LUTRA_INLINE void batch_8x8_avx512(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
+                                   const int8_t *library, int64_t n, const struct lutra_column *columns) {
+#define CASE(n)                                                                                              \
+    case n:                                                                                                  \
+        strips_times_columns(cb, sb, n, k, n_strips, strips, library, columns);                              \
+        break;
+    switch (n) {
+        CASE(1)
+        CASE(2)
+        CASE(3)
+        CASE(4)
+        CASE(5)
+        CASE(6)
+        CASE(7)
+        CASE(8)
+    default:
+        break;
+    }
+#undef CASE
 }
 
 #endif

@@ -60,6 +60,12 @@
     ROW(gemv,       AVX512, LUTRA_TYPE_CB2_64, lutra_gemv_cb2_64_8x1_avx512) \
     ROW(gemv,       AVX512, LUTRA_TYPE_CB3_64, lutra_gemv_cb3_64_8x1_avx512) \
     ROW(gemv,       AVX512, LUTRA_TYPE_CB4_64, lutra_gemv_cb4_64_8x1_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB2,    lutra_batch_cb2_8x8_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB3,    lutra_batch_cb3_8x8_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB4,    lutra_batch_cb4_8x8_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB2_64, lutra_batch_cb2_64_8x8_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB3_64, lutra_batch_cb3_64_8x8_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB4_64, lutra_batch_cb4_64_8x8_avx512) \
     ROW(gemm,       AVX512, LUTRA_TYPE_CB2,    lutra_gemm_cb2_32x8_avx512) \
     ROW(gemm,       AVX512, LUTRA_TYPE_CB3,    lutra_gemm_cb3_32x8_avx512) \
     ROW(gemm,       AVX512, LUTRA_TYPE_CB4,    lutra_gemm_cb4_32x8_avx512) \

@@ -81,6 +81,9 @@ struct product {
     int64_t n_matrices; // slices of w
     int64_t n_x;        // rows of x
     int64_t n_columns;  // columns of y
+    lutra_gemv_fn *gemv;
+    lutra_batch_fn *batch;
+    lutra_gemm_fn *gemm;
 
     int8_t *q;                    // [n_x][k]
     float *d;                     // [n_x][k / super-block]
@@ -92,6 +95,8 @@ struct product {
 static struct product product_of(struct ggml_tensor *op, uintptr_t at, uintptr_t *end) {
     const struct ggml_tensor *w = op->src[0];
     const struct ggml_tensor *x = op->src[1];
+    const struct lutra_kernel *batch = lutra_kernel_chosen(LUTRA_OP_BATCH, w->type);
+    const struct lutra_kernel *gemm = lutra_kernel_chosen(LUTRA_OP_GEMM, w->type);
     struct product p = {
         .format = lutra_cb_format_of_type(w->type),
         .w = w,
@@ -102,6 +107,9 @@ static struct product product_of(struct ggml_tensor *op, uintptr_t at, uintptr_t
         .n_matrices = w->ne[2] * w->ne[3],
         .n_x = ggml_nrows(x),
         .n_columns = ggml_nrows(op),
+        .gemv = lutra_kernel_chosen(LUTRA_OP_GEMV, w->type)->fn.gemv,
+        .batch = batch->set < gemm->set ? gemm->fn.gemm : batch->fn.batch, // a set may lack a batch kernel
+        .gemm = gemm->fn.gemm,
     };
     at = GGML_PAD(at, CACHE_LINE);
     p.q = (int8_t *)at;
@@ -211,10 +219,11 @@ static void multiply(const struct product *p, int64_t m, int64_t strip, int64_t 
         tile[i].y += strip * LUTRA_ROWS;
     }
     if (n == 1) {
-        lutra_kernel_chosen(LUTRA_OP_GEMV, w->type)
-            ->fn.gemv(p->k, n_strips, strips, library, tile[0].q, tile[0].d, tile[0].y);
+        p->gemv(p->k, n_strips, strips, library, tile[0].q, tile[0].d, tile[0].y);
+    } else if (n <= LUTRA_BATCH) {
+        p->batch(p->k, n_strips, strips, library, n, tile);
     } else {
-        lutra_kernel_chosen(LUTRA_OP_GEMM, w->type)->fn.gemm(p->k, n_strips, strips, library, n, tile);
+        p->gemm(p->k, n_strips, strips, library, n, tile);
     }
 }
 
