@@ -1,33 +1,11 @@
-// The gemm body of the NEON dot-product kernels; `cb` and `sb` are constants at every call.
+// The parts of the NEON dot-product gemm: SDOT by lane multiplies 4 rows x 4 weights by 4 of the 16
+// activations in a vector of one column.
 #ifndef LUTRA_NEON_DOTPROD_GEMM_NEON_DOTPROD_H
 #define LUTRA_NEON_DOTPROD_GEMM_NEON_DOTPROD_H
 
-#include "../neon/cb_neon.h"
+#include "../neon/gemm_panels.h"
 
-// A super-block of one strip is decoded once and meets all columns.
-
-enum { GEMM_COLUMNS = 8 }; // columns per register tile: 16 accumulators
-
-// Entries of 8 rows x sb weights: [k / 4][row][k % 4], two vectors of 4 rows x 4 weights per step.
-struct gemm_panel {
-    int8x16_t w[256 / 4][2];
-    float32x4_t d[2];
-};
-
-// 16 weights of 4 rows -> the vectors of 4 steps (a 4 x 4 transposition of 4-byte units).
-LUTRA_INLINE void transpose(const int8x16_t row[4], int8x16_t out[4]) {
-    const int32x4_t r0 = vreinterpretq_s32_s8(row[0]), r1 = vreinterpretq_s32_s8(row[1]);
-    const int32x4_t r2 = vreinterpretq_s32_s8(row[2]), r3 = vreinterpretq_s32_s8(row[3]);
-    const int64x2_t even01 = vreinterpretq_s64_s32(vtrn1q_s32(r0, r1));
-    const int64x2_t odd01 = vreinterpretq_s64_s32(vtrn2q_s32(r0, r1));
-    const int64x2_t even23 = vreinterpretq_s64_s32(vtrn1q_s32(r2, r3));
-    const int64x2_t odd23 = vreinterpretq_s64_s32(vtrn2q_s32(r2, r3));
-    out[0] = vreinterpretq_s8_s64(vtrn1q_s64(even01, even23));
-    out[1] = vreinterpretq_s8_s64(vtrn1q_s64(odd01, odd23));
-    out[2] = vreinterpretq_s8_s64(vtrn2q_s64(even01, even23));
-    out[3] = vreinterpretq_s8_s64(vtrn2q_s64(odd01, odd23));
-}
-
+// Panel: w[k / 16][rows 0..3, rows 4..7][k % 16 / 4], a vector is 4 rows x 4 weights; d[rows].
 LUTRA_INLINE void gemm_decode(int cb, int sb, const uint8_t *block, const int8_t *library,
                               struct gemm_panel *panel) {
     panel->d[0] = load_d(block);
@@ -36,77 +14,119 @@ LUTRA_INLINE void gemm_decode(int cb, int sb, const uint8_t *block, const int8_t
         const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) { // rows 0..3, rows 4..7
-            int8x16_t w[4][4];                 // [16 weights][row]
+            int8x16_t row[4][4];
 #pragma GCC unroll 4
-            for (int row = 0; row < 4; row++) {
-                int8x16_t of_row[4];
-                cb_row(cb, chunk, library, 4 * half + row, of_row);
-                for (int i = 0; i < 4; i++) {
-                    w[i][row] = of_row[i];
-                }
+            for (int r = 0; r < 4; r++) {
+                cb_row(cb, chunk, library, 4 * half + r, row[r]);
             }
-            for (int i = 0; i < 4; i++) {
-                int8x16_t steps[4];
-                transpose(w[i], steps);
-                for (int j = 0; j < 4; j++) {
-                    panel->w[c * LUTRA_CHUNK / 4 + 4 * i + j][half] = steps[j];
-                }
+            for (int i = 0; i < 4; i++) { // ST4 writes 4 bytes of each row in turn
+                const int32x4x4_t rows = {{
+                    vreinterpretq_s32_s8(row[0][i]),
+                    vreinterpretq_s32_s8(row[1][i]),
+                    vreinterpretq_s32_s8(row[2][i]),
+                    vreinterpretq_s32_s8(row[3][i]),
+                }};
+                vst4q_s32((int32_t *)&panel->w[8 * (c * LUTRA_CHUNK / 16 + i) + 4 * half], rows);
             }
         }
     }
 }
 
-// y[row] (+)= panel x columns for super-block s.
-LUTRA_INLINE void gemm_tile(int sb, int n, int64_t s, const struct gemm_panel *panel,
-                            const struct lutra_column *column, int64_t row) {
-    int32x4_t acc0[GEMM_COLUMNS], acc1[GEMM_COLUMNS]; // rows 0..3, rows 4..7
-    const int8_t *q[GEMM_COLUMNS];
-    for (int c = 0; c < n; c++) {
-        q[c] = column[c].q + s * sb;
-        acc0[c] = vdupq_n_s32(0);
-        acc1[c] = vdupq_n_s32(0);
-    }
-    for (int i = 0; i < sb / 16; i++) { // 4 steps of 4 weights; lane j of x is the column's step j
-        const int8x16_t(*w)[2] = panel->w + 4 * i;
-        for (int c = 0; c < n; c++) {
-            const int8x16_t x = vld1q_s8(q[c] + 16 * i);
-            acc0[c] = vdotq_laneq_s32(acc0[c], w[0][0], x, 0);
-            acc1[c] = vdotq_laneq_s32(acc1[c], w[0][1], x, 0);
-            acc0[c] = vdotq_laneq_s32(acc0[c], w[1][0], x, 1);
-            acc1[c] = vdotq_laneq_s32(acc1[c], w[1][1], x, 1);
-            acc0[c] = vdotq_laneq_s32(acc0[c], w[2][0], x, 2);
-            acc1[c] = vdotq_laneq_s32(acc1[c], w[2][1], x, 2);
-            acc0[c] = vdotq_laneq_s32(acc0[c], w[3][0], x, 3);
-            acc1[c] = vdotq_laneq_s32(acc1[c], w[3][1], x, 3);
+// Tile: x[k / 16][column].
+LUTRA_INLINE void gemm_pack(int sb, int width, const int8_t *const q[8], int8x16_t *x) {
+    for (int i = 0; i < sb / 16; i++) {
+        for (int c = 0; c < width; c++) {
+            x[i * width + c] = vld1q_s8(q[c] + 16 * i);
         }
-    }
-    for (int c = 0; c < n; c++) {
-        gemm_store(s, panel->d[0], column[c].d[s], acc0[c], column[c].y + row);
-        gemm_store(s, panel->d[1], column[c].d[s], acc1[c], column[c].y + row + 4);
     }
 }
 
-LUTRA_INLINE void gemm_8x8(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
-                           const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    struct gemm_panel panel;
-    for (int64_t first = 0; first < n; first += GEMM_BLOCK) {
-        const int64_t end = first + GEMM_BLOCK < n ? first + GEMM_BLOCK : n;
-        const uint8_t *block = blocks;
-        for (int64_t row = 0; row < n_strips * LUTRA_ROWS; row += LUTRA_ROWS) {
-            for (int64_t s = 0; s < k / sb; s++, block += cb_block_bytes(cb, sb)) {
-                gemm_decode(cb, sb, block, library, &panel);
-                int64_t c = first;
-                for (; end - c >= 8; c += 8) {
-                    gemm_tile(sb, 8, s, &panel, columns + c, row);
-                }
-                for (; end - c >= 4; c += 4) {
-                    gemm_tile(sb, 4, s, &panel, columns + c, row);
-                }
-                for (; c < end; c++) {
-                    gemm_tile(sb, 1, s, &panel, columns + c, row);
-                }
+// acc[column][rows 0..3, rows 4..7] = panel x tile for 8 columns. In assembly, because compilers load two
+// vectors at a time: here 16 weights take 4 loads and 64 SDOT.
+LUTRA_INLINE void sums_8x8(int sb, const struct gemm_panel *panel, const struct gemm_tile *tile,
+                           int32x4_t acc[8][2]) {
+    const int8x16_t *w = panel->w, *x = tile->x;
+    int64_t steps = sb / 16;
+    // clang-format off
+#define START(i, j, k, l) \
+    "mov %" #i ".16b, %[start].16b\n mov %" #j ".16b, %[start].16b\n" \
+    "mov %" #k ".16b, %[start].16b\n mov %" #l ".16b, %[start].16b\n"
+#define LANE(i, j, k, l, w0, w1, x0, x1, lane) \
+    "sdot %" #i ".4s, " w0 ".16b, " x0 ".4b[" lane "]\n sdot %" #j ".4s, " w1 ".16b, " x0 ".4b[" lane "]\n" \
+    "sdot %" #k ".4s, " w0 ".16b, " x1 ".4b[" lane "]\n sdot %" #l ".4s, " w1 ".16b, " x1 ".4b[" lane "]\n"
+#define TWO_COLUMNS(i, j, k, l, x0, x1) \
+    LANE(i, j, k, l, "v16", "v20", x0, x1, "0") LANE(i, j, k, l, "v17", "v21", x0, x1, "1") \
+    LANE(i, j, k, l, "v18", "v22", x0, x1, "2") LANE(i, j, k, l, "v19", "v23", x0, x1, "3")
+    __asm__(START(0, 1, 2, 3) START(4, 5, 6, 7) START(8, 9, 10, 11) START(12, 13, 14, 15)
+            "1:\n"
+            ".rept 2\n"
+            "ld1 {v16.16b, v17.16b, v18.16b, v19.16b}, [%[w]], #64\n"
+            "ld1 {v24.16b, v25.16b, v26.16b, v27.16b}, [%[x]], #64\n"
+            "ld1 {v20.16b, v21.16b, v22.16b, v23.16b}, [%[w]], #64\n"
+            TWO_COLUMNS(0, 1, 2, 3, "v24", "v25")
+            TWO_COLUMNS(4, 5, 6, 7, "v26", "v27")
+            "ld1 {v24.16b, v25.16b, v26.16b, v27.16b}, [%[x]], #64\n"
+            TWO_COLUMNS(8, 9, 10, 11, "v24", "v25")
+            TWO_COLUMNS(12, 13, 14, 15, "v26", "v27")
+            ".endr\n"
+            "subs %[steps], %[steps], #2\n"
+            "b.ne 1b\n"
+            : "=&w"(acc[0][0]), "=&w"(acc[0][1]), "=&w"(acc[1][0]), "=&w"(acc[1][1]),
+              "=&w"(acc[2][0]), "=&w"(acc[2][1]), "=&w"(acc[3][0]), "=&w"(acc[3][1]),
+              "=&w"(acc[4][0]), "=&w"(acc[4][1]), "=&w"(acc[5][0]), "=&w"(acc[5][1]),
+              "=&w"(acc[6][0]), "=&w"(acc[6][1]), "=&w"(acc[7][0]), "=&w"(acc[7][1]),
+              [w] "+r"(w), [x] "+r"(x), [steps] "+r"(steps)
+            : [start] "w"(sum_start()), "m"(*panel), "m"(*tile)
+            : "cc", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27");
+#undef START
+#undef LANE
+#undef TWO_COLUMNS
+    // clang-format on
+}
+
+// The same for fewer columns.
+LUTRA_INLINE void sums_tail(int sb, int width, const struct gemm_panel *panel, const struct gemm_tile *tile,
+                            int32x4_t acc[8][2]) {
+    for (int c = 0; c < width; c++) {
+        acc[c][0] = sum_start();
+        acc[c][1] = sum_start();
+    }
+    for (int i = 0; i < sb / 16; i++) {
+        const int8x16_t *w = panel->w + 8 * i;
+        for (int c = 0; c < width; c++) {
+            const int8x16_t x = tile->x[width * i + c];
+            for (int half = 0; half < 2; half++) {
+                acc[c][half] = vdotq_laneq_s32(acc[c][half], w[4 * half], x, 0);
+                acc[c][half] = vdotq_laneq_s32(acc[c][half], w[4 * half + 1], x, 1);
+                acc[c][half] = vdotq_laneq_s32(acc[c][half], w[4 * half + 2], x, 2);
+                acc[c][half] = vdotq_laneq_s32(acc[c][half], w[4 * half + 3], x, 3);
             }
         }
+    }
+}
+
+// Sums: [column][rows 0..3, rows 4..7].
+LUTRA_INLINE void gemm_multiply(int sb, int width, const struct gemm_panel *panel,
+                                const struct gemm_tile *tile, float32x4_t *restrict sums) {
+    int32x4_t acc[8][2];
+    if (width == 8) {
+        sums_8x8(sb, panel, tile, acc);
+    } else {
+        sums_tail(sb, width, panel, tile, acc);
+    }
+    for (int c = 0; c < width; c++) {
+        for (int half = 0; half < 2; half++) {
+            float32x4_t *sum = &sums[2 * c + half];
+            *sum = vfmaq_f32(*sum, vmulq_n_f32(panel->d[half], tile->d[c]), sum_float(acc[c][half]));
+        }
+    }
+}
+
+LUTRA_INLINE void gemm_finish(const float32x4_t *sums, int64_t n, const struct lutra_column *columns,
+                              int64_t row) {
+    for (int64_t c = 0; c < n; c++) {
+        vst1q_f32(columns[c].y + row, sums[2 * c]);
+        vst1q_f32(columns[c].y + row + 4, sums[2 * c + 1]);
     }
 }
 
