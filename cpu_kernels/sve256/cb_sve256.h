@@ -90,4 +90,35 @@ LUTRA_INLINE void cb_row_pair(int cb, const uint8_t *chunk, const int8_t *librar
     }
 }
 
+// A strip-super-block, decoded: the operand of SMMLA, 2 rows x 8 weights in 16 bytes.
+struct panel {
+    int8_t entry[256 / LUTRA_GROUP][LUTRA_ROWS / 2][4][16]; // [group][row pair][step of 8 weights][row, k]
+    float d[LUTRA_ROWS / 2][4];                             // [row pair]: d0 d1 d0 d1
+};
+
+LUTRA_INLINE void decode(int cb, int sb, const uint8_t *block, const int8_t *library, struct panel *panel) {
+    const float32x4_t d0 = load_d(block), d1 = load_d(block + 8);
+    vst1q_f32(panel->d[0], vcombine_f32(vget_low_f32(d0), vget_low_f32(d0)));
+    vst1q_f32(panel->d[1], vcombine_f32(vget_high_f32(d0), vget_high_f32(d0)));
+    vst1q_f32(panel->d[2], vcombine_f32(vget_low_f32(d1), vget_low_f32(d1)));
+    vst1q_f32(panel->d[3], vcombine_f32(vget_high_f32(d1), vget_high_f32(d1)));
+    for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
+        const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+#pragma GCC unroll 4
+        for (int pair = 0; pair < LUTRA_ROWS / 2; pair++) {
+            int8x32 w[2][2];
+            cb_row_pair(cb, chunk, library, pair, w);
+            for (int g = 0; g < 2; g++) { // interleaves the rows by 8 weights
+                const svint64_t even = svreinterpret_s64_s8(w[0][g]), odd = svreinterpret_s64_s8(w[1][g]);
+                svst2(ALL, (int64_t *)panel->entry[2 * c + g][pair], svcreate2(even, odd));
+            }
+        }
+    }
+}
+
+// 1.5 * 2^23 and its bits. An int32 sum that starts at the bits is, read as a float, 1.5 * 2^23 + isum:
+// exact, because |isum| <= 256 * 127 * 127 < 2^22. A subtraction is cheaper than a conversion.
+#define START 12582912.0f
+#define START_BITS 0x4b400000
+
 #endif

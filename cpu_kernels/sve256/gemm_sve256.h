@@ -22,36 +22,14 @@ enum {
 
 // Both operands, in steps of 8 weights, 4 steps a group, and the float sums: all in L1.
 struct gemm_block {
-    int8_t w[256 / LUTRA_GROUP][LUTRA_ROWS / 2][4][16]; // [group][row pair][step][row, k]
-    int8_t x[GEMM_QUADS * 256 / LUTRA_GROUP][4][32];    // per tile [group][quad][step][column, k]
-    float d_w[LUTRA_ROWS / 2][4];                       // [row pair]: d0 d1 d0 d1
-    float d_x[GEMM_QUADS][8];                           // [quad]: d0 d0 d1 d1 d2 d2 d3 d3
+    struct panel w;
+    int8_t x[GEMM_QUADS * 256 / LUTRA_GROUP][4][32]; // per tile [group][quad][step][column, k]
+    float d_x[GEMM_QUADS][8];                        // [quad]: d0 d0 d1 d1 d2 d2 d3 d3
     float sums[GEMM_STRIPS][GEMM_QUADS][LUTRA_ROWS / 2][8];
 };
 
 LUTRA_INLINE int tile_quads(int left) {
     return left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-}
-
-LUTRA_INLINE void gemm_decode(int cb, int sb, const uint8_t *block, const int8_t *library,
-                              struct gemm_block *b) {
-    const float32x4_t d0 = load_d(block), d1 = load_d(block + 8);
-    vst1q_f32(b->d_w[0], vcombine_f32(vget_low_f32(d0), vget_low_f32(d0)));
-    vst1q_f32(b->d_w[1], vcombine_f32(vget_high_f32(d0), vget_high_f32(d0)));
-    vst1q_f32(b->d_w[2], vcombine_f32(vget_low_f32(d1), vget_low_f32(d1)));
-    vst1q_f32(b->d_w[3], vcombine_f32(vget_high_f32(d1), vget_high_f32(d1)));
-    for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
-        const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
-#pragma GCC unroll 4
-        for (int pair = 0; pair < LUTRA_ROWS / 2; pair++) {
-            int8x32 w[2][2];
-            cb_row_pair(cb, chunk, library, pair, w);
-            for (int g = 0; g < 2; g++) { // interleaves the rows by 8 weights
-                const svint64_t even = svreinterpret_s64_s8(w[0][g]), odd = svreinterpret_s64_s8(w[1][g]);
-                svst2(ALL, (int64_t *)b->w[2 * c + g][pair], svcreate2(even, odd));
-            }
-        }
-    }
 }
 
 // Activations of super-block s; columns from n on repeat the last one.
@@ -79,11 +57,6 @@ LUTRA_INLINE void gemm_pack(int sb, int64_t s, int n, const struct lutra_column 
     }
 }
 
-// 1.5 * 2^23 and its bits. An int32 sum that starts at the bits is, read as a float, 1.5 * 2^23 + isum:
-// exact, because |isum| <= 256 * 127 * 127 < 2^22. A subtraction is cheaper than a conversion.
-#define START 12582912.0f
-#define START_BITS 0x4b400000
-
 // No load moves above and no SMMLA of these sums below: with 24 sums there is no register to spare.
 LUTRA_INLINE void finish(int32x8 acc[4]) {
     svint32_t a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
@@ -101,8 +74,10 @@ LUTRA_INLINE void gemm_tile(int sb, int quads, int first, const struct gemm_bloc
         }
     }
     const int8_t (*x)[4][32] = b->x + first * sb / LUTRA_GROUP;
-    const int8_t *w = b->w[0][0][0] + 128; // the middle of a group: LD1RQB reaches 128 bytes either side
-    for (int g = 0; g < sb / LUTRA_GROUP; g++, x += quads, w += sizeof(b->w[0])) {
+    const int8_t *w =
+        b->w.entry[0][0][0] + 128; // the middle of a group: LD1RQB reaches 128 bytes either side
+#pragma GCC unroll 1
+    for (int g = 0; g < sb / LUTRA_GROUP; g++, x += quads, w += sizeof(b->w.entry[0])) {
         __asm__("" : "+r"(w)); // a pointer of its own, not an offset from x
 #pragma GCC unroll 4
         for (int step = 0; step < 4; step++) {
@@ -123,7 +98,7 @@ LUTRA_INLINE void gemm_tile(int sb, int quads, int first, const struct gemm_bloc
     }
     float32x8 d_w[LUTRA_ROWS / 2];
     for (int pair = 0; pair < LUTRA_ROWS / 2; pair++) {
-        d_w[pair] = svld1rq(ALL, b->d_w[pair]);
+        d_w[pair] = svld1rq(ALL, b->w.d[pair]);
     }
     for (int i = 0; i < quads; i++) {
         const svfloat32_t d_x = svld1(ALL, b->d_x[first + i]);
@@ -169,8 +144,8 @@ LUTRA_INLINE void gemm_8x24(int cb, int sb, int64_t k, int64_t n_strips, const u
             for (int64_t s = 0; s < k / sb; s++) {
                 gemm_pack(sb, s, n, columns + column, &b);
                 for (int i = 0; i < strips; i++) {
-                    gemm_decode(cb, sb, blocks + (strip + i) * strip_bytes + s * cb_block_bytes(cb, sb),
-                                library, &b);
+                    decode(cb, sb, blocks + (strip + i) * strip_bytes + s * cb_block_bytes(cb, sb), library,
+                           &b.w);
                     for (int quad = 0, quads; quad < all; quad += quads) {
                         quads = tile_quads(all - quad);
                         if (quads == 6) {
