@@ -1,6 +1,8 @@
-#include "cb_avx2.h"
+#include "product_avx2.h"
+
+#include "gemm_avx2.h"
 
 void lutra_gemm_cb4_16x4_avx2(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,
                               int64_t n, const struct lutra_column *columns) {
-    gemm_16x4(4, 256, k, n_strips, strips, library, n, columns);
+    gemm(4, 256, k, n_strips, strips, library, n, columns);
 }

@@ -6,10 +6,15 @@
 #include <cpuid.h>
 
 // The VEX encodings of VNNI: cpuid leaf 7.1, eax bit 4 (compilers learnt the name late). They use
-// registers that AVX2 has checked already.
+// registers that AVX2 has checked already. Under LUTRA_VNNI_EVEX the kernels have the encodings of
+// AVX-512 instead.
 static bool has_avx_vnni(void) {
+#ifdef LUTRA_VNNI_EVEX
+    return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#else
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4);
+#endif
 }
 
 // __builtin_cpu_supports asks cpuid and, for the wide registers, whether the system saves them.

@@ -75,7 +75,7 @@ enum lutra_set {
 };
 
 struct lutra_kernel {
-    const char *name; // "lutra_gemv_cb4_8x1_avx2"
+    const char *name; // "lutra_gemv_cb4_4x1_avx2"
     enum lutra_op op;
     enum lutra_set set;
     int32_t type; // ggml type id; for LUTRA_OP_QUANTIZE the super-block, 256 or 64

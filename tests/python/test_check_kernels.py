@@ -56,29 +56,29 @@ def test_a_file_without_a_row(copy: Path) -> None:
 
 
 def test_a_row_without_a_file(copy: Path) -> None:
-    (copy / "cpu_kernels/avx2/lutra_gemv_cb4_8x1_avx2.c").unlink()
+    (copy / "cpu_kernels/avx2/lutra_gemv_cb4_4x1_avx2.c").unlink()
     status, problems = check(copy)
     assert status == 1
-    assert "cpu_kernels/avx2/lutra_gemv_cb4_8x1_avx2.c: missing\n" in problems
+    assert "cpu_kernels/avx2/lutra_gemv_cb4_4x1_avx2.c: missing\n" in problems
 
 
 def test_a_file_of_another_kernel(copy: Path) -> None:
     avx2 = copy / "cpu_kernels/avx2"
-    shutil.copy(avx2 / "lutra_gemv_cb3_8x1_avx2.c", avx2 / "lutra_gemv_cb4_8x1_avx2.c")
+    shutil.copy(avx2 / "lutra_gemv_cb3_4x1_avx2.c", avx2 / "lutra_gemv_cb4_4x1_avx2.c")
     status, problems = check(copy)
     assert status == 1
-    assert "does not define lutra_gemv_cb4_8x1_avx2\n" in problems
+    assert "does not define lutra_gemv_cb4_4x1_avx2\n" in problems
 
 
 def test_a_row_with_a_wrong_name(copy: Path) -> None:
     change(
         copy / KERNELS,
-        r"LUTRA_TYPE_CB4,( +)lutra_gemv_cb4_8x1_avx2",
-        r"LUTRA_TYPE_CB3,\1lutra_gemv_cb4_8x1_avx2",
+        r"LUTRA_TYPE_CB4,( +)lutra_gemv_cb4_4x1_avx2",
+        r"LUTRA_TYPE_CB3,\1lutra_gemv_cb4_4x1_avx2",
     )
     status, problems = check(copy)
     assert status == 1
-    assert "lutra_gemv_cb4_8x1_avx2: not lutra_gemv_cb3_<rows>x<columns>_avx2\n" in problems
+    assert "lutra_gemv_cb4_4x1_avx2: not lutra_gemv_cb3_<rows>x<columns>_avx2\n" in problems
 
 
 def test_a_kernel_without_a_reference(copy: Path) -> None:
@@ -86,8 +86,8 @@ def test_a_kernel_without_a_reference(copy: Path) -> None:
     (copy / "cpu_kernels/ref/lutra_gemv_cb4_1x1_ref.c").unlink()
     status, problems = check(copy, "--write")
     assert status == 1
-    assert "lutra_gemv_cb4_8x1_avx2: no reference\n" in problems
-    assert "lutra_gemv_cb3_8x1_avx2: no reference\n" not in problems
+    assert "lutra_gemv_cb4_4x1_avx2: no reference\n" in problems
+    assert "lutra_gemv_cb3_4x1_avx2: no reference\n" not in problems
 
 
 @pytest.mark.parametrize("op", ["quantize", "dequantize", "gemv", "batch", "gemm"])
