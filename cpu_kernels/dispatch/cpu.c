@@ -1,6 +1,8 @@
 // Run-time CPU detection; compiled for the baseline of the architecture.
 #include "cpu.h"
 
+#include <stdatomic.h>
+
 #if defined(__x86_64__)
 
 #include <cpuid.h>
@@ -18,7 +20,7 @@ static bool has_avx_vnni(void) {
 }
 
 // __builtin_cpu_supports asks cpuid and, for the wide registers, whether the system saves them.
-bool lutra_cpu_has(enum lutra_set set) {
+static bool detect(enum lutra_set set) {
     __builtin_cpu_init();
     const bool avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -55,7 +57,7 @@ static int sve_bytes(void) {
     return length < 0 ? 0 : length & 0xffff;
 }
 
-bool lutra_cpu_has(enum lutra_set set) {
+static bool detect(enum lutra_set set) {
     const unsigned long hwcap = getauxval(AT_HWCAP);
     const unsigned long hwcap2 = getauxval(AT_HWCAP2);
     switch (set) {
@@ -76,8 +78,21 @@ bool lutra_cpu_has(enum lutra_set set) {
 
 #else
 
-bool lutra_cpu_has(enum lutra_set set) {
+static bool detect(enum lutra_set set) {
     return set == LUTRA_SET_REF;
 }
 
 #endif
+
+// Every product asks, and cpuid traps in virtual machines: detection runs once.
+bool lutra_cpu_has(enum lutra_set set) {
+    static _Atomic unsigned known; // bit s: set s; 0 before the first call, because ref is always there
+    unsigned sets = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!sets) {
+        for (int s = 0; s < LUTRA_SET_COUNT; s++) {
+            sets |= (unsigned)detect((enum lutra_set)s) << s;
+        }
+        atomic_store_explicit(&known, sets, memory_order_relaxed);
+    }
+    return sets >> set & 1;
+}
