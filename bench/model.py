@@ -55,30 +55,21 @@ class Result:
     busiest_share: float  # of the cycles in which it works
 
 
-def sample(words: Sequence[int]) -> list[int]:
+def sample(words: Sequence[int]) -> list[Sequence[int]]:
     """The whole trace when it is short, else evenly spaced pieces of it."""
     if len(words) <= PIECES * PIECE:
-        return list(words)
+        return [words]
     starts = ((len(words) - PIECE) * i // (PIECES - 1) for i in range(PIECES))
-    return [word for start in starts for word in words[start : start + PIECE]]
+    return [words[start : start + PIECE] for start in starts]
 
 
-def assembly(words: Sequence[int], text: dict[int, str]) -> list[str]:
+def assembly(piece: Sequence[int], text: dict[int, str]) -> list[str]:
     """Instructions as straight-line code: branches go nowhere, system instructions are left out."""
     usable = {word: ADDRESS.sub(".Lnowhere", line) for word, line in text.items() if not SKIPPED.match(line)}
-    lines = [usable[word] for word in words if word in usable]
-    # A movprfx must stand before the instruction it belongs to; at the end of a piece it does not.
-    return [
-        line
-        for line, following in zip(lines, [*lines[1:], ""], strict=True)
-        if not line.startswith("movprfx") or first_operand(line) == first_operand(following)
-    ]
-
-
-def first_operand(line: str) -> str:
-    """The first register that a line of assembly names, without its element type."""
-    _, _, operands = line.partition("\t")
-    return re.split(r"\W", operands, maxsplit=1)[0]
+    lines = [usable[word] for word in piece if word in usable]
+    if lines and lines[-1].startswith("movprfx"):  # must not stand before what the next piece begins with
+        lines.pop()
+    return lines
 
 
 def mca(core: Core, lines: list[str], *options: str) -> str:
@@ -119,10 +110,10 @@ def slot(core: Core, instruction: str) -> float:
 
 def model(core: Core, trace: Sequence[int], text: dict[int, str]) -> Result:
     """Run a trace through the model of one core."""
-    words = sample(trace)
-    output = mca(core, assembly(words, text), "-instruction-info=0")
-    sampled_cycles, busiest, pressure = parse_summary(output)
-    cycles = sampled_cycles * len(trace) / len(words)
+    pieces = sample(trace)
+    lines = [line for piece in pieces for line in assembly(piece, text)]
+    sampled_cycles, busiest, pressure = parse_summary(mca(core, lines, "-instruction-info=0"))
+    cycles = sampled_cycles * len(trace) / sum(map(len, pieces))
     dots: Counter[str] = Counter()
     for word, n in Counter(trace).items():
         if classify(text[word]) in DOTS:
