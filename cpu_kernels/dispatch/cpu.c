@@ -69,8 +69,8 @@ static bool detect(enum lutra_set set) {
     case LUTRA_SET_NEON_I8MM:
         return (hwcap & HWCAP_BIT_ASIMDDP) && (hwcap2 & HWCAP2_BIT_I8MM);
     case LUTRA_SET_SVE256: // its kernels are written for exactly this vector length
-        return detect(LUTRA_SET_NEON_I8MM) && (hwcap & HWCAP_BIT_SVE) &&
-               (hwcap2 & HWCAP2_BIT_SVEI8MM) && sve_bytes() == 32;
+        return detect(LUTRA_SET_NEON_I8MM) && (hwcap & HWCAP_BIT_SVE) && (hwcap2 & HWCAP2_BIT_SVEI8MM) &&
+               sve_bytes() == 32;
     default:
         return false;
     }
