@@ -6,8 +6,8 @@
 //      sorts the columns by the matrix of weights they meet (a MUL_MAT_ID has one matrix per expert,
 //      a MUL_MAT one per src0 slice, which broadcast columns share);
 //   2. the threads take jobs from a shared counter, so that a slow core takes fewer. A job is a range
-//      of strips of one matrix times a tile of its columns; the tile is small enough to stay in L2
-//      while the strips stream by.
+//      of strips, each times a tile of columns that is small enough to stay in L2 while the strips
+//      stream by.
 #include "lutra_ggml.h"
 
 #include "ggml-backend.h"
@@ -20,7 +20,9 @@ enum {
     TILE_BYTES = 256 * 1024, // of quantized activations
     TILE_MIN = 16,
     TILE_MAX = 128,
-    JOBS_PER_THREAD = 4 // enough for cores of unlike speed; 16 read the weights 10 to 15% slower
+    ROUNDS = 6,    // jobs per thread, if all are equally fast
+    SHARES = 16,   // of a thread's equal share of the work: the shortest job
+    GRAIN_MAX = 16 // strips that gemm kernels decode together; 2 strips are a cache line of y
 };
 
 // ---- what is ours --------------------------------------------------------------------------
@@ -227,6 +229,30 @@ static void multiply(const struct product *p, int64_t m, int64_t strip, int64_t 
     }
 }
 
+static int64_t tiles_of(const struct product *p, int64_t m, int64_t tile) {
+    return (p->first[m + 1] - p->first[m] + tile - 1) / tile;
+}
+
+// Strips times tiles of columns, and how threads share them.
+struct work {
+    int64_t total;
+    int64_t grain; // jobs start at multiples of this
+    int64_t nth;
+};
+
+// Job j of round r is a SHARES-th of a thread's equal share, times the round's part: long jobs first,
+// which stream from memory, short ones last, so that no thread waits long for a slower core.
+static int64_t job_start(const struct work *w, int64_t job) {
+    static const int done[ROUNDS + 1] = {0, 4, 8, 12, 14, 15, SHARES}; // before the round
+    const int64_t round = job / w->nth;
+    if (round >= ROUNDS) {
+        return w->total;
+    }
+    const int64_t part = done[round + 1] - done[round];
+    const int64_t shares = done[round] * w->nth + job % w->nth * part;
+    return w->total * shares / (SHARES * w->nth) / w->grain * w->grain;
+}
+
 static void compute_product(const struct ggml_compute_params *params, struct ggml_tensor *op) {
     const int ith = params->ith;
     const int nth = params->nth;
@@ -246,29 +272,28 @@ static void compute_product(const struct ggml_compute_params *params, struct ggm
     ggml_barrier(params->threadpool);
 
     const int64_t tile = MAX(TILE_MIN, MIN(TILE_MAX, TILE_BYTES / p.k));
-    int64_t n_tiles = 0;
+    struct work work = {.nth = nth};
     for (int64_t m = 0; m < p.n_matrices; m++) {
-        n_tiles += (p.first[m + 1] - p.first[m] + tile - 1) / tile;
+        work.total += tiles_of(&p, m, tile) * p.n_strips;
     }
-    const int64_t share = n_tiles * p.n_strips / (nth * JOBS_PER_THREAD);
-    const int64_t range = MIN(p.n_strips, share / 2 * 2 + 2); // even: some kernels take two strips at a time
-    const int64_t n_ranges = (p.n_strips + range - 1) / range;
+    work.grain = MAX(2, MIN(GRAIN_MAX, work.total / (nth * SHARES) / 2 * 2));
 
-    // Jobs are numbered by matrix, in a matrix by tile, in a tile by range of strips; a thread's job
-    // numbers only grow.
-    int64_t job = ith;
-    int64_t base = 0; // the first job of matrix m
-    for (int64_t m = 0; m < p.n_matrices; m++) {
-        const int64_t n = p.first[m + 1] - p.first[m];
-        const int64_t n_jobs = (n + tile - 1) / tile * n_ranges;
-        while (job < base + n_jobs) {
-            const int64_t column = (job - base) / n_ranges * tile;
-            const int64_t strip = (job - base) % n_ranges * range;
-            multiply(&p, m, strip, MIN(range, p.n_strips - strip), p.first[m] + column,
-                     MIN(tile, n - column));
-            job = ggml_threadpool_chunk_add(params->threadpool, 1);
+    // The work is one sequence of strips: by matrix, in a matrix by tile, in a tile by strip. A thread's
+    // jobs only move forward in it.
+    int64_t m = 0;
+    int64_t base = 0; // where matrix m starts
+    for (int64_t job = ith; job < ROUNDS * nth; job = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        const int64_t stop = job_start(&work, job + 1);
+        for (int64_t at = job_start(&work, job); at < stop;) {
+            while (at >= base + tiles_of(&p, m, tile) * p.n_strips) {
+                base += tiles_of(&p, m++, tile) * p.n_strips;
+            }
+            const int64_t strip = (at - base) % p.n_strips;
+            const int64_t column = p.first[m] + (at - base) / p.n_strips * tile;
+            const int64_t n_strips = MIN(stop - at, p.n_strips - strip);
+            multiply(&p, m, strip, n_strips, column, MIN(tile, p.first[m + 1] - column));
+            at += n_strips;
         }
-        base += n_jobs;
     }
 }
 

@@ -409,7 +409,8 @@ extern "C" const lutra_kernel *lutra_kernel_chosen(lutra_op op, int32_t type) {
         return chosen;
     }
     chosen_row[op] = (int)(chosen - lutra_kernel_at(0));
-    thread_local lutra_kernel spy;
+    thread_local lutra_kernel spies[LUTRA_OP_COUNT];
+    lutra_kernel &spy = spies[op];
     spy = *chosen;
     switch (op) {
     case LUTRA_OP_GEMV:
@@ -448,17 +449,20 @@ static void test_forced_sets(ggml_type type) {
     const int64_t k = 2 * ggml_blck_size(type);
     ggml_tensor *w = ggml_new_tensor_2d(g.context, type, k, 64);
     ggml_tensor *one = ggml_new_tensor_2d(g.context, GGML_TYPE_F32, k, 1);
+    ggml_tensor *few = ggml_new_tensor_2d(g.context, GGML_TYPE_F32, k, 4);
     ggml_tensor *many = ggml_new_tensor_2d(g.context, GGML_TYPE_F32, k, 20);
     ggml_tensor *ids = ggml_new_tensor_1d(g.context, GGML_TYPE_I32, 1);
     struct {
         lutra_op op;
         ggml_tensor *out;
     } const cases[] = {{LUTRA_OP_GEMV, ggml_mul_mat(g.context, w, one)},
+                       {LUTRA_OP_BATCH, ggml_mul_mat(g.context, w, few)},
                        {LUTRA_OP_GEMM, ggml_mul_mat(g.context, w, many)},
                        {LUTRA_OP_DEQUANTIZE, ggml_get_rows(g.context, w, ids)}};
     g.allocate();
     set_weights(w);
     set_random(one);
+    set_random(few);
     set_random(many);
     const int32_t row = 3;
     ggml_backend_tensor_set(ids, &row, 0, sizeof(row));
