@@ -152,12 +152,12 @@
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_8x8_neon_dotprod)
 
 #define LUTRA_KERNELS_NEON_I8MM(ROW) \
-    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB2,    lutra_batch_cb2_8x8_neon_i8mm) \
-    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB3,    lutra_batch_cb3_8x8_neon_i8mm) \
-    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB4,    lutra_batch_cb4_8x8_neon_i8mm) \
-    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB2_64, lutra_batch_cb2_64_8x8_neon_i8mm) \
-    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB3_64, lutra_batch_cb3_64_8x8_neon_i8mm) \
-    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB4_64, lutra_batch_cb4_64_8x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB2,    lutra_batch_cb2_4x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB3,    lutra_batch_cb3_4x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB4,    lutra_batch_cb4_4x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB2_64, lutra_batch_cb2_64_4x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB3_64, lutra_batch_cb3_64_4x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB4_64, lutra_batch_cb4_64_4x8_neon_i8mm) \
     ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB2,    lutra_gemm_cb2_8x8_neon_i8mm) \
     ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB3,    lutra_gemm_cb3_8x8_neon_i8mm) \
     ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB4,    lutra_gemm_cb4_8x8_neon_i8mm) \

@@ -57,19 +57,25 @@ LUTRA_INLINE float32x4_t sum_float(int32x4_t acc) {
     return vsubq_f32(vreinterpretq_f32_s32(acc), vdupq_n_f32(0x1.8p23f));
 }
 
-// Super-block s: all panels x the n <= width columns at `columns`. A tile that is wider than n repeats the
-// last column.
+// Super-block s of the n <= width columns at `columns` -> tile. A tile that is wider than n repeats the last
+// column.
+LUTRA_INLINE void gemm_load(int sb, int width, int64_t s, int64_t n, const struct lutra_column *columns,
+                            struct gemm_tile *tile) {
+    const int8_t *q[8];
+    for (int c = 0; c < width; c++) {
+        const struct lutra_column *from = &columns[c < n ? c : n - 1];
+        q[c] = from->q + s * sb;
+        tile->d[c] = from->d[s];
+    }
+    gemm_pack(sb, width, q, tile->x);
+}
+
+// Super-block s: all panels x the n - column <= width columns from `column` on.
 LUTRA_INLINE void gemm_columns(int sb, int width, int64_t s, int64_t n_strips,
                                const struct gemm_panel *panels, int64_t n, const struct lutra_column *columns,
                                gemm_sums *sums, int64_t column) {
-    const int8_t *q[8];
     struct gemm_tile tile;
-    for (int c = 0; c < width; c++) {
-        const struct lutra_column *from = &columns[column + c < n ? column + c : n - 1];
-        q[c] = from->q + s * sb;
-        tile.d[c] = from->d[s];
-    }
-    gemm_pack(sb, width, q, tile.x);
+    gemm_load(sb, width, s, n - column, columns + column, &tile);
     for (int64_t i = 0; i < n_strips; i++) {
         gemm_multiply(sb, width, &panels[i], &tile, &sums[i][2 * column]);
     }

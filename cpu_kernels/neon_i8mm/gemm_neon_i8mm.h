@@ -106,6 +106,12 @@ LUTRA_INLINE void sums_tail(int sb, int width, const struct gemm_panel *panel, c
     }
 }
 
+// sum + d_w * d_x * acc for a row pair, d_w in lanes as in a panel, and a column pair.
+LUTRA_INLINE float32x4_t add_products(float32x4_t sum, float32x4_t d_w, const float d_x[2], int32x4_t acc) {
+    const float32x2_t d01 = vld1_f32(d_x);
+    return vfmaq_f32(sum, vmulq_f32(d_w, vcombine_f32(d01, d01)), sum_float(acc));
+}
+
 // Sums: [column pair][row pair].
 LUTRA_INLINE void gemm_multiply(int sb, int width, const struct gemm_panel *panel,
                                 const struct gemm_tile *tile, float32x4_t *restrict sums) {
@@ -116,11 +122,9 @@ LUTRA_INLINE void gemm_multiply(int sb, int width, const struct gemm_panel *pane
         sums_tail(sb, width, panel, tile, acc);
     }
     for (int p = 0; p < width / 2; p++) {
-        const float32x2_t d01 = vld1_f32(tile->d + 2 * p);
-        const float32x4_t d = vcombine_f32(d01, d01);
         for (int r = 0; r < 4; r++) {
             float32x4_t *sum = &sums[4 * p + r];
-            *sum = vfmaq_f32(*sum, vmulq_f32(panel->d[r], d), sum_float(acc[p][r]));
+            *sum = add_products(*sum, panel->d[r], tile->d + 2 * p, acc[p][r]);
         }
     }
 }
