@@ -97,8 +97,6 @@ struct product {
 static struct product product_of(struct ggml_tensor *op, uintptr_t at, uintptr_t *end) {
     const struct ggml_tensor *w = op->src[0];
     const struct ggml_tensor *x = op->src[1];
-    const struct lutra_kernel *batch = lutra_kernel_chosen(LUTRA_OP_BATCH, w->type);
-    const struct lutra_kernel *gemm = lutra_kernel_chosen(LUTRA_OP_GEMM, w->type);
     struct product p = {
         .format = lutra_cb_format_of_type(w->type),
         .w = w,
@@ -110,8 +108,8 @@ static struct product product_of(struct ggml_tensor *op, uintptr_t at, uintptr_t
         .n_x = ggml_nrows(x),
         .n_columns = ggml_nrows(op),
         .gemv = lutra_kernel_chosen(LUTRA_OP_GEMV, w->type)->fn.gemv,
-        .batch = batch->set < gemm->set ? gemm->fn.gemm : batch->fn.batch, // a set may lack a batch kernel
-        .gemm = gemm->fn.gemm,
+        .batch = lutra_kernel_chosen(LUTRA_OP_BATCH, w->type)->fn.batch,
+        .gemm = lutra_kernel_chosen(LUTRA_OP_GEMM, w->type)->fn.gemm,
     };
     at = GGML_PAD(at, CACHE_LINE);
     p.q = (int8_t *)at;

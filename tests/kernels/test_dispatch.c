@@ -13,6 +13,16 @@ static bool compiled(enum lutra_set set) {
     return false;
 }
 
+static bool registered(enum lutra_op op, enum lutra_set set, int32_t type) {
+    for (int i = 0; i < lutra_kernel_count(); i++) {
+        const struct lutra_kernel *kernel = lutra_kernel_at(i);
+        if (kernel->op == op && kernel->set == set && kernel->type == type) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void test_rows(void) {
     static const char *const ops[LUTRA_OP_COUNT] = {"gemv", "batch", "gemm", "dequantize", "quantize"};
     for (int i = 0; i < lutra_kernel_count(); i++) {
@@ -26,6 +36,8 @@ static void test_rows(void) {
         check(length > tail + 1 && kernel->name[length - tail - 1] == '_' &&
                   strcmp(kernel->name + length - tail, set) == 0,
               "%s: not named after its set %s", kernel->name, set);
+        check(kernel->op != LUTRA_OP_GEMM || registered(LUTRA_OP_BATCH, kernel->set, kernel->type),
+              "%s: 2 to 8 columns would run on a lower set", kernel->name);
         check(reference_of(kernel) != NULL, "%s: no reference", kernel->name);
         check(lutra_kernel_chosen(kernel->op, kernel->type) != NULL, "%s: nothing chosen", kernel->name);
         for (int j = 0; j < i; j++) {
