@@ -69,6 +69,9 @@ LUTRA_INLINE void batch_columns(int cb, int sb, int n, int64_t k, int64_t n_stri
     __m256i x[X_VECTORS]; // [column][super-block of the run], shared by all strips
     const int64_t blocks = k / sb, block_bytes = cb_block_bytes(cb, sb);
     const int64_t longest = X_VECTORS / (n * x_vectors(sb));
+    for (int i = 0; i < PREFETCH; i += 64) { // arrives while the activations are prepared
+        _mm_prefetch((const char *)strips + i, _MM_HINT_T0);
+    }
     for (int64_t first = 0; first < blocks; first += longest) {
         const int64_t run = blocks - first < longest ? blocks - first : longest;
         const int64_t stride = run * x_vectors(sb);

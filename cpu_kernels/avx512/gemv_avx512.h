@@ -76,6 +76,9 @@ LUTRA_INLINE void strips_times_columns(int cb, int sb, int n, int64_t k, int64_t
                                        const uint8_t *blocks, const int8_t *library,
                                        const struct lutra_column *column) {
     const int64_t n_blocks = k / sb;
+    for (int i = 0; i < PREFETCH; i += 64) { // arrives while the entries are made
+        _mm_prefetch((const char *)blocks + i, _MM_HINT_T0);
+    }
     struct span span;
     make_entries(cb, library, span.entries);
     for (int64_t first = 0; first < n_blocks; first += SPAN_BLOCKS) {

@@ -20,7 +20,7 @@ enum {
     TILE_BYTES = 256 * 1024, // of quantized activations
     TILE_MIN = 16,
     TILE_MAX = 128,
-    ROUNDS = 6,    // jobs per thread, if all are equally fast
+    ROUNDS = 5,    // jobs per thread, if all are equally fast
     SHARES = 16,   // of a thread's equal share of the work: the shortest job
     GRAIN_MAX = 16 // strips that gemm kernels decode together; 2 strips are a cache line of y
 };
@@ -241,7 +241,7 @@ struct work {
 // Job j of round r is a SHARES-th of a thread's equal share, times the round's part: long jobs first,
 // which stream from memory, short ones last, so that no thread waits long for a slower core.
 static int64_t job_start(const struct work *w, int64_t job) {
-    static const int done[ROUNDS + 1] = {0, 4, 8, 12, 14, 15, SHARES}; // before the round
+    static const int done[ROUNDS + 1] = {0, 8, 12, 14, 15, SHARES}; // before the round
     const int64_t round = job / w->nth;
     if (round >= ROUNDS) {
         return w->total;
