@@ -31,28 +31,35 @@ LUTRA_INLINE void gemv_chunks_cb3(int chunks, const uint8_t **block, const int8_
                                   int32x4_t acc[LUTRA_ROWS]) {
     const uint8_t *codes = *block + 2 * LUTRA_ROWS;
     // clang-format off
-// One group: the entries for the low nibbles -> low, for the high nibbles -> codes.
-#define LOOKUP(low, codes, table) \
-    "and " low ".16b, " codes ".16b, %[nibble].16b\n ushr " codes ".16b, " codes ".16b, #4\n" \
-    "tbl " low ".16b, {" table ".16b}, " low ".16b\n tbl " codes ".16b, {" table ".16b}, " codes ".16b\n"
-// One row: the entries of group 0, then of group 1, times x.
-#define DOT(acc, low0, high0, low1, high1) \
-    "sdot %" #acc ".4s, " low0 ".16b, v16.16b\n sdot %" #acc ".4s, " high0 ".16b, v17.16b\n" \
-    "sdot %" #acc ".4s, " low1 ".16b, v18.16b\n sdot %" #acc ".4s, " high1 ".16b, v19.16b\n"
-// Rows 2 i and 2 i + 1, as in cb3_row: codes in v20 to v22, the donated bits in v23, tables in v24 to v27, each
-// a register for low entries once it is used. `step` leads to the codes of the next two rows.
+// Operations on whole vectors.
+#define AND(to, from, mask) "and " to ".16b, " from ".16b, %[" mask "].16b\n"
+#define BIT(to, from, mask) "bit " to ".16b, " from ".16b, %[" mask "].16b\n"
+#define HIGH(v) "ushr " v ".16b, " v ".16b, #4\n"
+#define ZIP(v, lanes) "zip1 " v "." lanes ", " v "." lanes ", " v "." lanes "\n"
+#define TBL(v, table) "tbl " v ".16b, {" table ".16b}, " v ".16b\n"
+#define DOT(acc, w, x) "sdot %" #acc ".4s, " w ".16b, " x ".16b\n"
+// Rows 2 i and 2 i + 1, as in cb3_row; `step` leads to the codes of the next two. The register of a table is
+// the next one's for low codes. In this order V1 takes fewer cycles than in that of the lookups.
+//
+//                       codes, high  low  table  acc   x
+//     row 2 i    group 0    v20      v28   v24   acc0  v16 (low) v17 (high)
+//                group 1    v21      v24   v25   acc0  v18 v19
+//     row 2 i+1  group 0    v22      v25   v26   acc1  v16 v17
+//                group 1    v23      v26   v27   acc1  v18 v19    the donated bits
 #define ROWS(i, acc0, acc1, step) \
     "ldurb w9, [%[codes], #-16 - 44 * " #i "]\n ldurb w10, [%[codes], #-15 - 44 * " #i "]\n" \
     "ldurb w11, [%[codes], #-14 - 44 * " #i "]\n ldurb w12, [%[codes], #-13 - 44 * " #i "]\n" \
     "ld1 {v20.16b, v21.16b, v22.16b}, [%[codes]], " step "\n" \
     "ldr d24, [%[library], x9, lsl #3]\n ldr d25, [%[library], x10, lsl #3]\n" \
     "ldr d26, [%[library], x11, lsl #3]\n ldr d27, [%[library], x12, lsl #3]\n" \
-    "and v23.16b, v20.16b, %[bit0].16b\n" \
-    "bit v23.16b, v21.16b, %[bit1].16b\n" \
-    "bit v23.16b, v22.16b, %[bit2].16b\n" \
-    "zip1 v24.16b, v24.16b, v24.16b\n zip1 v25.8h, v25.8h, v25.8h\n zip1 v26.4s, v26.4s, v26.4s\n" \
-    LOOKUP("v28", "v20", "v24") LOOKUP("v24", "v21", "v25") DOT(acc0, "v28", "v20", "v24", "v21") \
-    LOOKUP("v25", "v22", "v26") LOOKUP("v26", "v23", "v27") DOT(acc1, "v25", "v22", "v26", "v23")
+    AND("v23", "v20", "bit0") AND("v28", "v20", "nibble") HIGH("v20") ZIP("v24", "16b") \
+    BIT("v23", "v21", "bit1") ZIP("v25", "8h") TBL("v28", "v24") TBL("v20", "v24") \
+    AND("v24", "v21", "nibble") HIGH("v21") BIT("v23", "v22", "bit2") ZIP("v26", "4s") \
+    TBL("v24", "v25") TBL("v21", "v25") DOT(acc0, "v28", "v16") \
+    AND("v25", "v22", "nibble") HIGH("v22") DOT(acc0, "v20", "v17") TBL("v25", "v26") TBL("v22", "v26") \
+    AND("v26", "v23", "nibble") HIGH("v23") DOT(acc0, "v24", "v18") TBL("v26", "v27") TBL("v23", "v27") \
+    DOT(acc1, "v25", "v16") DOT(acc0, "v21", "v19") DOT(acc1, "v22", "v17") \
+    DOT(acc1, "v26", "v18") DOT(acc1, "v23", "v19")
     __asm__ volatile("1:\n"
                      "ld1 {v16.16b, v17.16b, v18.16b, v19.16b}, [%[q]], #64\n"
                      ROWS(0, 0, 1, "#48")
@@ -68,7 +75,11 @@ LUTRA_INLINE void gemv_chunks_cb3(int chunks, const uint8_t **block, const int8_
                        [bit1] "w"(vdupq_n_u8(0x22)), [bit2] "w"(vdupq_n_u8(0x44))
                      : "cc", "memory", "x9", "x10", "x11", "x12", "v16", "v17", "v18", "v19", "v20", "v21",
                        "v22", "v23", "v24", "v25", "v26", "v27", "v28");
-#undef LOOKUP
+#undef AND
+#undef BIT
+#undef HIGH
+#undef ZIP
+#undef TBL
 #undef DOT
 #undef ROWS
     // clang-format on
