@@ -9,7 +9,7 @@
 #include "cb_avx512.h"
 
 enum {
-    PREFETCH = 2048,  // bytes ahead, across the page ends where the hardware stops
+    PREFETCH = 4096,  // bytes ahead, across the page ends where the hardware stops
     SPAN_BLOCKS = 64, // super-blocks whose excess is known at a time
 };
 
@@ -49,8 +49,9 @@ LUTRA_INLINE void multiply_block(int cb, int sb, int n, int64_t s, const uint8_t
 #pragma GCC unroll 1
         for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
             const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
-            for (int i = 0; first == 0 && i < cb_chunk_bytes(cb); i += 64) {
-                _mm_prefetch((const char *)chunk + PREFETCH + i, _MM_HINT_T0);
+            // CB4 needs none: hints only hinder the hardware, which keeps up with so many bytes per chunk.
+            for (int i = 0; cb < 4 && first == 0 && i < cb_chunk_bytes(cb); i += 64) {
+                _mm_prefetch((const char *)chunk + PREFETCH + i, _MM_HINT_T1);
             }
             const int64_t k = s * sb + c * LUTRA_CHUNK;
 #pragma GCC unroll 4
@@ -77,7 +78,7 @@ LUTRA_INLINE void strips_times_columns(int cb, int sb, int n, int64_t k, int64_t
                                        const struct lutra_column *column) {
     const int64_t n_blocks = k / sb;
     for (int i = 0; i < PREFETCH; i += 64) { // arrives while the entries are made
-        _mm_prefetch((const char *)blocks + i, _MM_HINT_T0);
+        _mm_prefetch((const char *)blocks + i, _MM_HINT_T1);
     }
     struct span span;
     make_entries(cb, library, span.entries);
