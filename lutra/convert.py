@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ The token embeddings and the output matrix get more bits: cb4 with cb2 and cb3, 
 allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows not a multiple of 64, not a
 multiple of 8 rows) become Q8_0, vectors stay F32; --dry-run shows what each tensor would become.
 
+--calibration takes a plain text, or JSON lines of {"text": ...} and {"messages": [...]}, the latter
+going through the model's chat template; 16 thousand tokens are used.
+
 examples:
   lutra convert models/tiny-chat --type cb4
   lutra convert model-f16.gguf --type cb3 --imatrix model.imatrix --tensor-type ffn_down=cb4 -o out.gguf
@@ -62,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output-tensor-type", metavar="TYPE", help="type for the output matrix")
     add("--token-embedding-type", metavar="TYPE", help="type for the token embeddings")
     add("--pure", action="store_true", help="every matrix gets T, embeddings and output too")
+    add("--calibration", type=Path, metavar="FILE", help="text to calibrate codebooks with; see below")
     add("--no-calibration", action="store_true", help="no importance of any kind")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--seed", type=int, default=0, metavar="N", help="seed for learning codebooks (default: 0)")
@@ -119,7 +124,37 @@ def convert(source: Source, args: argparse.Namespace) -> None:
     if args.dry_run:
         print(describe(planned, args.threads))
         return
-    write(args.output, source, planned, args, importance)
+    if not args.calibration:
+        write(args.output, source, planned, args, importance)
+        return
+    with tempfile.TemporaryDirectory(prefix=".lutra-", dir=args.output.absolute().parent) as directory:
+        calibrated = calibrate_codebooks(Path(directory), source, planned, args)
+        write(args.output, source, planned, args, importance, calibrated)
+
+
+def calibrate_codebooks(
+    directory: Path, source: Source, planned: Sequence[Planned], args: argparse.Namespace
+) -> Mapping[str, Path]:
+    """The bytes of calibrated tensors by name, in files of ``directory``. Warns about those it cannot do."""
+    from lutra.calibrate import calibrate, read_pieces
+    from lutra.plan import Rules, plan
+
+    model = directory / "f16.gguf"
+    write(model, source, plan(source.tensors, Rules("f16")), args, {})
+    pieces = read_pieces(args.calibration, model)
+    paths: dict[str, Path] = {}
+    work = sum(p.weights for p in planned if p.fmt)
+    with progress(work, "w") as bar:
+        for p, encoded in calibrate(model, planned, pieces, args.seed, args.threads):
+            paths[p.source.name] = directory / f"{len(paths)}.tensor"
+            with paths[p.source.name].open("wb") as file:
+                encoded.strips(args.threads).tofile(file)
+                encoded.library.tofile(file)
+            bar.set_postfix_str(p.source.name)
+            bar.update(p.weights)
+    if missing := [p.source.name for p in planned if p.fmt and p.source.name not in paths]:
+        warn(f"not calibrated, the model does not multiply by them one by one: {', '.join(missing)}")
+    return paths
 
 
 def same_options(args: argparse.Namespace) -> list[str]:
@@ -138,9 +173,17 @@ def same_options(args: argparse.Namespace) -> list[str]:
 
 
 def write(
-    output: Path, source: Source, planned: Sequence[Planned], args: argparse.Namespace, importance: Importance
+    output: Path,
+    source: Source,
+    planned: Sequence[Planned],
+    args: argparse.Namespace,
+    importance: Importance,
+    calibrated: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write ``output`` tensor by tensor; nothing is left behind when anything goes wrong."""
+    """Write ``output`` tensor by tensor; nothing is left behind when anything goes wrong.
+
+    ``calibrated``: tensors whose bytes are there already.
+    """
     from gguf_tools.writer import GGUFWriter, TensorSpec
 
     require_space(output, sum(p.nbytes for p in planned))
@@ -151,6 +194,9 @@ def write(
     with GGUFWriter(output, values, specs) as writer, progress(work, "w") as bar:
         for p in planned:
             bar.set_postfix_str(p.source.name)
+            if calibrated and p.source.name in calibrated:
+                writer.write(calibrated[p.source.name].read_bytes())
+                continue
             for data in encode(p, importance.get(p.source.name), args.seed, args.threads, bar.update):
                 writer.write(data)
 
@@ -280,6 +326,7 @@ def options(args: argparse.Namespace) -> list[str]:
     """The options that decide what is in the file; paths as bare names, no threads."""
     words = ["--type", args.type, "--seed", str(args.seed)]
     words += ["--imatrix", args.imatrix.name] if args.imatrix else []
+    words += ["--calibration", args.calibration.name] if args.calibration else []
     return words + same_options(args)
 
 

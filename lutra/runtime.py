@@ -26,7 +26,7 @@ _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _BATCH = 512  # tokens per llama_decode of a prompt
 
 
-def _bindings() -> Any:
+def bindings() -> Any:
     """The module llama_cpp.llama_cpp on our libllama, without running the package's __init__."""
     if "llama_cpp" not in sys.modules:
         spec: ModuleSpec | None = importlib.util.find_spec("llama_cpp")
@@ -58,7 +58,7 @@ class Model:
         weights: bool = True,
     ) -> None:
         require_obeyed_choice()
-        self._api = api = _bindings()
+        self._api = api = bindings()
         self._errors: list[str] = []
         self._log = api.llama_log_callback(lambda level, text, _: self._on_log(level, text, verbose))
         api.llama_log_set(self._log, None)
@@ -197,7 +197,7 @@ class Sampler:
     """Chooses the next token: the best one at temperature 0, else top-k 40, top-p 0.95, min-p 0.05."""
 
     def __init__(self, temperature: float, seed: int | None = None) -> None:
-        self._api = api = _bindings()
+        self._api = api = bindings()
         self._chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         if temperature <= 0:
             links = [api.llama_sampler_init_greedy()]

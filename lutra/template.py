@@ -53,10 +53,10 @@ class ChatTemplate:
         bos, eos = model.special_token("bos"), model.special_token("eos")
         return cls(model.chat_template, model.path, bos=bos, eos=eos)
 
-    def render(self, messages: list[Message]) -> str:
-        """The prompt for the assistant's next answer to ``messages``."""
+    def render(self, messages: list[Message], prompt: bool = True) -> str:
+        """The prompt for the assistant's next answer to ``messages``, or without ``prompt`` just those."""
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True)
+            return self._template.render(messages=messages, add_generation_prompt=prompt)
         # A template is a program of the file's author: TypeError, KeyError and others may come out of it.
         except Exception as error:
             raise self._failure(error) from None

@@ -25,6 +25,14 @@ ffi.cdef("""
                         uint8_t *codes, uint16_t *selectors, uint16_t *d);
     bool lutra_pack(const struct lutra_shape *, int64_t rows, int64_t k, const uint8_t *codes,
                     const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips);
+    struct lutra_group_form { float form[32][32], feedback[32][32], weight[32][2], inverse[32][32]; };
+    bool lutra_feedback(const struct lutra_shape *, int64_t rows, int64_t k, const float *w,
+                        const struct lutra_group_form *, const float *coupling, const int8_t *library,
+                        const float *d, bool again, int threads, uint8_t *codes, uint16_t *selectors);
+    void lutra_look_up(const struct lutra_shape *, int64_t rows, int64_t k, const float *entries,
+                       const uint8_t *codes, const uint16_t *selectors, const float *d, float *w);
+    void lutra_sum_entries(const struct lutra_shape *, int64_t rows, int64_t k, const float *x,
+                           const uint8_t *codes, const uint16_t *selectors, const float *d, double *sums);
     int64_t lutra_find_bad(int64_t n, const float *w, float limit);
 """)
 

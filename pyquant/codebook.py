@@ -139,13 +139,21 @@ def encode(
     if w.ndim == 2 and w.shape[0] % ROWS:
         raise ValueError(f"{w.shape[0]} rows: strips need a multiple of {ROWS}")
     codes, selectors, d, _ = encode_shape(w, library, shape, importance=importance, threads=threads)
-    n, k = w.shape
+    return pack(codes, selectors, d, fmt, threads=threads)
+
+
+def pack(
+    codes: np.ndarray, selectors: np.ndarray, d: np.ndarray, fmt: CBFormat, *, threads: int | None = None
+) -> np.ndarray:
+    """The result of ``encode_shape`` as strips, uint8 (n * fmt.row_bytes(k),)."""
+    n, k = len(codes), codes.shape[1] * fmt.pair
+    shape = Shape.of(fmt)
     strips = np.empty(n * fmt.row_bytes(k), np.uint8)
     if not native().lutra_pack(
         shape.native(), n, k, pointer(codes, "uint8_t"), pointer(selectors, "uint16_t"),
         pointer(d, "uint16_t"), thread_count(threads), pointer(strips, "uint8_t"),
     ):  # fmt: skip
-        raise MemoryError(f"packing {w.size} weights")
+        raise MemoryError(f"packing {n * k} weights")
     return strips
 
 

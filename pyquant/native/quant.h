@@ -57,6 +57,34 @@ bool lutra_pack(const struct lutra_shape *shape, int64_t rows, int64_t k, const 
 // Index of the first weight that is NaN, infinite or beyond `limit` in magnitude; -1 when there is none.
 int64_t lutra_find_bad(int64_t n, const float *w, float limit);
 
+// ---- feedback.c ----------------------------------------------------------------------------
+
+// The error of one group (32 weights; the two of a pair side by side) given what is around it: (c - q) form
+// (c - q)^T, form = feedback * D * feedback^T with feedback unit upper triangular. weight: D, of single
+// weights in [j][0], of pairs the rows of their 2x2 blocks. inverse turns what other groups' errors do to
+// this one into a shift of its target.
+struct lutra_group_form {
+    float form[32][32], feedback[32][32], weight[32][2], inverse[32][32];
+};
+
+// Selectors and codes of rows x k weights, group by group from the left; d [rows][k/32] is the scale of every
+// group. Not `again`: coupling [k][k] is what an error adds to the targets of the weights to its right.
+// `again`: it is the Hessian, and codes and selectors are improved, each group given all others. False when
+// out of memory.
+bool lutra_feedback(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
+                    const struct lutra_group_form *forms, const float *coupling, const int8_t *library,
+                    const float *d, bool again, int threads, uint8_t *codes, uint16_t *selectors);
+
+// ---- refit.c -------------------------------------------------------------------------------
+
+// The weights for entries [tables][pair][1 << bits] that need not be int8, and scales d [rows][k/sb].
+void lutra_look_up(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *entries,
+                   const uint8_t *codes, const uint16_t *selectors, const float *d, float *w);
+
+// Its transpose: adds d * x, x [rows][k], to the sum of the entry that each weight looks up.
+void lutra_sum_entries(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *x,
+                       const uint8_t *codes, const uint16_t *selectors, const float *d, double *sums);
+
 // ---- search.c ------------------------------------------------------------------------------
 
 struct lutra_search;
