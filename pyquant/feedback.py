@@ -249,7 +249,8 @@ def _sum_entries(m: Encoded, x: Array, threads: int) -> NDArray[np.float64]:
         sums = np.zeros(m.library.shape)
         native().lutra_sum_entries(
             shape.native(), len(x[rows]), x.shape[1], pointer(x[rows], "float"),
-            pointer(m.codes[rows], "uint8_t"), pointer(m.selectors[rows], "uint16_t"), pointer(scales[rows], "float"), pointer(sums, "double"),
+            pointer(m.codes[rows], "uint8_t"), pointer(m.selectors[rows], "uint16_t"),
+            pointer(scales[rows], "float"), pointer(sums, "double"),
         )  # fmt: skip
         return sums
 
