@@ -113,8 +113,12 @@ def quantize(
 
 def slices(n: int, task: Callable[[slice], object], threads: int) -> list:
     """``task`` for slices of n rows, on all threads; BLAS itself stays on one."""
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(task, [slice(i, min(i + SLICE, n)) for i in range(0, n, SLICE)]))
+    parts = [slice(i, min(i + SLICE, n)) for i in range(0, n, SLICE)]
+    with threadpool_limits(1, user_api="blas"):
+        if threads == 1:
+            return list(map(task, parts))
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(task, parts))
 
 
 def multiply(a: Array, b: Array, threads: int) -> Array:

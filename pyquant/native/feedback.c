@@ -25,40 +25,71 @@
 enum {
     GROUP = LUTRA_GROUP,
     LANES = 64,    // tables at a time: four vectors, so that sums do not wait for each other
+    LOOK = 8,      // weights after which tables that cannot win any more are left
     TILE = 16,     // rows that use a group's rows of the Hessian while they are in cache
-    FINALISTS = 4, // tables whose codes are improved
+    FINALISTS = 2, // tables whose codes are improved
     SWEEPS = 4,    // over the codes of a group, at most
 };
 
 #define FAR 1e9f // no weight is near such an entry
 
+// Tables in the order of their size, so that those of a batch are alike.
 struct tables {
     int pair, entries, n; // n: tables, rounded up to a multiple of LANES
     float *lane;          // [n / LANES][pair][entries][LANES]
-    float *table;         // [n][pair][entries]
+    float *table;         // [n][pair][entries], in the library's order
+    int *index;           // [n]: place in the library
+    float *size;          // [n / LANES]: mean square of an entry
 };
 
 static void free_tables(struct tables *t) {
     free(t->lane);
     free(t->table);
+    free(t->index);
+    free(t->size);
+}
+
+struct sized {
+    int64_t size;
+    int index;
+};
+
+static int by_size(const void *a, const void *b) {
+    const struct sized *x = a, *y = b;
+    return x->size != y->size ? (x->size < y->size ? -1 : 1) : x->index - y->index;
 }
 
 static bool make_tables(const struct lutra_shape *shape, const int8_t *library, struct tables *t) {
     const int size = shape->pair << shape->bits;
+    struct sized order[LUTRA_MAX_TABLES];
     t->pair = shape->pair;
     t->entries = 1 << shape->bits;
     t->n = (shape->tables + LANES - 1) / LANES * LANES;
     t->lane = malloc((size_t)t->n * size * sizeof *t->lane);
     t->table = malloc((size_t)t->n * size * sizeof *t->table);
-    if (!t->lane || !t->table) {
+    t->index = malloc((size_t)t->n * sizeof *t->index);
+    t->size = calloc((size_t)t->n / LANES, sizeof *t->size);
+    if (!t->lane || !t->table || !t->index || !t->size) {
         free_tables(t);
         return false;
     }
     for (int i = 0; i < t->n; i++) {
+        order[i] = (struct sized){i < shape->tables ? 0 : INT64_MAX, i};
+        for (int c = 0; c < size && i < shape->tables; c++) {
+            const int x = library[(size_t)i * size + c];
+            order[i].size += x * x;
+        }
         for (int c = 0; c < size; c++) {
-            const float x = i < shape->tables ? library[(size_t)i * size + c] : FAR;
-            t->table[(size_t)i * size + c] = x;
+            t->table[(size_t)i * size + c] = i < shape->tables ? library[(size_t)i * size + c] : FAR;
+        }
+    }
+    qsort(order, (size_t)t->n, sizeof *order, by_size);
+    for (int i = 0; i < t->n; i++) {
+        t->index[i] = order[i].index;
+        for (int c = 0; c < size; c++) {
+            const float x = t->table[(size_t)order[i].index * size + c];
             t->lane[((size_t)(i / LANES) * size + c) * LANES + i % LANES] = x;
+            t->size[i / LANES] += x * x / (float)(size * LANES);
         }
     }
     return true;
@@ -66,8 +97,8 @@ static bool make_tables(const struct lutra_shape *shape, const int8_t *library, 
 
 // ---- one group -----------------------------------------------------------------------------
 
-// error[LANES]: of the group under LANES tables.
-INLINE void try_tables(int pair, int entries, const struct lutra_group_form *f, const float *c,
+// error[LANES]: of the group under LANES tables; 3e38 if all of them exceed the limit.
+INLINE void try_tables(int pair, int entries, const struct lutra_group_form *f, const float *c, float limit,
                        const float *restrict lane, float *restrict error) {
     float e[GROUP][LANES]; // c - q
     for (int l = 0; l < LANES; l++) {
@@ -75,6 +106,18 @@ INLINE void try_tables(int pair, int entries, const struct lutra_group_form *f, 
     }
     for (int j = 0; j < GROUP; j += pair) {
         float t[2][LANES]; // where the point wants to be
+        if (j % LOOK == 0 && j) {
+            float least = 3e38f;
+            for (int l = 0; l < LANES; l++) {
+                least = error[l] < least ? error[l] : least;
+            }
+            if (least > limit) {
+                for (int l = 0; l < LANES; l++) {
+                    error[l] = 3e38f;
+                }
+                return;
+            }
+        }
         for (int a = 0; a < pair; a++) {
             for (int l = 0; l < LANES; l++) {
                 t[a][l] = c[j + a];
@@ -208,22 +251,43 @@ INLINE float find_codes(int pair, int entries, const struct lutra_group_form *f,
 
 INLINE float solve(int pair, int entries, const struct tables *t, const struct lutra_group_form *f,
                    const float *c, uint16_t *selector, uint8_t *codes) {
-    float error[LUTRA_MAX_TABLES], least = 3e38f;
+    const int batches = t->n / LANES;
     const size_t size = (size_t)pair * entries;
-    for (int i = 0; i < t->n; i += LANES) {
-        try_tables(pair, entries, f, c, t->lane + i * size, error + i);
+    float error[LUTRA_MAX_TABLES], least = 3e38f, energy = 0.0f;
+    for (int j = 0; j < GROUP; j++) {
+        energy += c[j] * c[j] / GROUP;
     }
+    // From the tables that are as large as the weights to both sides.
+    int up = 0;
+    while (up < batches - 1 && t->size[up] < energy) {
+        up++;
+    }
+    int down = up - 1;
+    for (int n = 0; n < batches; n++) {
+        const bool go_up = down < 0 || (up < batches && n % 2 == 0);
+        const int i = go_up ? up++ : down--;
+        try_tables(pair, entries, f, c, least, t->lane + i * LANES * size, error + i * LANES);
+        for (int l = 0; l < LANES; l++) {
+            const float e = error[i * LANES + l];
+            least = e < least ? e : least;
+        }
+    }
+    least = 3e38f;
     for (int n = 0; n < FINALISTS; n++) {
         int best = 0;
         for (int i = 1; i < t->n; i++) {
             best = error[i] < error[best] ? i : best;
         }
+        if (error[best] >= 3e38f) {
+            break;
+        }
         error[best] = 3e38f;
         uint8_t mine[GROUP];
-        float e = find_codes(pair, entries, f, c, t->table + best * size, mine);
+        const int table = t->index[best];
+        float e = find_codes(pair, entries, f, c, t->table + table * size, mine);
         if (e < least) {
             least = e;
-            *selector = (uint16_t)best;
+            *selector = (uint16_t)table;
             memcpy(codes, mine, GROUP / pair);
         }
     }
