@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from gguf_tools.errors import LutraError
 from lutra import __version__
 from lutra.arguments import positive
+from lutra.paths import CALIBRATION_TEXT
 from lutra.text import mib, progress, warn
 from lutra.threads import default_threads
 
@@ -46,7 +47,8 @@ allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows n
 multiple of 8 rows) become Q8_0, vectors stay F32; --dry-run shows what each tensor would become.
 
 --calibration takes a plain text, or JSON lines of {"text": ...} and {"messages": [...]}, the latter
-going through the model's chat template; 16 thousand tokens are used.
+going through the model's chat template; 16 thousand tokens are used. "default" is the text that comes
+with lutra.
 
 examples:
   lutra convert models/tiny-chat --type cb4
@@ -79,14 +81,17 @@ def run(args: argparse.Namespace) -> int:
     from lutra.delegate import quantize_with_llama
 
     started = time.monotonic()
-    if args.imatrix and args.no_calibration:
-        raise LutraError("--imatrix and --no-calibration contradict each other; drop one of them")
+    if (args.imatrix or args.calibration) and args.no_calibration:
+        option = "--imatrix" if args.imatrix else "--calibration"
+        raise LutraError(f"{option} and --no-calibration contradict each other; drop one of them")
     args.threads = args.threads or default_threads()
     args.output = args.output or Path(f"{source_name(args.source)}-{args.type}.gguf")
     if args.output.exists() and Path(args.source).exists() and args.output.samefile(args.source):
         raise LutraError(f"{args.output}: would overwrite the source; choose another output with -o")
     if args.output.is_dir():
         raise LutraError(f"{args.output}: is a directory; name a file with -o")
+    if args.calibration == Path("default"):
+        args.calibration = CALIBRATION_TEXT
     work = convert if args.type in OWN_TYPES else quantize_with_llama
     work(open_source(args.source), args)
     if not args.dry_run:

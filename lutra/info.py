@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lutra import __version__, kernels
-from lutra.paths import lib_dir
+from lutra.paths import CALIBRATION_TEXT, lib_dir
 from lutra.text import mib, table
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def machine_json() -> dict[str, Any]:
         "machine": platform.machine(),
         "libraries": str(lib_dir()),
         "cpu_library": kernels.cpu_library(),
+        "calibration_text": f"{CALIBRATION_TEXT.parent.name}/{CALIBRATION_TEXT.name}",
         "sets": list(dict.fromkeys(k.set for k in listed if k.supported)),
         "kernels": [
             {"name": k.name, "compiled": True, "supported": k.supported, "chosen": k.chosen} for k in listed

@@ -9,6 +9,9 @@ from gguf_tools.errors import LutraError
 
 _PACKAGE = Path(__file__).parent
 
+# What codebooks are calibrated with unless another text is given: dialogues and prose, free to use.
+CALIBRATION_TEXT = _PACKAGE / "calibration.jsonl"
+
 
 def lib_dir() -> Path:
     """Directory of the shared libraries; ``LUTRA_LIB_DIR`` overrides it (development)."""
