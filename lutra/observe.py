@@ -8,6 +8,7 @@ quantize a model layer by layer behind the layers already quantized.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
-from lutra.paths import lib_dir, lib_path
-from lutra.runtime import bindings
+from lutra.paths import lib_path
+from lutra.runtime import bindings, load_backends
 
 _F16, _F32 = 1, 0  # ggml types
 
@@ -43,6 +44,11 @@ class _Tensor(ctypes.Structure):
         ("data", ctypes.c_void_p),
         ("name", ctypes.c_char * 64),
     )
+
+
+@functools.cache  # llama.cpp calls it for as long as the process lives
+def _silence() -> Any:
+    return bindings().llama_log_callback(lambda level, text, data: None)
 
 
 def _tensor(address: int) -> _Tensor:
@@ -93,13 +99,11 @@ class Observer:
         self._go: SimpleQueue[bool] = SimpleQueue()
         self._leaving = False
         self._path = path
-        self._log = api.llama_log_callback(lambda level, text, _: None)
-        api.llama_log_set(self._log, None)
-        ctypes.CDLL(str(lib_path("ggml"))).ggml_backend_load_all_from_path(os.fsencode(lib_dir()))
+        api.llama_log_set(_silence(), None)
+        load_backends(api)
         base = ctypes.CDLL(str(lib_path("ggml-base")))
         base.ggml_op_name.restype = ctypes.c_char_p
         self._ops = {base.ggml_op_name(i).decode(): i for i in range(64)}
-        api.llama_backend_init()
         model_params = api.llama_model_default_params()
         model_params.use_extra_bufts = False
         self._model = api.llama_model_load_from_file(os.fsencode(path), model_params)

@@ -40,6 +40,12 @@ def bindings() -> Any:
     return importlib.import_module("llama_cpp.llama_cpp")
 
 
+def load_backends(api: Any) -> None:
+    """Find the CPU backend of this machine where the backends are separate libraries."""
+    ctypes.CDLL(str(lib_path("ggml"))).ggml_backend_load_all_from_path(os.fsencode(lib_dir()))
+    api.llama_backend_init()
+
+
 class Model:
     """A GGUF file mapped into memory with one sequence of at most ``n_ctx`` tokens.
 
@@ -62,9 +68,7 @@ class Model:
         self._errors: list[str] = []
         self._log = api.llama_log_callback(lambda level, text, _: self._on_log(level, text, verbose))
         api.llama_log_set(self._log, None)
-        # Finds the CPU backend of this machine where the backends are separate libraries.
-        ctypes.CDLL(str(lib_path("ggml"))).ggml_backend_load_all_from_path(os.fsencode(lib_dir()))
-        api.llama_backend_init()
+        load_backends(api)
 
         model_params = api.llama_model_default_params()
         model_params.use_extra_bufts = False  # weights stay where they are in the file, no repacked copy
