@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from gguf_tools.errors import LutraError
 from lutra.observe import Observer
 from lutra.plan import Planned
 from lutra.runtime import Model
 from lutra.template import ChatTemplate
-from pyquant.feedback import DAMPING, Encoded, quantize, slices
+from pyquant.feedback import DAMPING, Encoded, multiply, quantize, slices
 
 PIECE = 256  # tokens of a sequence
 TOKENS = 16384  # calibration tokens, at most
@@ -99,9 +100,10 @@ class Statistics:
         """The weights to aim at: ``w`` and its drift, as far as these inputs can make up for it."""
         h = self.hessian.astype(np.float64)
         h += DAMPING * np.trace(h) / len(h) * np.eye(len(h))
-        drift = (w @ self.drift).astype(np.float64)
-        shift = slices(len(w), lambda rows: np.linalg.solve(h, drift[rows].T).T, threads)
-        return w + np.float32(SHIFT) * np.concatenate(shift).astype(np.float32)
+        drift = multiply(w, self.drift, threads).astype(np.float64)
+        with threadpool_limits(1, user_api="blas"):  # the same bits for any number of threads
+            shift = np.linalg.solve(h, drift.T).T
+        return w + np.float32(SHIFT) * shift.astype(np.float32)
 
 
 def calibrate(

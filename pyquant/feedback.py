@@ -26,7 +26,7 @@ from pyquant.codebook import Shape, encode_shape, learn_shape, pack
 DAMPING = 0.01  # of the Hessian's mean diagonal: what the calibration text does not show still counts
 SLICE = 256  # rows per call of BLAS
 CG_STEPS = 5  # of conjugate gradients per refit of a library
-ROUNDS = 2
+ROUNDS = 1
 
 Array = NDArray[np.float32]
 
@@ -60,6 +60,7 @@ class Encoded:
         return pack(self.codes, self.selectors, self.d, self.fmt, threads=threads)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def quantize(
     w: Array,
     hessian: Array,
