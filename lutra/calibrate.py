@@ -19,13 +19,13 @@ from threadpoolctl import threadpool_limits
 
 from gguf_tools.errors import LutraError
 from lutra.observe import Observer
-from lutra.plan import Planned
+from lutra.plan import EMBEDDING, OUTPUT, Planned
 from lutra.runtime import Model
 from lutra.template import ChatTemplate
 from pyquant.feedback import DAMPING, Encoded, multiply, quantize, slices
 
 PIECE = 256  # tokens of a sequence
-TOKENS = 16384  # calibration tokens, at most
+TOKENS = 32768  # calibration tokens, at most
 SHIFT = 0.5  # of the way from the output behind the quantized layers to the original one
 LOGITS = 1 << 28  # predictions that the runtime keeps at most; nobody reads them
 
@@ -106,15 +106,32 @@ class Statistics:
         return w + np.float32(SHIFT) * shift.astype(np.float32)
 
 
+def embedding_hessian(model: Path, name: str, pieces: Sequence[Sequence[int]], threads: int) -> Array:
+    """For token embeddings ``name`` that are the output matrix as well: of what the original model multiplies
+    them by, and as much again for their part as inputs, of which nothing is known.
+    """
+    observer = Observer(model, pieces, {name}, threads=threads, predictions=LOGITS, lookups=False)
+    try:
+        for stop in observer:
+            assert stop.inputs is not None  # no lookups
+            h = Statistics.of(stop.inputs, stop.inputs, threads).hessian
+            return h * np.float32(len(h) / np.trace(h)) + np.eye(len(h), dtype=np.float32)
+    finally:
+        observer.close()
+    raise LutraError(f"{model}: the graph does not multiply by {name}")
+
+
 def calibrate(
     model: Path, planned: Sequence[Planned], pieces: Sequence[Sequence[int]], seed: int, threads: int
 ) -> Iterator[tuple[Planned, Encoded]]:
     """Yield the codebook matrices of ``planned`` as they are quantized, in the order of the graph.
 
     ``model`` is their source as an F16 GGUF. Matrices that its graph does not multiply by (experts) are not
-    among them; the token embeddings, whose rows are looked up, are quantized as they are.
+    among them.
     """
     wanted = {p.source.name: p for p in planned if p.fmt}
+    tied = all(p.source.name != OUTPUT for p in planned)
+    looked_up = embedding_hessian(model, EMBEDDING, pieces, threads) if tied and EMBEDDING in wanted else None
     original, quantized = (
         Observer(model, pieces, set(wanted), threads=threads, predictions=LOGITS) for _ in range(2)
     )
@@ -129,7 +146,8 @@ def calibrate(
             assert p.fmt  # as all that are wanted
             w = p.source.read()
             if now.inputs is None or before.inputs is None:
-                encoded = quantize(w, np.eye(p.source.k, dtype=np.float32), p.fmt, seed=seed, threads=threads)
+                hessian = np.eye(p.source.k, dtype=np.float32) if looked_up is None else looked_up
+                encoded = quantize(w, hessian, p.fmt, seed=seed, threads=threads)
             else:
                 if statistics is None or now.source != source:
                     statistics = Statistics.of(now.inputs, before.inputs, threads)

@@ -47,7 +47,7 @@ allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows n
 multiple of 8 rows) become Q8_0, vectors stay F32; --dry-run shows what each tensor would become.
 
 --calibration takes a plain text, or JSON lines of {"text": ...} and {"messages": [...]}, the latter
-going through the model's chat template; 16 thousand tokens are used. "default" is the text that comes
+going through the model's chat template; up to 33 thousand tokens are used. "default" is the text that comes
 with lutra.
 
 examples:

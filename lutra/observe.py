@@ -84,14 +84,22 @@ class Stop:
 class Observer:
     """A model of F16 matrices computing ``pieces`` (sequences, tokens), all of one length.
 
-    Iterating yields a Stop before every matrix in ``names``; the graph waits until the next one is asked
-    for, and is left when all names have been seen. ``predictions`` bounds the logits (tokens times
-    vocabulary) that the runtime keeps. Raises LutraError when the model cannot be loaded or computed.
+    Iterating yields a Stop before every matrix in ``names`` is multiplied or, with ``lookups``, has rows
+    looked up in it. The graph waits until the next one is asked for, and is left when all names have been
+    seen. ``predictions`` bounds the logits (tokens times vocabulary) that the runtime keeps. Raises
+    LutraError when the model cannot be loaded or computed.
     """
 
     def __init__(
-        self, path: Path, pieces: Sequence[Sequence[int]], names: set[str], *, threads: int, predictions: int
-    ):
+        self,
+        path: Path,
+        pieces: Sequence[Sequence[int]],
+        names: set[str],
+        *,
+        threads: int,
+        predictions: int,
+        lookups: bool = True,
+    ) -> None:
         self._api = api = bindings()
         self._names = set(names)
         self._left = set(names)
@@ -103,7 +111,8 @@ class Observer:
         load_backends(api)
         base = ctypes.CDLL(str(lib_path("ggml-base")))
         base.ggml_op_name.restype = ctypes.c_char_p
-        self._ops = {base.ggml_op_name(i).decode(): i for i in range(64)}
+        watched = ("MUL_MAT", "GET_ROWS") if lookups else ("MUL_MAT",)
+        self._ops = {i for i in range(64) if base.ggml_op_name(i).decode() in watched}
         model_params = api.llama_model_default_params()
         model_params.use_extra_bufts = False
         self._model = api.llama_model_load_from_file(os.fsencode(path), model_params)
@@ -171,7 +180,7 @@ class Observer:
         if not ask:
             return bool(self._left)
         node = _tensor(address)
-        if node.op not in (self._ops["MUL_MAT"], self._ops["GET_ROWS"]):
+        if node.op not in self._ops:
             return True  # one node at a time: the inputs of the next one are ready
         weight = _tensor(node.src[0])
         name = weight.name.decode("utf-8", "replace")
