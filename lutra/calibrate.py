@@ -25,7 +25,8 @@ from lutra.template import ChatTemplate
 from pyquant.feedback import DAMPING, Encoded, multiply, quantize, slices
 
 PIECE = 256  # tokens of a sequence
-TOKENS = 32768  # calibration tokens, at most
+TOKENS = 16384  # calibration tokens, at most
+SMALL = 1 << 25  # weights of a model that is done in a minute with twice as many
 SHIFT = 0.5  # of the way from the output behind the quantized layers to the original one
 LOGITS = 1 << 28  # predictions that the runtime keeps at most; nobody reads them
 
@@ -35,16 +36,17 @@ Array = NDArray[np.float32]
 # ---- the text ------------------------------------------------------------------------------
 
 
-def read_pieces(path: Path, model: Path) -> list[list[int]]:
+def read_pieces(path: Path, model: Path, weights: int) -> list[list[int]]:
     """The calibration text as sequences of PIECE tokens, spread over the whole of it.
 
+    ``model`` tokenizes; its number of ``weights`` decides how much of the text is used.
     JSON lines hold {"text": ...} or {"messages": [...]} (through the model's chat template, if it has one);
     any other file is one text. Raises LutraError when there is less than one sequence.
     """
     runtime = Model(model, threads=1, weights=False)
     template = ChatTemplate.of(runtime) if runtime.chat_template else None
     tokens = [token for text in _documents(path, template) for token in runtime.tokenize(text)]
-    count = min(len(tokens), TOKENS) // PIECE
+    count = min(len(tokens), TOKENS if weights > SMALL else 2 * TOKENS) // PIECE
     if not count:
         raise LutraError(f"{path}: {len(tokens)} tokens; calibration needs {PIECE}, better {TOKENS}")
     starts = np.linspace(0, len(tokens) - PIECE, count).astype(int)

@@ -47,8 +47,8 @@ allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows n
 multiple of 8 rows) become Q8_0, vectors stay F32; --dry-run shows what each tensor would become.
 
 --calibration takes a plain text, or JSON lines of {"text": ...} and {"messages": [...]}, the latter
-going through the model's chat template; up to 33 thousand tokens are used. "default" is the text that comes
-with lutra.
+going through the model's chat template; 16 thousand tokens are used, twice as many for small models.
+"default" is the text that comes with lutra.
 
 examples:
   lutra convert models/tiny-chat --type cb4
@@ -146,7 +146,7 @@ def calibrate_codebooks(
 
     model = directory / "f16.gguf"
     write(model, source, plan(source.tensors, Rules("f16")), args, {})
-    pieces = read_pieces(args.calibration, model)
+    pieces = read_pieces(args.calibration, model, sum(t.rows * t.k for t in source.tensors))
     paths: dict[str, Path] = {}
     work = sum(p.weights for p in planned if p.fmt)
     with progress(work, "w") as bar:

@@ -55,6 +55,7 @@ def test_help_has_an_example(verb):
         (["convert", "x", "--type", "cb4", "--threads", "0"], "'0' is not a positive number"),
         (["convert", "missing", "--type", "cb4"], "missing: no such file"),
         (["convert", "missing", "--type", "cb4", "--imatrix", "i", "--no-calibration"], "contradict"),
+        (["convert", "missing", "--type", "cb4", "--calibration", "c", "--no-calibration"], "contradict"),
         (["chat", "missing.gguf"], "missing.gguf: no such file"),
         (["chat", "missing.gguf", "-p", " "], "prompt is empty"),
         (["bench"], "needs a GGUF file"),
