@@ -28,6 +28,9 @@ PIECE = 256  # tokens of a sequence
 TOKENS = 16384  # calibration tokens, at most
 SMALL = 1 << 25  # weights of a model that is done in a minute with twice as many
 SHIFT = 0.5  # of the way from the output behind the quantized layers to the original one
+OUTPUT_SHARE = (
+    0.8  # of tied embeddings' Hessian: errors of an output are not made up for, those of inputs are
+)
 LOGITS = 1 << 28  # predictions that the runtime keeps at most; nobody reads them
 
 Array = NDArray[np.float32]
@@ -110,14 +113,15 @@ class Statistics:
 
 def embedding_hessian(model: Path, name: str, pieces: Sequence[Sequence[int]], threads: int) -> Array:
     """For token embeddings ``name`` that are the output matrix as well: of what the original model multiplies
-    them by, and as much again for their part as inputs, of which nothing is known.
+    them by, and the identity for their part as inputs, of which nothing is known.
     """
     observer = Observer(model, pieces, {name}, threads=threads, predictions=LOGITS, lookups=False)
     try:
         for stop in observer:
             assert stop.inputs is not None  # no lookups
             h = Statistics.of(stop.inputs, stop.inputs, threads).hessian
-            return h * np.float32(len(h) / np.trace(h)) + np.eye(len(h), dtype=np.float32)
+            h *= np.float32(OUTPUT_SHARE * len(h) / np.trace(h))
+            return h + np.float32(1 - OUTPUT_SHARE) * np.eye(len(h), dtype=np.float32)
     finally:
         observer.close()
     raise LutraError(f"{model}: the graph does not multiply by {name}")
