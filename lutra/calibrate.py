@@ -28,9 +28,7 @@ PIECE = 256  # tokens of a sequence
 TOKENS = 16384  # calibration tokens, at most
 SMALL = 1 << 25  # weights of a model that is done in a minute with twice as many
 SHIFT = 0.5  # of the way from the output behind the quantized layers to the original one
-OUTPUT_SHARE = (
-    0.8  # of tied embeddings' Hessian: errors of an output are not made up for, those of inputs are
-)
+OUTPUT_SHARE = 0.8  # of tied embeddings' Hessian: blocks make up for errors of inputs, not of outputs
 LOGITS = 1 << 28  # predictions that the runtime keeps at most; nobody reads them
 
 Array = NDArray[np.float32]
