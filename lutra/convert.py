@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "cb2": 402, "cb3": 403, "cb4": 404}  # general.file_type
 OWN_TYPES = tuple(FILE_TYPES)
+OPTIONS_KEY = "lutra.convert.options"
 QUANTIZATION_VERSION = 2  # of ggml's own block types
 BLOCK_WEIGHTS = 1 << 23  # weights in memory at a time, as float32
 
@@ -62,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("source", metavar="SRC", help="Hugging Face directory or id, or GGUF file")
     add("--type", required=True, metavar="T", type=str.lower, help="type of the weights, e.g. cb4")
     add("-o", "--output", type=Path, metavar="OUT", help="output file (default: ./<name of SRC>-<T>.gguf)")
+    add("--dry-run", action="store_true", help="show types and sizes, write nothing")
+    add_options(add)
+
+
+def add_options(add: Callable[..., object]) -> None:
+    """Declare, with an ``add_argument``, what holds for every type; ``lutra compare`` has these too."""
     add("--imatrix", type=Path, metavar="F", help="importance matrix made by llama-imatrix")
     add("--tensor-type", action="append", default=[], metavar="REGEX=TYPE",
         help="type for the tensors whose name matches; repeatable, the first match counts")  # fmt: skip
@@ -72,7 +79,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-calibration", action="store_true", help="no importance of any kind")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--seed", type=int, default=0, metavar="N", help="seed for learning codebooks (default: 0)")
-    add("--dry-run", action="store_true", help="show types and sizes, write nothing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,6 +87,16 @@ def run(args: argparse.Namespace) -> int:
     from lutra.delegate import quantize_with_llama
 
     started = time.monotonic()
+    complete(args)
+    work = convert if args.type in OWN_TYPES else quantize_with_llama
+    work(open_source(args.source), args)
+    if not args.dry_run:
+        print(summary(args.output, time.monotonic() - started), file=sys.stderr)
+    return 0
+
+
+def complete(args: argparse.Namespace) -> None:
+    """Fill in the options that were not given. Raises LutraError for those that cannot be."""
     if (args.imatrix or args.calibration) and args.no_calibration:
         option = "--imatrix" if args.imatrix else "--calibration"
         raise LutraError(f"{option} and --no-calibration contradict each other; drop one of them")
@@ -92,11 +108,6 @@ def run(args: argparse.Namespace) -> int:
         raise LutraError(f"{args.output}: is a directory; name a file with -o")
     if args.calibration == Path("default"):
         args.calibration = CALIBRATION_TEXT
-    work = convert if args.type in OWN_TYPES else quantize_with_llama
-    work(open_source(args.source), args)
-    if not args.dry_run:
-        print(summary(args.output, time.monotonic() - started), file=sys.stderr)
-    return 0
 
 
 def source_name(source: str) -> str:
@@ -323,7 +334,7 @@ def metadata(source: Source, planned: Sequence[Planned], args: argparse.Namespac
     if any(p.fmt for p in planned):
         values[LAYOUT_VERSION_KEY] = GGUFValue(LAYOUT_VERSION, GGUFValueType.UINT32)
     values["lutra.convert.version"] = GGUFValue(__version__, GGUFValueType.STRING)
-    values["lutra.convert.options"] = GGUFValue(shlex.join(options(args)), GGUFValueType.STRING)
+    values[OPTIONS_KEY] = GGUFValue(shlex.join(options(args)), GGUFValueType.STRING)
     return values
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
-from lutra.convert import OWN_TYPES, same_options, write
+from lutra.convert import OPTIONS_KEY, OWN_TYPES, options, same_options, write
 from lutra.text import progress
 from lutra.tools import run_tool
 
 if TYPE_CHECKING:
     from gguf_tools.source import Source
+
+LONGEST_TEXT = 127  # bytes of a text that llama-quantize takes for a key
 
 
 def quantize_with_llama(source: Source, args: argparse.Namespace) -> None:
@@ -26,6 +29,9 @@ def quantize_with_llama(source: Source, args: argparse.Namespace) -> None:
         raise LutraError(f"'{args.type}' is no type; choose one of {', '.join(choice)}")
     # llama-quantize copies the key of the source's alignment but always aligns to 32.
     words = [*same_options(args), "--override-kv", "general.alignment=int:32"]
+    record = shlex.join(options(args))
+    if len(record.encode()) <= LONGEST_TEXT:
+        words += ["--override-kv", f"{OPTIONS_KEY}=str:{record}"]
     words += ["--imatrix", str(args.imatrix)] if args.imatrix else []
     words += ["--allow-requantize"] if any(tensor.dtype == "Q8_0" for tensor in source.tensors) else []
     with contextlib.ExitStack() as stack:

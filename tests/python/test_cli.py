@@ -157,8 +157,9 @@ def test_upstreams_types_are_made_by_llama_quantize(qwen, tmp_path):
     done = lutra("convert", qwen, "--type", "q4_0", "--pure", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["qwen-q4_0.gguf"]
-    kinds = {t["type"] for t in read_info(tmp_path / "qwen-q4_0.gguf").to_json()["tensors"]}
-    assert kinds == {"Q4_0", "F32"}
+    info = read_info(tmp_path / "qwen-q4_0.gguf")
+    assert {t["type"] for t in info.to_json()["tensors"]} == {"Q4_0", "F32"}
+    assert info.metadata["lutra.convert.options"].value == "--type q4_0 --seed 0 --pure"
 
 
 def test_a_failing_llama_quantize_leaves_nothing(qwen, tmp_path):
