@@ -28,7 +28,8 @@ ffi.cdef("""
     struct lutra_group_form { float form[32][32], feedback[32][32], weight[32][2], inverse[32][32]; };
     bool lutra_feedback(const struct lutra_shape *, int64_t rows, int64_t k, const float *w,
                         const struct lutra_group_form *, const float *coupling, const int8_t *library,
-                        const float *d, bool again, int threads, uint8_t *codes, uint16_t *selectors);
+                        const float *d, bool again, int threads, uint8_t *codes, uint16_t *selectors,
+                        double *loss);
     void lutra_look_up(const struct lutra_shape *, int64_t rows, int64_t k, const float *entries,
                        const uint8_t *codes, const uint16_t *selectors, const float *d, float *w);
     void lutra_sum_entries(const struct lutra_shape *, int64_t rows, int64_t k, const float *x,

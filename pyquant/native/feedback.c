@@ -7,8 +7,9 @@
 //
 //     sum over j of D_j v_j^2,   v_j = c_j - q_j + sum over i < j of (c_i - q_i) A_ij
 //
-// Every table is tried with that feedback, tables being the lanes of the vectors; then the codes of the best
-// one are improved one at a time until none of them can be.
+// The tables that the coarse search (search.c) finds nearest to the target are tried with that feedback,
+// tables being the lanes of the vectors; then the codes of the best ones are improved one at a time until
+// none of them can be.
 #include "quant.h"
 
 #include <stdatomic.h>
@@ -24,81 +25,34 @@
 
 enum {
     GROUP = LUTRA_GROUP,
-    LANES = 64,    // tables at a time: four vectors, so that sums do not wait for each other
-    LOOK = 8,      // weights after which tables that cannot win any more are left
-    TILE = 16,     // rows that use a group's rows of the Hessian while they are in cache
-    FINALISTS = 2, // tables whose codes are improved
-    SWEEPS = 4,    // over the codes of a group, at most
+    LANES = 32,     // tables at a time
+    SHORTLIST = 32, // tables per group that are tried with feedback, a multiple of LANES; 256 bring 0.002 dB
+    TILE = 16,      // rows that use a group's rows of the Hessian while they are in cache
+    FINALISTS = 2,  // tables whose codes are improved
+    SWEEPS = 4,     // over the codes of a group, at most
 };
-
-#define FAR 1e9f // no weight is near such an entry
-
-// Tables in the order of their size, so that those of a batch are alike.
-struct tables {
-    int pair, entries, n; // n: tables, rounded up to a multiple of LANES
-    float *lane;          // [n / LANES][pair][entries][LANES]
-    float *table;         // [n][pair][entries], in the library's order
-    int *index;           // [n]: place in the library
-    float *size;          // [n / LANES]: mean square of an entry
-};
-
-static void free_tables(struct tables *t) {
-    free(t->lane);
-    free(t->table);
-    free(t->index);
-    free(t->size);
-}
-
-struct sized {
-    int64_t size;
-    int index;
-};
-
-static int by_size(const void *a, const void *b) {
-    const struct sized *x = a, *y = b;
-    return x->size != y->size ? (x->size < y->size ? -1 : 1) : x->index - y->index;
-}
-
-static bool make_tables(const struct lutra_shape *shape, const int8_t *library, struct tables *t) {
-    const int size = shape->pair << shape->bits;
-    struct sized order[LUTRA_MAX_TABLES];
-    t->pair = shape->pair;
-    t->entries = 1 << shape->bits;
-    t->n = (shape->tables + LANES - 1) / LANES * LANES;
-    t->lane = malloc((size_t)t->n * size * sizeof *t->lane);
-    t->table = malloc((size_t)t->n * size * sizeof *t->table);
-    t->index = malloc((size_t)t->n * sizeof *t->index);
-    t->size = calloc((size_t)t->n / LANES, sizeof *t->size);
-    if (!t->lane || !t->table || !t->index || !t->size) {
-        free_tables(t);
-        return false;
-    }
-    for (int i = 0; i < t->n; i++) {
-        order[i] = (struct sized){i < shape->tables ? 0 : INT64_MAX, i};
-        for (int c = 0; c < size && i < shape->tables; c++) {
-            const int x = library[(size_t)i * size + c];
-            order[i].size += x * x;
-        }
-        for (int c = 0; c < size; c++) {
-            t->table[(size_t)i * size + c] = i < shape->tables ? library[(size_t)i * size + c] : FAR;
-        }
-    }
-    qsort(order, (size_t)t->n, sizeof *order, by_size);
-    for (int i = 0; i < t->n; i++) {
-        t->index[i] = order[i].index;
-        for (int c = 0; c < size; c++) {
-            const float x = t->table[(size_t)order[i].index * size + c];
-            t->lane[((size_t)(i / LANES) * size + c) * LANES + i % LANES] = x;
-            t->size[i / LANES] += x * x / (float)(size * LANES);
-        }
-    }
-    return true;
-}
 
 // ---- one group -----------------------------------------------------------------------------
 
-// error[LANES]: of the group under LANES tables; 3e38 if all of them exceed the limit.
-INLINE void try_tables(int pair, int entries, const struct lutra_group_form *f, const float *c, float limit,
+// The tables that the coarse search finds best, the nearest first; those of equal error in the library's
+// order.
+static void shortlist(const uint16_t *error, int tables, uint16_t *list) {
+    uint32_t key[LUTRA_MAX_TABLES];
+    for (int t = 0; t < tables; t++) {
+        key[t] = (uint32_t)error[t] << 16 | (uint32_t)t;
+    }
+    for (int n = 0; n < SHORTLIST; n++) {
+        uint32_t first = UINT32_MAX;
+        for (int t = 0; t < tables; t++) {
+            first = key[t] < first ? key[t] : first;
+        }
+        list[n] = first & 0xffff;
+        key[list[n]] = UINT32_MAX;
+    }
+}
+
+// error[LANES]: of the group under LANES tables, lane [pair][entries][LANES].
+INLINE void try_tables(int pair, int entries, const struct lutra_group_form *f, const float *c,
                        const float *restrict lane, float *restrict error) {
     float e[GROUP][LANES]; // c - q
     for (int l = 0; l < LANES; l++) {
@@ -106,31 +60,25 @@ INLINE void try_tables(int pair, int entries, const struct lutra_group_form *f, 
     }
     for (int j = 0; j < GROUP; j += pair) {
         float t[2][LANES]; // where the point wants to be
-        if (j % LOOK == 0 && j) {
-            float least = 3e38f;
-            for (int l = 0; l < LANES; l++) {
-                least = error[l] < least ? error[l] : least;
-            }
-            if (least > limit) {
-                for (int l = 0; l < LANES; l++) {
-                    error[l] = 3e38f;
-                }
-                return;
-            }
-        }
         for (int a = 0; a < pair; a++) {
+            float odd[LANES] = {0}; // two sums, so that they wait less for each other
             for (int l = 0; l < LANES; l++) {
                 t[a][l] = c[j + a];
             }
-            for (int i = 0; i < j; i++) {
-                const float feedback = f->feedback[i][j + a];
+            for (int i = 0; i + 1 < j; i += 2) {
+                const float f0 = f->feedback[i][j + a], f1 = f->feedback[i + 1][j + a];
                 for (int l = 0; l < LANES; l++) {
-                    t[a][l] += e[i][l] * feedback;
+                    t[a][l] += e[i][l] * f0;
+                    odd[l] += e[i + 1][l] * f1;
                 }
+            }
+            const float last = j % 2 ? f->feedback[j - 1][j + a] : 0.0f;
+            for (int l = 0; l < LANES; l++) {
+                t[a][l] += odd[l] + (j % 2 ? e[j - 1][l] * last : 0.0f);
             }
         }
         if (pair == 1) {
-            float near[LANES];
+            const float weight = f->weight[j][0];
             for (int l = 0; l < LANES; l++) {
                 float best = t[0][l] - lane[l];
 #pragma GCC unroll 16
@@ -138,12 +86,8 @@ INLINE void try_tables(int pair, int entries, const struct lutra_group_form *f, 
                     float v = t[0][l] - lane[k * LANES + l];
                     best = v * v < best * best ? v : best;
                 }
-                near[l] = best;
-            }
-            const float weight = f->weight[j][0];
-            for (int l = 0; l < LANES; l++) {
-                error[l] += near[l] * near[l] * weight;
-                e[j][l] = c[j] - (t[0][l] - near[l]);
+                error[l] += best * best * weight;
+                e[j][l] = c[j] - (t[0][l] - best);
             }
         } else {
             const float w0 = f->weight[j][0], w01 = 2.0f * f->weight[j][1], w1 = f->weight[j + 1][1];
@@ -166,47 +110,41 @@ INLINE void try_tables(int pair, int entries, const struct lutra_group_form *f, 
     }
 }
 
-// Code of the point whose weights want to be at t; form is its block of D or of S.
+// Code of the point whose weights want to be at t; the rows of its block of D or of S. Errors are compared as
+// integers whose last bits are the code: a minimum of lanes, and the first of equals.
 INLINE int nearest_code(int pair, int entries, const float *table, const float *t, const float *row0,
                         const float *row1) {
-    int code = 0;
-    float least = 3e38f;
+    int32_t least = INT32_MAX;
     for (int k = 0; k < entries; k++) {
         float v0 = t[0] - table[k], v = v0 * v0 * row0[0];
         if (pair == 2) {
             float v1 = t[1] - table[entries + k];
             v = v0 * (v0 * row0[0] + 2.0f * v1 * row0[1]) + v1 * v1 * row1[1];
+            v = v > 0.0f ? v : 0.0f; // rounding must not make it negative
         }
-        code = v < least ? k : code;
-        least = v < least ? v : least;
+        int32_t key;
+        memcpy(&key, &v, sizeof key);
+        key = (key & -entries) | k;
+        least = key < least ? key : least;
     }
-    return code;
+    return least & (entries - 1);
 }
 
 // Codes with feedback under one table, then each code alone, given the others.
 INLINE float find_codes(int pair, int entries, const struct lutra_group_form *f, const float *c,
                         const float *table, uint8_t *codes) {
-    float e[GROUP], g[GROUP];
+    float e[GROUP], t[GROUP], g[GROUP] = {0};
+    memcpy(t, c, sizeof t);
     for (int j = 0; j < GROUP; j += pair) {
-        float t[2];
-        for (int a = 0; a < pair; a++) {
-            t[a] = c[j + a];
-            for (int i = 0; i < j; i++) {
-                t[a] += e[i] * f->feedback[i][j + a];
-            }
-        }
-        const int code = nearest_code(pair, entries, table, t, &f->weight[j][0], &f->weight[j + pair - 1][0]);
+        const int code =
+            nearest_code(pair, entries, table, t + j, &f->weight[j][0], &f->weight[j + pair - 1][0]);
         codes[j / pair] = (uint8_t)code;
         for (int a = 0; a < pair; a++) {
             e[j + a] = c[j + a] - table[a * entries + code];
-        }
-    }
-    for (int i = 0; i < GROUP; i++) {
-        g[i] = 0.0f;
-    }
-    for (int j = 0; j < GROUP; j++) {
-        for (int i = 0; i < GROUP; i++) {
-            g[i] += e[j] * f->form[j][i];
+            for (int i = 0; i < GROUP; i++) { // A is upper triangular: what is behind does not change
+                t[i] += e[j + a] * f->feedback[j + a][i];
+                g[i] += e[j + a] * f->form[j + a][i];
+            }
         }
     }
     bool changed = true;
@@ -216,18 +154,18 @@ INLINE float find_codes(int pair, int entries, const struct lutra_group_form *f,
             // Without its own error the gradient is g - e S_jj; the point that cancels it is c + (g - e S_jj)
             // / S_jj.
             const float *s0 = f->form[j] + j;
-            float t[2], block[2][2] = {{s0[0], 0.0f}, {0.0f, 0.0f}};
+            float to[2], block[2][2] = {{s0[0], 0.0f}, {0.0f, 0.0f}};
             if (pair == 1) {
-                t[0] = c[j] - e[j] + g[j] / s0[0];
+                to[0] = c[j] - e[j] + g[j] / s0[0];
             } else {
                 const float *s1 = f->form[j + 1] + j;
                 const float det = s0[0] * s1[1] - s0[1] * s1[0];
-                t[0] = c[j] - e[j] + (g[j] * s1[1] - g[j + 1] * s1[0]) / det;
-                t[1] = c[j + 1] - e[j + 1] + (g[j + 1] * s0[0] - g[j] * s0[1]) / det;
+                to[0] = c[j] - e[j] + (g[j] * s1[1] - g[j + 1] * s1[0]) / det;
+                to[1] = c[j + 1] - e[j + 1] + (g[j + 1] * s0[0] - g[j] * s0[1]) / det;
                 block[0][1] = s0[1];
                 block[1][1] = s1[1];
             }
-            const int code = nearest_code(pair, entries, table, t, block[0], block[1]);
+            const int code = nearest_code(pair, entries, table, to, block[0], block[1]);
             if (code == codes[j / pair]) {
                 continue;
             }
@@ -249,45 +187,30 @@ INLINE float find_codes(int pair, int entries, const struct lutra_group_form *f,
     return sum;
 }
 
-INLINE float solve(int pair, int entries, const struct tables *t, const struct lutra_group_form *f,
-                   const float *c, uint16_t *selector, uint8_t *codes) {
-    const int batches = t->n / LANES;
+INLINE float solve(int pair, int entries, const float *tables, const uint16_t *list,
+                   const struct lutra_group_form *f, const float *c, uint16_t *selector, uint8_t *codes) {
     const size_t size = (size_t)pair * entries;
-    float error[LUTRA_MAX_TABLES], least = 3e38f, energy = 0.0f;
-    for (int j = 0; j < GROUP; j++) {
-        energy += c[j] * c[j] / GROUP;
-    }
-    // From the tables that are as large as the weights to both sides.
-    int up = 0;
-    while (up < batches - 1 && t->size[up] < energy) {
-        up++;
-    }
-    int down = up - 1;
-    for (int n = 0; n < batches; n++) {
-        const bool go_up = down < 0 || (up < batches && n % 2 == 0);
-        const int i = go_up ? up++ : down--;
-        try_tables(pair, entries, f, c, least, t->lane + i * LANES * size, error + i * LANES);
+    float error[SHORTLIST], least = 3e38f;
+    for (int first = 0; first < SHORTLIST; first += LANES) {
+        float lane[2 * LUTRA_MAX_ENTRIES * LANES];
         for (int l = 0; l < LANES; l++) {
-            const float e = error[i * LANES + l];
-            least = e < least ? e : least;
+            for (size_t i = 0; i < size; i++) {
+                lane[i * LANES + l] = tables[list[first + l] * size + i];
+            }
         }
+        try_tables(pair, entries, f, c, lane, error + first);
     }
-    least = 3e38f;
     for (int n = 0; n < FINALISTS; n++) {
         int best = 0;
-        for (int i = 1; i < t->n; i++) {
+        for (int i = 1; i < SHORTLIST; i++) {
             best = error[i] < error[best] ? i : best;
-        }
-        if (error[best] >= 3e38f) {
-            break;
         }
         error[best] = 3e38f;
         uint8_t mine[GROUP];
-        const int table = t->index[best];
-        float e = find_codes(pair, entries, f, c, t->table + table * size, mine);
+        float e = find_codes(pair, entries, f, c, tables + list[best] * size, mine);
         if (e < least) {
             least = e;
-            *selector = (uint16_t)table;
+            *selector = list[best];
             memcpy(codes, mine, GROUP / pair);
         }
     }
@@ -296,16 +219,14 @@ INLINE float solve(int pair, int entries, const struct tables *t, const struct l
 
 // One call per member of the family: its numbers are constants where loops over entries are unrolled.
 LUTRA_CLONES
-static float solve_group(const struct tables *t, const struct lutra_group_form *f, const float *c,
-                         uint16_t *selector, uint8_t *codes) {
-    if (t->pair == 2) {
-        return t->entries == 16 ? solve(2, 16, t, f, c, selector, codes)
-                                : solve(2, t->entries, t, f, c, selector, codes);
+static float solve_group(const struct lutra_shape *shape, const float *tables, const uint16_t *list,
+                         const struct lutra_group_form *f, const float *c, uint16_t *selector,
+                         uint8_t *codes) {
+    if (shape->pair == 2) {
+        return solve(2, 16, tables, list, f, c, selector, codes);
     }
-    if (t->entries != 8 && t->entries != 16) {
-        return solve(1, t->entries, t, f, c, selector, codes);
-    }
-    return t->entries == 8 ? solve(1, 8, t, f, c, selector, codes) : solve(1, 16, t, f, c, selector, codes);
+    return shape->bits == 3 ? solve(1, 8, tables, list, f, c, selector, codes)
+                            : solve(1, 16, tables, list, f, c, selector, codes);
 }
 
 // to[k] += x[GROUP] * m[GROUP][k]
@@ -323,29 +244,47 @@ static void add_rows(int64_t k, const float *x, const float *m, int64_t stride, 
 // ---- rows ----------------------------------------------------------------------------------
 
 struct feedback {
-    struct tables tables;
+    const struct lutra_shape *shape;
+    const struct lutra_search *search;
+    const float *tables; // the library
     const struct lutra_group_form *forms;
     int64_t rows, k;
     const float *w, *coupling, *d;
     bool again;
     uint8_t *codes;
     uint16_t *selectors;
+    double *loss;
     atomic_bool failed;
 };
 
-static void look_up(const struct tables *t, uint16_t selector, const uint8_t *codes, float d, float *q) {
-    const float *table = t->table + (size_t)selector * t->pair * t->entries;
+static void look_up(const struct feedback *p, uint16_t selector, const uint8_t *codes, float d, float *q) {
+    const int pair = p->shape->pair, entries = 1 << p->shape->bits;
+    const float *table = p->tables + (size_t)selector * pair * entries;
     for (int j = 0; j < GROUP; j++) {
-        q[j] = d * table[j % t->pair * t->entries + codes[j / t->pair]];
+        q[j] = d * table[j % pair * entries + codes[j / pair]];
     }
+}
+
+// The error under the best table and codes for target c.
+static float search_group(const struct feedback *p, const struct lutra_group_form *f, const float *c,
+                          uint16_t *selector, uint8_t *codes) {
+    const int pair = p->shape->pair, points = GROUP / pair;
+    float x[GROUP], weight[GROUP];
+    uint16_t error[LUTRA_MAX_TABLES], list[SHORTLIST];
+    for (int j = 0; j < GROUP; j++) {
+        x[j % pair * points + j / pair] = c[j];
+        weight[j % pair * points + j / pair] = f->weight[j][j % pair];
+    }
+    lutra_search_coarse(p->search, x, weight, error);
+    shortlist(error, p->shape->tables, list);
+    return solve_group(p->shape, p->tables, list, f, c, selector, codes);
 }
 
 static void encode_tile(void *context, int64_t tile) {
     struct feedback *p = context;
     const int64_t k = p->k, groups = k / GROUP, first = tile * TILE;
-    const int rows = (int)(p->rows - first < TILE ? p->rows - first : TILE), points = GROUP / p->tables.pair;
-    float *state =
-        calloc((size_t)TILE * k, sizeof *state); // of a row: what other groups' errors do to a group
+    const int rows = (int)(p->rows - first < TILE ? p->rows - first : TILE), points = GROUP / p->shape->pair;
+    float *state = calloc((size_t)TILE * k, sizeof *state); // of a row: what other groups' errors do to it
     if (!state) {
         p->failed = true;
         return;
@@ -355,13 +294,16 @@ static void encode_tile(void *context, int64_t tile) {
             for (int r = 0; r < rows; r++) {
                 const int64_t row = first + r, at = row * groups + g;
                 float q[GROUP];
-                look_up(&p->tables, p->selectors[at], p->codes + at * points, p->d[at], q);
+                look_up(p, p->selectors[at], p->codes + at * points, p->d[at], q);
                 for (int j = 0; j < GROUP; j++) {
                     q[j] = p->w[row * k + g * GROUP + j] - q[j];
                 }
                 add_rows(k, q, p->coupling + g * GROUP * k, k, state + r * k);
             }
         }
+    }
+    for (int r = 0; r < rows; r++) {
+        p->loss[first + r] = 0.0;
     }
     for (int64_t g = 0; g < groups; g++) {
         const struct lutra_group_form *f = &p->forms[g];
@@ -373,7 +315,7 @@ static void encode_tile(void *context, int64_t tile) {
             float c[GROUP] = {0}, before[GROUP], after[GROUP], old = 3e38f;
             add_rows(GROUP, state + r * k + g * GROUP, &f->inverse[0][0], GROUP, c);
             if (p->again) {
-                look_up(&p->tables, p->selectors[at], codes, d, before);
+                look_up(p, p->selectors[at], codes, d, before);
                 old = 0.0f;
                 for (int j = 0; j < GROUP; j++) {
                     old += c[j] * state[r * k + g * GROUP + j];
@@ -384,13 +326,14 @@ static void encode_tile(void *context, int64_t tile) {
             for (int j = 0; j < GROUP; j++) {
                 c[j] = (c[j] + before[j]) * inverse;
             }
-            float error = solve_group(&p->tables, f, c, &selector, code) * d * d;
+            float error = search_group(p, f, c, &selector, code) * d * d;
             if (d > 0.0f && p->again && error >= old) {
                 continue;
             }
+            p->loss[row] += error;
             p->selectors[at] = selector;
             memcpy(codes, code, points);
-            look_up(&p->tables, selector, code, d, after);
+            look_up(p, selector, code, d, after);
             for (int j = 0; j < GROUP; j++) {
                 after[j] = before[j] - after[j]; // a group that is new had no error before
             }
@@ -398,13 +341,33 @@ static void encode_tile(void *context, int64_t tile) {
             add_rows(k - from, after, p->coupling + g * GROUP * k + from, k, state + r * k + from);
         }
     }
+    for (int r = 0; r < rows && p->again; r++) { // the state is e H now
+        const int64_t row = first + r;
+        p->loss[row] = 0.0;
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t at = row * groups + g;
+            float q[GROUP];
+            look_up(p, p->selectors[at], p->codes + at * points, p->d[at], q);
+            for (int j = 0; j < GROUP; j++) {
+                const int64_t i = g * GROUP + j;
+                p->loss[row] += (double)((p->w[row * k + i] - q[j]) * state[r * k + i]);
+            }
+        }
+    }
     free(state);
 }
 
 bool lutra_feedback(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
                     const struct lutra_group_form *forms, const float *coupling, const int8_t *library,
-                    const float *d, bool again, int threads, uint8_t *codes, uint16_t *selectors) {
-    struct feedback p = {.forms = forms,
+                    const float *d, bool again, int threads, uint8_t *codes, uint16_t *selectors,
+                    double *loss) {
+    const size_t size = (size_t)shape->tables * shape->pair << shape->bits;
+    struct lutra_search *search = lutra_search_new(shape, library, true);
+    float *tables = malloc(size * sizeof *tables);
+    struct feedback p = {.shape = shape,
+                         .search = search,
+                         .tables = tables,
+                         .forms = forms,
                          .rows = rows,
                          .k = k,
                          .w = w,
@@ -412,11 +375,16 @@ bool lutra_feedback(const struct lutra_shape *shape, int64_t rows, int64_t k, co
                          .d = d,
                          .again = again,
                          .codes = codes,
-                         .selectors = selectors};
-    if (!make_tables(shape, library, &p.tables)) {
-        return false;
+                         .selectors = selectors,
+                         .loss = loss};
+    p.failed = !search || !tables;
+    if (!p.failed) {
+        for (size_t i = 0; i < size; i++) {
+            tables[i] = library[i];
+        }
+        lutra_parallel((rows + TILE - 1) / TILE, threads, encode_tile, &p);
     }
-    lutra_parallel((rows + TILE - 1) / TILE, threads, encode_tile, &p);
-    free_tables(&p.tables);
+    free(tables);
+    lutra_search_free(search);
     return !p.failed;
 }

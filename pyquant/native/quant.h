@@ -69,11 +69,13 @@ struct lutra_group_form {
 
 // Selectors and codes of rows x k weights, group by group from the left; d [rows][k/32] is the scale of every
 // group. Not `again`: coupling [k][k] is what an error adds to the targets of the weights to its right.
-// `again`: it is the Hessian, and codes and selectors are improved, each group given all others. False when
-// out of memory.
+// `again`: it is the Hessian, and codes and selectors are improved, each group given all others. loss [rows]:
+// the error of each row. At least 32 tables; single weights of 3 or 4 bits, pairs of 4. False when out of
+// memory.
 bool lutra_feedback(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
                     const struct lutra_group_form *forms, const float *coupling, const int8_t *library,
-                    const float *d, bool again, int threads, uint8_t *codes, uint16_t *selectors);
+                    const float *d, bool again, int threads, uint8_t *codes, uint16_t *selectors,
+                    double *loss);
 
 // ---- refit.c -------------------------------------------------------------------------------
 
@@ -96,6 +98,11 @@ void lutra_search_free(struct lutra_search *search);
 void lutra_search_block(const struct lutra_search *search, const float *w, const float *importance,
                         bool scales, int candidates, uint16_t *d, uint16_t *selectors, uint8_t *codes,
                         float *cost);
+
+// error[tables]: what every table costs a group of normalised weights x, by the coarse search alone, in units
+// of its own. For a search made `weighted`.
+void lutra_search_coarse(const struct lutra_search *search, const float *x, const float *weight,
+                         uint16_t *error);
 
 // Nearest codes of one group of normalised weights in one table of a library; returns the weighted squared
 // error.

@@ -367,6 +367,15 @@ INLINE float coarse(const struct lutra_search *s, const struct group *g, uint16_
     return s->weighted ? total / (UNITS * s->resolution) : 1.0f / s->resolution;
 }
 
+LUTRA_CLONES
+void lutra_search_coarse(const struct lutra_search *s, const float *x, const float *weight, uint16_t *error) {
+    struct group g;
+    _Alignas(64) uint16_t columns[LUTRA_MAX_TABLES];
+    load_group(s, x, weight, 1.0f, &g);
+    coarse(s, &g, columns);
+    memcpy(error, columns, (size_t)s->shape.tables * sizeof *error);
+}
+
 INLINE int smallest(const uint16_t *error, int n) {
     uint16_t least = 65535;
     for (int t = 0; t < n; t++) {
