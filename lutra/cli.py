@@ -20,6 +20,7 @@ VERBS = {
     "chat": "talk to a model",
     "bench": "measure speed (llama-bench)",
     "eval": "measure quality: perplexity, KL divergence, questions",
+    "compare": "the table of a model's files or types: size, quality, speed",
     "info": "show the kernels of this machine, or what is in a file",
     "verify": "check a file and this machine's kernels",
 }

@@ -63,12 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("source", metavar="SRC", help="Hugging Face directory or id, or GGUF file")
     add("--type", required=True, metavar="T", type=str.lower, help="type of the weights, e.g. cb4")
     add("-o", "--output", type=Path, metavar="OUT", help="output file (default: ./<name of SRC>-<T>.gguf)")
+    add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--dry-run", action="store_true", help="show types and sizes, write nothing")
     add_options(add)
 
 
 def add_options(add: Callable[..., object]) -> None:
-    """Declare, with an ``add_argument``, what holds for every type; ``lutra compare`` has these too."""
+    """Declare, with an ``add_argument``, how weights are converted; ``lutra compare`` has these too."""
     add("--imatrix", type=Path, metavar="F", help="importance matrix made by llama-imatrix")
     add("--tensor-type", action="append", default=[], metavar="REGEX=TYPE",
         help="type for the tensors whose name matches; repeatable, the first match counts")  # fmt: skip
@@ -77,7 +78,6 @@ def add_options(add: Callable[..., object]) -> None:
     add("--pure", action="store_true", help="every matrix gets T, embeddings and output too")
     add("--calibration", type=Path, metavar="FILE", help="text to calibrate codebooks with; see below")
     add("--no-calibration", action="store_true", help="no importance of any kind")
-    add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--seed", type=int, default=0, metavar="N", help="seed for learning codebooks (default: 0)")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -46,36 +48,39 @@ _RESULTS = {
     ("kld_mean", "kld_error"): rf"Mean +KLD: *{_NUMBER} ± *{_NUMBER}",
     ("same_top",): rf"Same top p: *{_NUMBER}",
 }
-_CHUNKS = r"over (\d+) chunks, n_ctx=(\d+)"
+_CHUNKS = r"over (\d+) chunks"
+_FEWEST_TOKENS = 100  # llama-perplexity compares no fewer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="GGUF file to measure")
+    add_options(add)
+    add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
+    add("--json", action="store_true", help="print the results as JSON")
+
+
+def add_options(add: Callable[..., object]) -> None:
+    """Declare, with an ``add_argument``, what to measure a model with; ``lutra compare`` has these too."""
     add("--text", type=Path, metavar="T", help="text file to predict")
     add("--base", type=Path, metavar="F16.gguf", help="model whose predictions are the truth, with --text")
     add("--ctx", type=positive, default=512, metavar="N", help="tokens per chunk (default: 512)")
     add("--chunks", type=positive, metavar="N", help="chunks of the text at most (default: all)")
     add("--questions", type=Path, metavar="Q.jsonl", help="questions with exact answers")
-    add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
-    add("--json", action="store_true", help="print the results as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure what was asked for and print it."""
     if not args.text and not args.questions:
         raise LutraError("eval needs --text or --questions; see 'lutra eval --help'")
-    if args.base and not args.text:
-        raise LutraError("--base needs --text, the text on which the two models are compared")
-    if args.ctx < 8:
-        raise LutraError(f"--ctx {args.ctx}: chunks need at least 8 tokens")
-    args.threads = args.threads or default_threads()
+    text = read_text(args)
+    threads = args.threads or default_threads()
     results: dict[str, Any] = {}
-    if args.text:
-        results |= measure_text(args)
+    if text:
+        results |= measure_text(args.file, text, args.base, threads)
     if args.questions:
-        results |= ask(args.file, read_questions(args.questions), args.threads)
+        results |= ask(args.file, read_questions(args.questions), threads)
     print(json.dumps(results) if args.json else describe(results))
     return 0
 
@@ -96,38 +101,73 @@ def describe(results: dict[str, Any]) -> str:
 # ---- text ----------------------------------------------------------------------------------
 
 
-def measure_text(args: argparse.Namespace) -> dict[str, Any]:
-    """Perplexity, and with a base the divergence from it."""
+@dataclass(frozen=True)
+class Text:
+    """A text for models to predict in chunks of ``ctx`` tokens, ``chunks`` of them at most."""
+
+    path: Path
+    ctx: int
+    chunks: int | None
+
+    @property
+    def predicted(self) -> int:
+        """Tokens of a chunk that count: llama-perplexity leaves out the first half and the next token."""
+        return self.ctx - 1 - self.ctx // 2
+
+
+def read_text(args: argparse.Namespace) -> Text | None:
+    """The text that was asked for, checked: LutraError when there is nothing to predict."""
+    if not args.text:
+        if args.base:
+            raise LutraError("--base needs --text, the text on which the two models are compared")
+        return None
+    if args.ctx < 8:
+        raise LutraError(f"--ctx {args.ctx}: chunks need at least 8 tokens")
     if not args.text.is_file() or args.text.stat().st_size == 0:
         raise LutraError(f"{args.text}: no such file, or it is empty; --text needs a text file")
-    if not args.base:
-        return perplexity(args.file, args, "perplexity")
-    require_same_vocabulary(args.file, args.base)
+    return Text(args.text, args.ctx, args.chunks)
+
+
+def measure_text(model: Path, text: Text, base: Path | None, threads: int) -> dict[str, Any]:
+    """Perplexity, and with a base the divergence from it."""
+    if not base:
+        return perplexity(model, text, threads)
+    require_same_vocabulary(model, base)
+    with predictions(base, text, threads) as (logits, _):
+        return divergence(model, text, logits, threads)
+
+
+def perplexity(model: Path, text: Text, threads: int) -> dict[str, Any]:
+    """``ppl`` and ``ppl_error`` over ``tokens``."""
+    return _perplexity(model, text, threads, "perplexity")
+
+
+@contextlib.contextmanager
+def predictions(base: Path, text: Text, threads: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """What ``base`` predicts for ``text``, as a temporary file, and its perplexity."""
     with tempfile.TemporaryDirectory(prefix="lutra-eval-") as directory:
-        predictions = Path(directory) / "base.logits"
-        store = ["--kl-divergence-base", str(predictions)]
-        perplexity(args.base, args, "base", *store, predictions=predictions)
-        return perplexity(args.file, args, "comparison", *store, "--kl-divergence")
+        path = Path(directory) / "base.logits"
+        yield path, _perplexity(base, text, threads, "base", "--kl-divergence-base", str(path), fills=path)
 
 
-def perplexity(
-    model: Path, args: argparse.Namespace, title: str, *options: str, predictions: Path | None = None
+def divergence(model: Path, text: Text, logits: Path, threads: int) -> dict[str, Any]:
+    """As ``perplexity``, with ``kld_mean``, ``kld_error`` and ``same_top`` (%) against ``predictions``."""
+    options = ("--kl-divergence-base", str(logits), "--kl-divergence")
+    results = _perplexity(model, text, threads, "comparison", *options)
+    if not {"kld_mean", "same_top"} <= results.keys():
+        raise LutraError(f"{model} on {text.path}: llama-perplexity ended without the KL divergence")
+    return results
+
+
+def _perplexity(
+    model: Path, text: Text, threads: int, title: str, *options: str, fills: Path | None = None
 ) -> dict[str, Any]:
-    """Run llama-perplexity once and read its results. ``predictions`` is the file it will fill, if any."""
-    command = [
-        "-m",
-        str(require_loadable(model)),
-        "-f",
-        str(args.text),
-        "-c",
-        str(args.ctx),
-        "-t",
-        str(args.threads),
-        *options,
-    ]
-    command += ["--chunks", str(args.chunks)] if args.chunks else []
+    """Run llama-perplexity once and read its results. ``fills``: the file of predictions it makes, if any."""
+    command = ["-m", str(require_loadable(model)), "-f", str(text.path), "-c", str(text.ctx)]
+    command += ["-t", str(threads), *options]
+    command += ["--chunks", str(text.chunks)] if text.chunks else []
     with progress(0, "chunk", title) as bar:
-        watch = Watch(bar, model, predictions)
+        watch = Watch(bar, model, text, fills)
         output = run_tool("llama-perplexity", command, watch.on_output)
     results: dict[str, Any] = {}
     for keys, pattern in _RESULTS.items():
@@ -136,42 +176,50 @@ def perplexity(
             results |= dict(zip(keys, values, strict=True))
     # llama-perplexity ends with code 0 after most errors.
     if "ppl" not in results or not watch.chunks:
-        raise LutraError(f"{model} on {args.text}: {failure(output, 0)}")
+        raise LutraError(f"{model} on {text.path}: {failure(output, 0)}")
     if not all(map(math.isfinite, results.values())):
         raise LutraError(f"{model}: the predictions are not numbers; 'lutra verify {model}' checks the file")
-    if predictions and predictions.stat().st_size < watch.bytes_needed:
-        raise LutraError(f"{predictions}: the disk is full; set TMPDIR to a larger one or use --chunks")
-    # Only the second half of each chunk is predicted, all but its first token.
-    return results | {"tokens": watch.chunks * (args.ctx - 1 - args.ctx // 2)}
+    if fills and fills.stat().st_size < watch.bytes_needed:
+        raise LutraError(f"{fills}: the disk is full; set TMPDIR to a larger one or use --chunks")
+    return results | {"tokens": watch.chunks * text.predicted}
 
 
 class Watch:
-    """Follows llama-perplexity's output: the bar, and early on whether the disk can hold the predictions."""
+    """Follows llama-perplexity: the bar, and early on whether there is enough text and room to compare."""
 
-    def __init__(self, bar: tqdm, model: Path, predictions: Path | None) -> None:
+    def __init__(self, bar: tqdm, model: Path, text: Text, fills: Path | None) -> None:
         self._bar = bar
         self._model = model
-        self._predictions = predictions
-        self._text = ""
+        self._text = text
+        self._fills = fills
+        self._output = ""
         self.chunks = 0
         self.bytes_needed = 0
 
-    def on_output(self, text: str) -> None:
+    def on_output(self, output: str) -> None:
         """Take the next piece of output."""
-        self._text += text
-        if not self.chunks and (found := re.search(_CHUNKS, self._text)):
-            self.chunks, ctx = int(found[1]), int(found[2])
+        self._output += output
+        if not self.chunks and (found := re.search(_CHUNKS, self._output)):
+            self.chunks = int(found[1])
             self._bar.reset(self.chunks)
-            if self._predictions:
-                self._require_space(self._predictions.parent, ctx)
+            if self._fills:
+                self._require_tokens()
+                self._require_space(self._fills.parent)
         # "[3]12.3456," while measuring perplexity, "   3   12.34 ± ..." while comparing
-        done = re.findall(r"\[(\d+)\][\d.]+,|^ *(\d+) +[\d.]+ ±", self._text, re.MULTILINE)
+        done = re.findall(r"\[(\d+)\][\d.]+,|^ *(\d+) +[\d.]+ ±", self._output, re.MULTILINE)
         if done:
             self._bar.update(int(done[-1][0] or done[-1][1]) - self._bar.n)
 
-    def _require_space(self, directory: Path, ctx: int) -> None:
+    def _require_tokens(self) -> None:
+        if (tokens := self.chunks * self._text.predicted) < _FEWEST_TOKENS:
+            raise LutraError(
+                f"{self._text.path}: {tokens} predicted tokens are too few to compare models, it takes "
+                f"{_FEWEST_TOKENS}; use a longer text or more --chunks"
+            )
+
+    def _require_space(self, directory: Path) -> None:
         values = 2 * ((len(vocabulary(self._model)) + 1) // 2) + 4  # 16 bits each, per token
-        self.bytes_needed = self.chunks * (4 * ctx + (ctx - 1 - ctx // 2) * 2 * values)
+        self.bytes_needed = self.chunks * (4 * self._text.ctx + self._text.predicted * 2 * values)
         free = shutil.disk_usage(directory).free
         if free < self.bytes_needed:
             raise LutraError(
