@@ -120,30 +120,35 @@ def converted(args: argparse.Namespace, failed: dict[str, str]) -> tuple[list[Pa
     if not base:
         base = args.out_dir / f"{convert.source_name(source)}-f16.gguf"
         args.types = list(dict.fromkeys(["f16", *args.types]))
-    conversions = []
-    for kind in args.types:
-        path = args.out_dir / f"{convert.source_name(source)}-{kind}.gguf"
-        own = {"source": source, "type": kind, "output": path, "dry_run": False}
-        conversions.append(argparse.Namespace(**vars(args) | own))
+    conversions = [conversion(args, source, kind) for kind in args.types]
     missing = [c for c in conversions if not is_made(c)]
-    for i, conversion in enumerate(missing, 1):
-        say(f"converting {i} of {len(missing)}: {conversion.output}")
-        with noting(failed, conversion.output, fatal=conversion.output == base):
-            convert.run(conversion)
+    for i, job in enumerate(missing, 1):
+        say(f"converting {i} of {len(missing)}: {job.output}")
+        with noting(failed, job.output, fatal=job.output == base):
+            convert.run(job)
     files = dict.fromkeys([base, *(c.output for c in conversions)])
     return [path for path in files if str(path) not in failed], base
 
 
-def is_made(conversion: argparse.Namespace) -> bool:
+def conversion(args: argparse.Namespace, source: str, kind: str) -> argparse.Namespace:
+    """The arguments of ``lutra convert`` for one type."""
+    parser = argparse.ArgumentParser()
+    convert.add_arguments(parser)
+    output = args.out_dir / f"{convert.source_name(source)}-{kind}.gguf"
+    own = vars(parser.parse_args([source, "--type", kind, "-o", str(output)]))
+    return argparse.Namespace(**own | {name: value for name, value in vars(args).items() if name in own})
+
+
+def is_made(job: argparse.Namespace) -> bool:
     """Whether the output is there. LutraError when it is, but not as ``lutra convert`` would make it now."""
     from gguf_tools.reader import GGUFFile
 
-    path, source = conversion.output, Path(conversion.source)
+    path, source = job.output, Path(job.source)
     if not path.exists():
         return False
     if source.exists() and path.samefile(source):
         return True
-    wanted = argparse.Namespace(**vars(conversion))
+    wanted = argparse.Namespace(**vars(job))
     convert.complete(wanted)
     weights = source.glob("*.safetensors") if source.is_dir() else [source]
     inputs = [*weights, wanted.imatrix, wanted.calibration]
@@ -195,10 +200,10 @@ class Comparison:
                 say(f"measuring {i} of {len(self.files)}: {path}")
                 with noting(self.failed, path, fatal=path == self.base):
                     row = describe(path)
-                    if self.text:
-                        row |= self._predict(path, self.text, stack)
                     if self.asked:
                         row |= quality.ask(path, self.asked, self.threads)
+                    if self.text:
+                        row |= self._predict(path, self.text, stack)
                     if self.speed:
                         row |= bench.speed(path, self.threads)
                     self.rows.append(row)
