@@ -7,10 +7,9 @@ import re
 import shlex
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan, log10, nan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,17 +25,18 @@ if TYPE_CHECKING:
     from gguf.gguf_writer import GGUFValue
     from numpy.typing import NDArray
 
-    from gguf_tools.source import Source, SourceTensor
-    from gguf_tools.types import CBFormat
+    from gguf_tools.source import Source
+    from lutra.jobs import Jobs
     from lutra.plan import Planned
+    from lutra.workdir import WorkDirectory
 
     Importance = Mapping[str, NDArray[np.float32]]  # by tensor name: (k,), or (experts, k)
 
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "cb2": 402, "cb3": 403, "cb4": 404}  # general.file_type
 OWN_TYPES = tuple(FILE_TYPES)
 OPTIONS_KEY = "lutra.convert.options"
+DEFAULT = Path("default")  # as an argument of --calibration
 QUANTIZATION_VERSION = 2  # of ggml's own block types
-BLOCK_WEIGHTS = 1 << 23  # weights in memory at a time, as float32
 
 EPILOG = """\
 SRC is a Hugging Face directory, a Hugging Face id (user/model), or a GGUF of F32, F16, BF16 or Q8_0.
@@ -47,9 +47,13 @@ The token embeddings and the output matrix get more bits: cb4 with cb2 and cb3, 
 allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows not a multiple of 64, not a
 multiple of 8 rows) become Q8_0, vectors stay F32; --dry-run shows what each tensor would become.
 
---calibration takes a plain text, or JSON lines of {"text": ...} and {"messages": [...]}, the latter
-going through the model's chat template; 16 thousand tokens are used, twice as many for small models.
-"default" is the text that comes with lutra.
+Codebooks are calibrated: the model computes a text while they are made. --calibration replaces the text that
+comes with lutra ("default") by a plain one, or by JSON lines of {"text": ...} and {"messages": [...]}, the
+latter going through the model's chat template; at most 16 thousand tokens are used, twice as many for small
+models. --imatrix alone takes the importance matrix instead; with --calibration it serves what the
+calibration cannot reach.
+
+An interrupted conversion keeps its finished tensors in .OUT.lutra-work; the same command goes on from there.
 
 examples:
   lutra convert models/tiny-chat --type cb4
@@ -77,7 +81,10 @@ def add_options(add: Callable[..., object]) -> None:
     add("--token-embedding-type", metavar="TYPE", help="type for the token embeddings")
     add("--pure", action="store_true", help="every matrix gets T, embeddings and output too")
     add("--calibration", type=Path, metavar="FILE", help="text to calibrate codebooks with; see below")
-    add("--no-calibration", action="store_true", help="no importance of any kind")
+    add("--no-calibration", action="store_true", help="no importance of any kind; many times faster")
+    add("--cluster", metavar="ADDRESS",
+        help="Dask scheduler (tcp://host:8786) or Ray cluster (ray://host:10001) that works on tensors too, "
+        "--threads each")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="seed for learning codebooks (default: 0)")
 
 
@@ -106,7 +113,11 @@ def complete(args: argparse.Namespace) -> None:
         raise LutraError(f"{args.output}: would overwrite the source; choose another output with -o")
     if args.output.is_dir():
         raise LutraError(f"{args.output}: is a directory; name a file with -o")
-    if args.calibration == Path("default"):
+    types = [args.type, *(text.rpartition("=")[2] for text in args.tensor_type)]
+    types += [args.output_tensor_type, args.token_embedding_type]
+    if args.type not in OWN_TYPES or not any(str(kind).lower().startswith("cb") for kind in types):
+        args.calibration = None  # it is for codebooks
+    elif args.calibration == DEFAULT or not (args.calibration or args.imatrix or args.no_calibration):
         args.calibration = CALIBRATION_TEXT
 
 
@@ -139,38 +150,120 @@ def convert(source: Source, args: argparse.Namespace) -> None:
     importance = read_importance(planned, args.imatrix)
     if args.dry_run:
         print(describe(planned, args.threads))
-        return
-    if not args.calibration:
+    elif any(p.fmt for p in planned):
+        convert_codebooks(source, planned, args, importance)
+    else:
         write(args.output, source, planned, args, importance)
-        return
-    with tempfile.TemporaryDirectory(prefix=".lutra-", dir=args.output.absolute().parent) as directory:
-        calibrated = calibrate_codebooks(Path(directory), source, planned, args)
-        write(args.output, source, planned, args, importance, calibrated)
+        warn_uncovered(planned, args.imatrix, importance)
+
+
+def convert_codebooks(
+    source: Source, planned: Sequence[Planned], args: argparse.Namespace, importance: Importance
+) -> None:
+    """``convert`` where there are codebooks: their tensors are finished one by one in a work directory."""
+    from lutra.encode import Matrix, codebook
+    from lutra.jobs import Jobs
+    from lutra.workdir import WorkDirectory
+
+    codebooks = [p for p in planned if p.fmt]
+    with WorkDirectory(args.output, fingerprint(source, planned, args)) as work:
+        jobs = Jobs(args.threads, args.cluster)
+        if args.calibration:
+            calibrate_codebooks(work, source, codebooks, args, jobs)
+        left = [p for p in codebooks if p.source.name not in work]
+        require_space(args.output, sum(p.nbytes for p in (*planned, *left)))
+        arguments = (
+            (p.source.name, Matrix.of(p), p.fmt, importance.get(p.source.name), args.seed) for p in left
+        )
+        with progress(sum(p.weights for p in left), "w") as bar:
+            for p, parts in zip(left, jobs.run(codebook, arguments), strict=True):
+                work.save(p.source.name, parts, loss=nan)
+                bar.set_postfix_str(p.source.name)
+                bar.update(p.weights)
+        losses = {p.source.name: work.load(p.source.name)[1] for p in codebooks}
+        uncalibrated = [p for p in planned if isnan(losses.get(p.source.name, nan))]
+        if args.calibration and len(uncalibrated) == len(planned):
+            args.calibration = None  # as the file's options will say
+        elif args.calibration and (names := [p.source.name for p in uncalibrated if p.fmt]):
+            warn(f"not calibrated, the model does not multiply by them: {', '.join(names)}; {instead(args)}")
+        warn_uncovered(uncalibrated, args.imatrix, importance)
+        write(args.output, source, planned, args, importance, work)
 
 
 def calibrate_codebooks(
-    directory: Path, source: Source, planned: Sequence[Planned], args: argparse.Namespace
-) -> Mapping[str, Path]:
-    """The bytes of calibrated tensors by name, in files of ``directory``. Warns about those it cannot do."""
-    from lutra.calibrate import calibrate, read_pieces
+    work: WorkDirectory,
+    source: Source,
+    codebooks: Sequence[Planned],
+    args: argparse.Namespace,
+    jobs: Jobs,
+) -> None:
+    """Finish in ``work`` what can be calibrated of ``codebooks``; warns when the model cannot be."""
+    from lutra.calibrate import calibrate, read_pieces, survey
+    from lutra.runtime import Model
+
+    planned = {p.source.name: p for p in codebooks}
+    if all(name in work for name in planned):
+        return
+    model = f16_model(work, source, codebooks, args)
+    try:
+        tokenizer = Model(model, threads=1, n_ctx=32, weights=False)
+        groups = survey(model, set(planned), tokenizer.tokenize("The graph in short."), args.threads)
+    except LutraError as error:
+        warn(f"the model cannot be calibrated: {error}; {instead(args)}")
+        return
+    pieces = read_pieces(args.calibration, tokenizer, sum(t.rows * t.k for t in source.tensors))
+    print(f"lutra: calibrating with {sum(map(len, pieces))} tokens of {args.calibration}", file=sys.stderr)
+    with progress(sum(planned[name].weights for group in groups for name in group), "w") as bar:
+        for p in calibrate(model, groups, planned, pieces, work, jobs, seed=args.seed, threads=args.threads):
+            bar.set_postfix_str(f"{p.source.name} {decibel(work.load(p.source.name)[1])}")
+            bar.update(p.weights)
+    if model.parent == work.path:
+        model.unlink()
+
+
+def f16_model(
+    work: WorkDirectory, source: Source, codebooks: Sequence[Planned], args: argparse.Namespace
+) -> Path:
+    """The model as a GGUF of F16 matrices: the source itself if it is one, else a copy in ``work``."""
+    from gguf_tools.tensors import keeps_f32
     from lutra.plan import Rules, plan
 
-    model = directory / "f16.gguf"
-    write(model, source, plan(source.tensors, Rules("f16")), args, {})
-    pieces = read_pieces(args.calibration, model, sum(t.rows * t.k for t in source.tensors))
-    paths: dict[str, Path] = {}
-    work = sum(p.weights for p in planned if p.fmt)
-    with progress(work, "w") as bar:
-        for p, encoded in calibrate(model, planned, pieces, args.seed, args.threads):
-            paths[p.source.name] = directory / f"{len(paths)}.tensor"
-            with paths[p.source.name].open("wb") as file:
-                encoded.strips(args.threads).tofile(file)
-                encoded.library.tofile(file)
-            bar.set_postfix_str(p.source.name)
-            bar.update(p.weights)
-    if missing := [p.source.name for p in planned if p.fmt and p.source.name not in paths]:
-        warn(f"not calibrated, the model does not multiply by them one by one: {', '.join(missing)}")
-    return paths
+    matrices = (t for t in source.tensors if not keeps_f32(t.name, t.shape))
+    if Path(args.source).is_file() and all(t.dtype == "F16" for t in matrices):
+        return Path(args.source)
+    model = work.path / "f16.gguf"
+    if not model.exists():
+        copies = plan(source.tensors, Rules("f16"))
+        require_space(args.output, sum(p.nbytes for p in (*copies, *codebooks)))
+        write(model, source, copies, args, {})
+    return model
+
+
+def instead(args: argparse.Namespace) -> str:
+    """What is done to tensors that cannot be calibrated."""
+    return (
+        f"quantized with {args.imatrix} instead" if args.imatrix else "quantized without importance instead"
+    )
+
+
+def decibel(loss: float) -> str:
+    """A loss relative to the signal as its signal-to-noise ratio."""
+    return f"{-10 * log10(loss):.1f} dB" if loss else "exact"
+
+
+def fingerprint(source: Source, planned: Sequence[Planned], args: argparse.Namespace) -> dict[str, object]:
+    """What the bytes of a codebook tensor depend on."""
+    from lutra import workdir
+
+    return {
+        "source": workdir.source_files(source),
+        "types": [(p.source.name, p.type_name) for p in planned if p.fmt],
+        "seed": args.seed,
+        "calibration text": workdir.file_digest(args.calibration),
+        "importance matrix": workdir.file_digest(args.imatrix),
+        "version of lutra or numpy": workdir.software(),
+        "CPU": workdir.cpu(),
+    }
 
 
 def same_options(args: argparse.Namespace) -> list[str]:
@@ -194,101 +287,27 @@ def write(
     planned: Sequence[Planned],
     args: argparse.Namespace,
     importance: Importance,
-    calibrated: Mapping[str, Path] | None = None,
+    work: WorkDirectory | None = None,
 ) -> None:
     """Write ``output`` tensor by tensor; nothing is left behind when anything goes wrong.
 
-    ``calibrated``: tensors whose bytes are there already.
+    Codebook tensors are finished in ``work``.
     """
     from gguf_tools.writer import GGUFWriter, TensorSpec
+    from lutra.encode import stock
 
     require_space(output, sum(p.nbytes for p in planned))
     specs = [TensorSpec(p.source.name, p.type, p.source.shape, p.nbytes) for p in planned]
     values = metadata(source, planned, args)
-    # A codebook tensor is read twice: to learn its library, and to encode.
-    work = sum(p.weights * (2 if p.fmt else 1) for p in planned)
-    with GGUFWriter(output, values, specs) as writer, progress(work, "w") as bar:
+    with GGUFWriter(output, values, specs) as writer, progress(sum(p.weights for p in planned), "w") as bar:
         for p in planned:
             bar.set_postfix_str(p.source.name)
-            if calibrated and p.source.name in calibrated:
-                writer.write(calibrated[p.source.name].read_bytes())
-                continue
-            for data in encode(p, importance.get(p.source.name), args.seed, args.threads, bar.update):
-                writer.write(data)
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A tensor as one matrix (rows, k), as pyquant reads it."""
-
-    tensor: SourceTensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, k), all leading dimensions multiplied into rows."""
-        return self.tensor.rows, self.tensor.k
-
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows start..stop-1 as float32."""
-        return self.tensor.read(start, stop)
-
-
-def encode(
-    p: Planned,
-    importance: NDArray[np.float32] | None,
-    seed: int,
-    threads: int,
-    advance: Callable[[int], object],
-) -> Iterator[NDArray]:
-    """The bytes of one tensor in pieces of whole strips; a codebook tensor ends with its library.
-
-    ``importance`` float32 is (k,) or, for a stack of experts, (experts, k). ``advance`` is told how many
-    weights were worked on.
-    """
-    from lutra import ggml
-
-    try:
-        if p.fmt:
-            yield from encode_codebook(p.source, p.fmt, importance, seed, threads, advance)
-        else:
-            for rows, weights in blocks(p.source, importance):
-                yield ggml.quantize(rows, p.type, weights, threads)
-                advance(rows.size)
-    except ValueError as error:
-        raise LutraError(f"{p.source.path}: tensor {p.source.name!r}: {error}") from None
-
-
-def encode_codebook(
-    tensor: SourceTensor,
-    fmt: CBFormat,
-    importance: NDArray[np.float32] | None,
-    seed: int,
-    threads: int,
-    advance: Callable[[int], object],
-) -> Iterator[NDArray]:
-    """``encode`` for a codebook type: learn the library from the whole tensor, then use it."""
-    from pyquant import encode as encode_strips
-    from pyquant import learn
-
-    library = learn(Matrix(tensor), fmt, importance=importance, seed=seed, threads=threads, progress=advance)
-    for rows, weights in blocks(tensor, importance):
-        yield encode_strips(rows, library, fmt, importance=weights, threads=threads)
-        advance(rows.size)
-    yield library
-
-
-def blocks(
-    tensor: SourceTensor, importance: NDArray[np.float32] | None
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-    """The tensor as (rows, their importance) in pieces: whole strips, never across two experts."""
-    matrix_rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
-    step = max(8, BLOCK_WEIGHTS // tensor.k // 8 * 8)
-    for first in range(0, tensor.rows, matrix_rows):
-        weights = importance
-        if importance is not None and importance.ndim == 2:
-            weights = importance[first // matrix_rows]
-        for start in range(first, first + matrix_rows, step):
-            yield tensor.read(start, min(start + step, first + matrix_rows)), weights
+            if work and p.fmt:
+                writer.write(work.load(p.source.name)[0])
+            else:
+                for data in stock(p, importance.get(p.source.name), args.threads):
+                    writer.write(data)
+            bar.update(p.weights)
 
 
 def read_importance(planned: Sequence[Planned], path: Path | None) -> Importance:
@@ -300,13 +319,11 @@ def read_importance(planned: Sequence[Planned], path: Path | None) -> Importance
         from pyquant.importance import read_imatrix
 
         importance = read_imatrix(path)
-    uncovered = []
     for p in planned:
         tensor = p.source
         if p.type_name in ("F32", "F16", "BF16"):
             importance.pop(tensor.name, None)
         elif tensor.name not in importance:
-            uncovered.append(tensor.name)
             if not p.fmt and ggml.requires_importance(p.type):
                 raise LutraError(
                     f"tensor {tensor.name!r}: {p.type_name} needs --imatrix data for it, or another type"
@@ -315,9 +332,15 @@ def read_importance(planned: Sequence[Planned], path: Path | None) -> Importance
             shape = importance[tensor.name].shape
             raise LutraError(f"{path}: importance of {shape} for tensor {tensor.name!r} of {tensor.shape}: "
                              "made for another model; run llama-imatrix on this one")  # fmt: skip
-    if path and uncovered:
-        warn(f"{path} says nothing about {', '.join(uncovered)}: quantized without importance")
     return importance
+
+
+def warn_uncovered(planned: Sequence[Planned], path: Path | None, importance: Importance) -> None:
+    """Name the tensors that an importance matrix was given for and is silent about."""
+    quantized = (p.source.name for p in planned if p.type_name not in ("F32", "F16", "BF16"))
+    names = [name for name in quantized if name not in importance]
+    if path and names:
+        warn(f"{path} says nothing about {', '.join(names)}: quantized without importance")
 
 
 def metadata(source: Source, planned: Sequence[Planned], args: argparse.Namespace) -> dict[str, GGUFValue]:
@@ -342,7 +365,12 @@ def options(args: argparse.Namespace) -> list[str]:
     """The options that decide what is in the file; paths as bare names, no threads."""
     words = ["--type", args.type, "--seed", str(args.seed)]
     words += ["--imatrix", args.imatrix.name] if args.imatrix else []
-    words += ["--calibration", args.calibration.name] if args.calibration else []
+    if args.calibration:
+        words += [
+            "--calibration",
+            str(DEFAULT if args.calibration == CALIBRATION_TEXT else args.calibration.name),
+        ]
+    words += ["--no-calibration"] if args.no_calibration else []
     return words + same_options(args)
 
 

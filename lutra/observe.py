@@ -60,11 +60,13 @@ class Stop:
     """A matrix about to be used: its name and its inputs (tokens, k).
 
     ``inputs`` is None where rows are looked up (token embeddings). It is a view of the graph's memory, valid
-    until the next stop; matrices with equal ``source`` have the same inputs.
+    until the next stop; matrices with equal ``source`` have the same inputs. ``experts``, of a stack of
+    experts: who gets them, (tokens, used); ``inputs`` then has one row or ``used`` rows per token.
     """
 
     name: str
     inputs: NDArray[np.float32] | None
+    experts: NDArray[np.int32] | None
     source: int
     _weight: _Tensor
     _own: NDArray[np.float16] | None = None
@@ -111,8 +113,11 @@ class Observer:
         load_backends(api)
         base = ctypes.CDLL(str(lib_path("ggml-base")))
         base.ggml_op_name.restype = ctypes.c_char_p
-        watched = ("MUL_MAT", "GET_ROWS") if lookups else ("MUL_MAT",)
-        self._ops = {i for i in range(64) if base.ggml_op_name(i).decode() in watched}
+        names_of_ops = {base.ggml_op_name(i).decode(): i for i in range(64)}
+        self._stack = names_of_ops["MUL_MAT_ID"]
+        self._ops = {names_of_ops["MUL_MAT"], self._stack} | (
+            {names_of_ops["GET_ROWS"]} if lookups else set()
+        )
         model_params = api.llama_model_default_params()
         model_params.use_extra_bufts = False
         self._model = api.llama_model_load_from_file(os.fsencode(path), model_params)
@@ -188,8 +193,9 @@ class Observer:
             return True
         inputs = _tensor(node.src[1])
         x = _view(inputs) if inputs.type == _F32 else None
+        experts = _indices(_tensor(node.src[2])) if node.op == self._stack else None
         self._left.discard(name)
-        self._stops.put(Stop(name, x, node.src[1], weight))
+        self._stops.put(Stop(name, x, experts, node.src[1], weight))
         if not self._go.get():
             self._leaving = True
         return True
@@ -201,3 +207,10 @@ def _view(tensor: _Tensor) -> NDArray[np.float32]:
     rows = tensor.ne[1] * tensor.ne[2] * tensor.ne[3]
     data: Any = (ctypes.c_float * (rows * k)).from_address(tensor.data)
     return np.frombuffer(data, np.float32).reshape(rows, k)
+
+
+def _indices(tensor: _Tensor) -> NDArray[np.int32]:
+    """A matrix of int32, rows anywhere."""
+    columns, rows, stride = tensor.ne[0], tensor.ne[1], tensor.nb[1]
+    data: Any = (ctypes.c_char * (stride * (rows - 1) + 4 * columns)).from_address(tensor.data)
+    return np.ndarray((rows, columns), np.int32, data, strides=(stride, 4))

@@ -14,14 +14,14 @@ from cli_runner import TINY_CHAT, lutra, require_built
 
 @pytest.fixture(scope="session")
 def tiny_chat(tmp_path_factory):
-    """tiny-chat converted: ``tiny_chat("cb4")`` is a path. Each type is made once."""
+    """tiny-chat converted: ``tiny_chat("cb4")`` is a path. Each type is made once, uncalibrated."""
     directory = tmp_path_factory.mktemp("tiny-chat")
 
     def convert(kind: str) -> Path:
         require_built("llama-perplexity", "llama-quantize", "llama-bench")
         path = directory / f"{kind}.gguf"
         if not path.exists():
-            done = lutra("convert", TINY_CHAT, "--type", kind, "-o", path)
+            done = lutra("convert", TINY_CHAT, "--type", kind, "--no-calibration", "-o", path)
             assert done.returncode == 0, done.stderr
         return path
 

@@ -100,7 +100,7 @@ def decoded(file: GGUFFile, name: str) -> np.ndarray:
 @pytest.mark.parametrize(("kind", "decibel"), [("cb2", 10), ("cb3", 15), ("cb4", 21)])
 def test_convert_keeps_the_weights(kind, decibel, qwen, tmp_path):
     require_built()
-    done = lutra("convert", qwen, "--type", kind, cwd=tmp_path)
+    done = lutra("convert", qwen, "--type", kind, "--no-calibration", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     (output,) = tmp_path.iterdir()
@@ -114,14 +114,14 @@ def test_convert_keeps_the_weights(kind, decibel, qwen, tmp_path):
         assert 10 * np.log10(np.sum(w**2) / noise) > decibel, tensor.name
     assert file.get(LAYOUT_VERSION_KEY) == 1
     assert file.get("general.file_type") == 400 + int(kind[2])
-    assert file.get("lutra.convert.options") == f"--type {kind} --seed 0"
+    assert file.get("lutra.convert.options") == f"--type {kind} --seed 0 --no-calibration"
     assert lutra("verify", output).returncode == 0
 
 
 def test_the_seed_decides_and_threads_do_not(qwen, tmp_path):
     require_built()
     for name, options in (("a", ["--threads", 1]), ("b", ["--threads", 2]), ("c", ["--seed", 1])):
-        done = lutra("convert", qwen, "--type", "cb3", "-o", name, *options, cwd=tmp_path)
+        done = lutra("convert", qwen, "--type", "cb3", "--no-calibration", "-o", name, *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b
@@ -131,8 +131,9 @@ def test_the_seed_decides_and_threads_do_not(qwen, tmp_path):
 def test_options_choose_types_per_tensor(qwen, tmp_path):
     require_built()
     done = lutra(
-        "convert", qwen, "--type", "cb4", "-o", "x.gguf", "--tensor-type", "ffn_(up|down)=cb2",
-        "--tensor-type", "attn_q=iq4_nl", "--token-embedding-type", "q8_0", "--output-tensor-type", "bf16",
+        "convert", qwen, "--type", "cb4", "--no-calibration", "-o", "x.gguf",
+        "--tensor-type", "ffn_(up|down)=cb2", "--tensor-type", "attn_q=iq4_nl",
+        "--token-embedding-type", "q8_0", "--output-tensor-type", "bf16",
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -198,14 +199,15 @@ def test_bad_weights_are_named_and_leave_nothing(value, kind, tmp_path):
     w = np.ones((512, 256), np.float32)
     w[300, 7] = value
     source = model_with(tmp_path / "bad.gguf", "blk.0.ffn_up.weight", w)
-    assert_error(lutra("convert", source, "--type", kind, "-o", tmp_path / "x.gguf"), "blk.0.ffn_up.weight")
+    done = lutra("convert", source, "--type", kind, "--no-calibration", "-o", tmp_path / "x.gguf")
+    assert_error(done, "blk.0.ffn_up.weight")
     assert list(tmp_path.iterdir()) == [source]
 
 
 def test_zero_weights_are_fine(tmp_path):
     require_built()
     source = model_with(tmp_path / "m.gguf", "blk.0.ffn_up.weight", np.zeros((512, 256)))
-    done = lutra("convert", source, "--type", "cb4", "-o", tmp_path / "x.gguf")
+    done = lutra("convert", source, "--type", "cb4", "--no-calibration", "-o", tmp_path / "x.gguf")
     assert done.returncode == 0, done.stderr
     assert not decoded(GGUFFile(tmp_path / "x.gguf"), "blk.0.ffn_up.weight").any()
 
@@ -221,15 +223,20 @@ def test_an_output_that_cannot_be_written(qwen, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["cb4", "q4_0"])
-def test_a_full_disk_leaves_nothing(kind, qwen, tmp_path):
+def test_a_full_disk_leaves_no_file(kind, qwen, tmp_path):
     require_built("llama-quantize")
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    done = lutra("convert", qwen, "--type", kind, "-o", tmp_path / "x.gguf", preexec_fn=limit)
+    options = [qwen, "--type", kind, "--no-calibration", "-o", tmp_path / "x.gguf"]
+    done = lutra("convert", *options, preexec_fn=limit)
     assert_error(done)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("[!.]*")) == []
+    assert ("finished tensors are kept" in done.stderr) == (kind == "cb4")
+    assert list(tmp_path.rglob(".x*/*.partial")) == []
+    assert lutra("convert", *options).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
 
 
 def test_the_source_is_never_overwritten_and_an_old_output_is(tmp_path):
@@ -250,7 +257,7 @@ def test_an_interrupted_conversion_leaves_nothing(number, code, tmp_path):
     source = model_with(tmp_path / "m.gguf", "blk.0.ffn_up.weight", w)
     (tmp_path / "out").mkdir()
     process = subprocess.Popen(
-        command("convert", source, "--type", "cb4", "-o", tmp_path / "out" / "x.gguf"),
+        command("convert", source, "--type", "cb4", "--no-calibration", "-o", tmp_path / "out" / "x.gguf"),
         env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
     while not list((tmp_path / "out").iterdir()):
@@ -261,6 +268,87 @@ def test_an_interrupted_conversion_leaves_nothing(number, code, tmp_path):
     assert process.returncode == code
     assert "Traceback" not in stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def killed_after(count: int, number: int, *args: object) -> subprocess.Popen:
+    """``lutra convert`` with ``args``, stopped by a signal when it has finished ``count`` tensors."""
+    work = args[-1].with_name(f".{args[-1].name}.lutra-work")
+    process = subprocess.Popen(
+        command("convert", *args),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
+    while len(list(work.glob("*.tensor"))) < count:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.said = process.communicate(timeout=60)[1]
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_conversion_goes_on_where_it_was(number, tmp_path):
+    require_built()
+    rng = np.random.default_rng(0)
+    names = [f"blk.{i}.ffn_up.weight" for i in range(3)]
+    source = write_gguf(
+        tmp_path / "m.gguf",
+        {name: (F16, (1024, 1024), rng.standard_normal((1024, 1024)).astype(np.float16)) for name in names},
+    )
+    options = [source, "--type", "cb4", "--no-calibration", "--threads", 1, "-o"]
+    whole, stopped, changed = (tmp_path / name for name in ("whole.gguf", "stopped.gguf", "changed.gguf"))
+    assert lutra("convert", *options, whole).returncode == 0
+    process = killed_after(1, number, *options, stopped)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert number != signal.SIGINT or "the same command goes on from there" in process.said
+    # What is finished is taken from the directory as it is: a changed byte goes into the file.
+    work, copy = tmp_path / ".stopped.gguf.lutra-work", tmp_path / ".changed.gguf.lutra-work"
+    copy.mkdir()
+    for path in work.iterdir():
+        data = bytearray(path.read_bytes())
+        if path.name == f"{names[0]}.tensor":
+            data[100] ^= 1
+        (copy / path.name).write_bytes(data)
+    for path in (stopped, changed):
+        done = lutra("convert", *options, path)
+        assert done.returncode == 0, done.stderr
+        assert "going on: " in done.stderr
+    assert stopped.read_bytes() == whole.read_bytes()
+    files = [GGUFFile(path) for path in (whole, changed)]
+    different = [
+        name for name in names if not np.array_equal(*(file.data(file.tensors[name]) for file in files))
+    ]
+    assert different == names[:1]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_other_options_start_anew(tmp_path):
+    require_built()
+    w = np.random.default_rng(0).standard_normal((2, 1024, 1024)).astype(np.float16)
+    source = write_gguf(
+        tmp_path / "m.gguf", {f"blk.{i}.ffn_up.weight": (F16, w[i].shape, w[i]) for i in (0, 1)}
+    )
+    options = [source, "--type", "cb4", "--no-calibration", "-o", tmp_path / "x.gguf"]
+    killed_after(1, signal.SIGKILL, *options)
+    done = lutra("convert", "--seed", 1, *options)
+    assert done.returncode == 0
+    assert "starting anew" in done.stderr
+    assert "seed" in done.stderr
+    assert lutra("convert", "--seed", 1, *options[:-1], tmp_path / "y.gguf").returncode == 0
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "y.gguf").read_bytes()
+
+
+def test_a_model_that_cannot_be_calibrated_says_so(tmp_path):
+    require_built()
+    source = model_with(tmp_path / "m.gguf", "blk.0.ffn_up.weight", np.ones((512, 256)))
+    done = lutra("convert", source, "--type", "cb4", "-o", tmp_path / "x.gguf")
+    assert done.returncode == 0, done.stderr
+    (warning,) = (line for line in done.stderr.splitlines() if "warning" in line)
+    assert "cannot be calibrated" in warning
+    assert "quantized without importance instead" in warning
+    assert GGUFFile(tmp_path / "x.gguf").get("lutra.convert.options") == "--type cb4 --seed 0"
 
 
 # ---- kernels ---------------------------------------------------------------------------------
@@ -353,7 +441,7 @@ def test_verify_knows_one_layout_version(tmp_path):
 def small_model(qwen, tmp_path_factory):
     require_built("llama-bench", "llama-perplexity")
     path = tmp_path_factory.mktemp("small") / "m.gguf"
-    assert lutra("convert", qwen, "--type", "cb4", "-o", path).returncode == 0
+    assert lutra("convert", qwen, "--type", "cb4", "--no-calibration", "-o", path).returncode == 0
     return path
 
 

@@ -1,0 +1,87 @@
+"""Tensor jobs through joblib: in this process, or on a cluster that runs already."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from joblib import Parallel, delayed, parallel_config
+from threadpoolctl import threadpool_limits
+
+from gguf_tools.errors import LutraError
+
+CONNECT_SECONDS = 10
+
+
+class Jobs:
+    """Where the work on tensors is done.
+
+    Without ``cluster`` in this process, on ``threads`` threads in all. ``cluster`` is the address of a Dask
+    scheduler (tcp://host:8786) or a Ray cluster (ray://host:10001) whose workers have lutra installed;
+    each of their jobs takes ``threads`` threads. Raises LutraError when nobody answers there.
+    """
+
+    def __init__(self, threads: int, cluster: str | None = None) -> None:
+        self._threads = threads
+        self._backend = _connect(cluster) if cluster else None
+
+    def run(
+        self, job: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], at_once: int = 1
+    ) -> Iterator[Any]:
+        """``job(*a, threads=n)`` for all ``a`` of ``arguments``: the results in the same order.
+
+        ``at_once`` bounds the jobs that this process works on together; a cluster takes what it has room
+        for. Jobs with their arguments and results can be pickled.
+        """
+        if self._backend:
+            threads, config = self._threads, self._backend | {"n_jobs": -1}
+        else:
+            jobs = max(1, min(at_once, self._threads))
+            threads, config = self._threads // jobs, {"backend": "threading", "n_jobs": jobs}
+        _one_blas_thread()
+        with parallel_config(**config):
+            parallel = Parallel(return_as="generator")
+        yield from parallel(delayed(_run)(job, a, threads) for a in arguments)
+
+
+def _run(job: Callable[..., Any], arguments: tuple[Any, ...], threads: int) -> Any:
+    _one_blas_thread()
+    return job(*arguments, threads=threads)
+
+
+@functools.cache
+def _one_blas_thread() -> None:
+    """For the rest of this process: the order of BLAS's sums depends on its threads, and we have our own."""
+    threadpool_limits(1, user_api="blas")
+
+
+def _connect(cluster: str) -> dict[str, Any]:
+    """The joblib configuration of a cluster."""
+    scheme = cluster.partition("://")[0]
+    try:
+        if scheme == "ray":
+            return _ray(cluster)
+        return _dask(cluster)
+    except ImportError:
+        extra = "ray" if scheme == "ray" else "dask"
+        raise LutraError(
+            f"--cluster {cluster}: run pip install '.[{extra}]' first, here and on the workers"
+        ) from None
+    except (OSError, ValueError, ConnectionError) as error:
+        raise LutraError(f"--cluster {cluster}: no scheduler answers: {error}; is it running?") from None
+
+
+def _dask(cluster: str) -> dict[str, Any]:
+    from distributed import Client
+
+    return {"backend": "dask", "client": Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)}
+
+
+def _ray(cluster: str) -> dict[str, Any]:
+    import ray
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    ray.init(address=cluster)
+    return {"backend": "ray"}
