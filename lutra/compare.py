@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         if not text:
             raise LutraError("--plot draws perplexity or KL divergence against size, and needs --text")
+        if not args.plot.absolute().parent.is_dir():
+            raise LutraError(f"{args.plot.parent}: no such directory; create it or choose another for --plot")
         pareto.new_figure(1)  # better to miss matplotlib now than after hours
     args.threads = args.threads or default_threads()
     failed: dict[str, str] = {}

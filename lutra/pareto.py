@@ -54,7 +54,7 @@ def new_figure(columns: int) -> tuple[Figure, Sequence[Axes]]:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
-        raise LutraError("--plot needs matplotlib; run \"pip install 'lutra[plot]'\"") from None
+        raise LutraError("--plot needs matplotlib, the extra 'plot': pip install '.[plot]'") from None
     figure, axes = plt.subplots(1, columns, squeeze=False, figsize=(1 + 6 * columns, 5), layout="constrained")
     return figure, axes[0]
 
@@ -73,7 +73,7 @@ def plot(path: Path, title: str, panels: Sequence[Panel]) -> None:
 
 def draw(axis: Axes, panel: Panel) -> None:
     """Everything but the labels of the points."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axis.set(xlabel="file size, MiB", ylabel=panel.title, xscale="log", yscale="log")
     best = frontier(panel.points)
@@ -92,11 +92,12 @@ def draw(axis: Axes, panel: Panel) -> None:
             )  # fmt: skip
     if panel.base:
         axis.axhline(panel.base, color="black", linestyle=":", linewidth=1, label="original")
-    for part in (axis.xaxis, axis.yaxis):
-        part.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        part.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        part.set_minor_formatter(NullFormatter())
     axis.margins(0.12)
+    for part, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        # Less than a decade has too few of 1, 2, 5, 10, ...
+        part.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(6))
+        part.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        part.set_minor_locator(NullLocator())
     axis.grid(which="major", color="#e5e5e5")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
