@@ -25,7 +25,8 @@ from lutra.threads import default_threads
 EPILOG = """\
 SRC are GGUF files of one model. With --types it is what 'lutra convert' takes: the files are made, through
 the same code and with the same options, and SRC in F16 is the base. Files that are there already are taken
-when they were made from SRC with the same options.
+when they were made from SRC with the same options. Codebooks are calibrated, other types are not: for a fair
+table add '--calibration default --imatrix F', F made by llama-imatrix from the same text.
 
 Only what is asked for is measured. --text gives perplexity and, with a base, the KL divergence to its
 predictions and how often both prefer the same token; --questions counts exact answers; speed is
