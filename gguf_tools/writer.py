@@ -10,7 +10,7 @@ import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +65,41 @@ def _value(value: GGUFValue) -> bytes:
 BUFFER_BYTES = 4 << 20
 
 
+def file_bytes(metadata: Mapping[str, GGUFValue], tensors: Sequence[TensorSpec]) -> int:
+    """Size of the file that ``GGUFWriter`` makes of these."""
+    return len(_header(metadata, tensors)[0]) + sum(padded(spec.nbytes) for spec in tensors)
+
+
+def padded(nbytes: int) -> int:
+    """Bytes that a tensor's data takes in the file."""
+    return nbytes + -nbytes % ALIGNMENT
+
+
+def _header(metadata: Mapping[str, GGUFValue], tensors: Sequence[TensorSpec]) -> tuple[bytes, int | None]:
+    """Everything before the data, and where the checksums go in it (zeros so far) if it has any."""
+    metadata = {**metadata, "general.alignment": GGUFValue(ALIGNMENT, GGUFValueType.UINT32)}
+    # Only here: a stock type's file may be made into another by tools that would keep the key as it is.
+    if any(spec.type in CB_FORMATS for spec in tensors):
+        kind = GGUFValueType.ARRAY, GGUFValueType.UINT32
+        metadata.pop(CHECKSUMS_KEY, None)
+        metadata[CHECKSUMS_KEY] = GGUFValue([0] * len(tensors), *kind)  # the last key, filled in at the end
+    parts = [MAGIC, struct.pack("<IQQ", GGUF_VERSION, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        try:
+            parts += _string(key), _value(value)
+        except (struct.error, KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"key {key!r} cannot be written as {value.type.name}: {error}") from None
+    checksums_at = sum(map(len, parts)) - 4 * len(tensors) if CHECKSUMS_KEY in metadata else None
+    offset = 0
+    for spec in tensors:
+        n = len(spec.shape)
+        parts += _string(spec.name), struct.pack(f"<I{n}Q", n, *reversed(spec.shape))
+        parts.append(struct.pack("<IQ", spec.type, offset))
+        offset += padded(spec.nbytes)
+    header = b"".join(parts)
+    return header + bytes(-len(header) % ALIGNMENT), checksums_at
+
+
 class GGUFWriter:
     """Writes one GGUF file; use as a context manager.
 
@@ -83,9 +118,8 @@ class GGUFWriter:
         self._index = 0  # tensor being written
         self._written = 0  # bytes of it
         self._checksums = [0] * len(self.tensors)
-        self._checksums_at: int | None = None  # where they go in the file
         self._check_specs()
-        header = self._header(dict(metadata))
+        header, self._checksums_at = _header(metadata, self.tensors)
         with self._disk_errors():
             self._file: BinaryIO = self._partial.open("wb", buffering=BUFFER_BYTES)
         with self._remove_on_error(), self._disk_errors():

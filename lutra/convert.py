@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
 from lutra import __version__
-from lutra.arguments import positive
+from lutra.arguments import Target, positive
 from lutra.paths import CALIBRATION_TEXT
 from lutra.text import mib, progress, warn
 from lutra.threads import default_threads
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
     Importance = Mapping[str, NDArray[np.float32]]  # by tensor name: (k,), or (experts, k)
 
-FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "cb2": 402, "cb3": 403, "cb4": 404}  # general.file_type
-OWN_TYPES = tuple(FILE_TYPES)
+MIXES = ("cb2_m", "cb3_m", "cb4_m")
+OWN_TYPES = ("f32", "f16", "bf16", "cb2", "cb3", "cb4", *MIXES)
+FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q5_k": 17, "q6_k": 18, "q8_0": 7,
+              "cb2": 402, "cb3": 403, "cb4": 404}  # general.file_type  # fmt: skip
 OPTIONS_KEY = "lutra.convert.options"
 DEFAULT = Path("default")  # as an argument of --calibration
 QUANTIZATION_VERSION = 2  # of ggml's own block types
@@ -41,7 +43,11 @@ QUANTIZATION_VERSION = 2  # of ggml's own block types
 EPILOG = """\
 SRC is a Hugging Face directory, a Hugging Face id (user/model), or a GGUF of F32, F16, BF16 or Q8_0.
 T is cb2, cb3 or cb4 (codebooks of 2.3, 3.3 and 4.3 bits per weight), f16, bf16, or any type of
-llama-quantize in lower case, which then does the work.
+llama-quantize in lower case, which then does the work. cb2_m, cb3_m and cb4_m give a few small matrices more.
+
+--target-bpw and --target-size choose the type of each tensor: noise in one after the other shows what errors
+in it cost, and the types that cost least within the target are taken. It takes a minute or a few more;
+--tensor-type and the like stay in force, --dry-run prints the plan only.
 
 The token embeddings and the output matrix get more bits: cb4 with cb2 and cb3, q6_k with cb4 if their rows
 allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows not a multiple of 64, not a
@@ -58,6 +64,7 @@ An interrupted conversion keeps its finished tensors in .OUT.lutra-work; the sam
 examples:
   lutra convert models/tiny-chat --type cb4
   lutra convert model-f16.gguf --type cb3 --imatrix model.imatrix --tensor-type ffn_down=cb4 -o out.gguf
+  lutra convert models/tiny-chat --target-bpw 3.5 --dry-run
 """
 
 
@@ -65,7 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add = parser.add_argument
     add("source", metavar="SRC", help="Hugging Face directory or id, or GGUF file")
-    add("--type", required=True, metavar="T", type=str.lower, help="type of the weights, e.g. cb4")
+    what = parser.add_mutually_exclusive_group(required=True).add_argument
+    what("--type", metavar="T", type=str.lower, help="type of the weights, e.g. cb4")
+    what("--target-bpw", dest="target", metavar="BPW", type=Target.parse_bpw,
+        help="bits per weight of the whole: each tensor gets the type that serves it best")  # fmt: skip
+    what("--target-size", dest="target", metavar="SIZE", type=Target.parse_size,
+        help="the same for bytes of the file, e.g. 400M or 1.5G (powers of ten), 400MiB")  # fmt: skip
     add("-o", "--output", type=Path, metavar="OUT", help="output file (default: ./<name of SRC>-<T>.gguf)")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--dry-run", action="store_true", help="show types and sizes, write nothing")
@@ -95,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.monotonic()
     complete(args)
-    work = convert if args.type in OWN_TYPES else quantize_with_llama
+    work = convert if args.target or args.type in OWN_TYPES else quantize_with_llama
     work(open_source(args.source), args)
     if not args.dry_run:
         print(summary(args.output, time.monotonic() - started), file=sys.stderr)
@@ -107,15 +119,19 @@ def complete(args: argparse.Namespace) -> None:
     if (args.imatrix or args.calibration) and args.no_calibration:
         option = "--imatrix" if args.imatrix else "--calibration"
         raise LutraError(f"{option} and --no-calibration contradict each other; drop one of them")
+    several = args.target.option[0] if args.target else f"--type {args.type}" if args.type in MIXES else ""
+    if several and args.pure:
+        raise LutraError(f"--pure gives every matrix one --type, {several} several; drop one of them")
     args.threads = args.threads or default_threads()
-    args.output = args.output or Path(f"{source_name(args.source)}-{args.type}.gguf")
+    args.output = args.output or Path(f"{source_name(args.source)}-{args.target or args.type}.gguf")
     if args.output.exists() and Path(args.source).exists() and args.output.samefile(args.source):
         raise LutraError(f"{args.output}: would overwrite the source; choose another output with -o")
     if args.output.is_dir():
         raise LutraError(f"{args.output}: is a directory; name a file with -o")
     types = [args.type, *(text.rpartition("=")[2] for text in args.tensor_type)]
     types += [args.output_tensor_type, args.token_embedding_type]
-    if args.type not in OWN_TYPES or not any(str(kind).lower().startswith("cb") for kind in types):
+    is_own = args.target or args.type in OWN_TYPES
+    if not is_own or not (args.target or any(str(kind).lower().startswith("cb") for kind in types)):
         args.calibration = None  # it is for codebooks
     elif args.calibration == DEFAULT or not (args.calibration or args.imatrix or args.no_calibration):
         args.calibration = CALIBRATION_TEXT
@@ -140,12 +156,16 @@ def convert(source: Source, args: argparse.Namespace) -> None:
     from lutra.plan import Rules, check_type, describe, parse_tensor_type, plan
 
     rules = Rules(
-        base=args.type,
+        base=args.type or "f16",
         pure=args.pure,
         tensor_types=[parse_tensor_type(text) for text in args.tensor_type],
         output_type=args.output_tensor_type and check_type(args.output_tensor_type),
         embedding_type=args.token_embedding_type and check_type(args.token_embedding_type),
     )
+    if args.target:
+        from lutra.target import meet
+
+        rules = meet(source, rules, args)
     planned = plan(source.tensors, rules)
     importance = read_importance(planned, args.imatrix)
     if args.dry_run:
@@ -352,7 +372,7 @@ def metadata(source: Source, planned: Sequence[Planned], args: argparse.Namespac
 
     stale = ("lutra.", "quantize.imatrix.")
     values = {key: value for key, value in source.metadata.items() if not key.startswith(stale)}
-    values["general.file_type"] = GGUFValue(FILE_TYPES[args.type], GGUFValueType.UINT32)
+    values["general.file_type"] = GGUFValue(FILE_TYPES[args.type.removesuffix("_m")], GGUFValueType.UINT32)
     values["general.quantization_version"] = GGUFValue(QUANTIZATION_VERSION, GGUFValueType.UINT32)
     if any(p.fmt for p in planned):
         values[LAYOUT_VERSION_KEY] = GGUFValue(LAYOUT_VERSION, GGUFValueType.UINT32)
@@ -363,7 +383,8 @@ def metadata(source: Source, planned: Sequence[Planned], args: argparse.Namespac
 
 def options(args: argparse.Namespace) -> list[str]:
     """The options that decide what is in the file; paths as bare names, no threads."""
-    words = ["--type", args.type, "--seed", str(args.seed)]
+    words = args.target.option if args.target else ["--type", args.type]
+    words += ["--seed", str(args.seed)]
     words += ["--imatrix", args.imatrix.name] if args.imatrix else []
     if args.calibration:
         words += [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -12,6 +12,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.reader import tensor_nbytes
 from gguf_tools.tensors import SourceTensor, keeps_f32
 from gguf_tools.types import ROWS, CBFormat, cb_format
+from lutra.convert import MIXES
 from lutra.text import mib, table
 
 CB_TYPES = ("cb2", "cb3", "cb4")
@@ -27,6 +28,14 @@ STOCK_TYPES = (
 # to BF16 (measured): 0.030, with CB4 embeddings 0.044, IQ4_NL 0.042.
 RECIPE = {"cb2": "cb4", "cb3": "cb4", "cb4": "q6_k"}
 
+# The mixes give more bits to these too: the values of attention, small matrices whose errors cost ten times
+# as much per weight as others' (measured on two models), as much as embeddings; and a step for what writes to
+# the residual stream in the first layers, where errors pass through all others.
+VALUES = r"blk\.\d+\.attn_v\.weight"
+FIRST = r"blk\.(\d+)\.(attn_output|ffn_down|ffn_down_exps)\.weight"
+STEP = {"cb2": "cb3", "cb3": "cb4", "cb4": "q5_k"}
+FIRST_LAYERS = 8  # one in so many is among the first
+
 # For --dry-run's estimate only: weights per second and thread (one Zen 4 core), bytes.
 SPEED, PEAK_MEMORY = 4e6, 300 << 20
 
@@ -35,10 +44,10 @@ EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 @dataclass(frozen=True)
 class Rules:
-    """What the user asked for: a base type and exceptions, all in lower case.
+    """What the user asked for: a base type (or mix) and exceptions, all in lower case.
 
     ``tensor_types`` are (regular expression, type) in order of precedence; ``pure`` drops the recipe for
-    embeddings and output.
+    embeddings and output. ``solved`` are types by tensor name that take the base's place.
     """
 
     base: str
@@ -46,6 +55,7 @@ class Rules:
     tensor_types: Sequence[tuple[str, str]] = ()
     output_type: str | None = None
     embedding_type: str | None = None
+    solved: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,11 +97,12 @@ def parse_tensor_type(text: str) -> tuple[str, str]:
 def plan(tensors: Sequence[SourceTensor], rules: Rules) -> list[Planned]:
     """The type of every tensor, in order. Raises LutraError for a type that does not exist."""
     tied = all(tensor.name != OUTPUT for tensor in tensors)
-    return [_fit(tensor, _wanted(tensor, rules, tied)) for tensor in tensors]
+    layers = 1 + max((int(n) for t in tensors for n in re.findall(r"^blk\.(\d+)\.", t.name)), default=0)
+    return [fit(t, override(t, rules, tied) or _wanted(t, rules, layers)) for t in tensors]
 
 
-def _wanted(tensor: SourceTensor, rules: Rules, tied: bool) -> str:
-    """The type by the rules, before the shape is looked at. Precedence as in llama-quantize."""
+def override(tensor: SourceTensor, rules: Rules, tied: bool) -> str | None:
+    """The type that no base changes, if there is one. Precedence as in llama-quantize."""
     if keeps_f32(tensor.name, tensor.shape):
         return "f32"
     is_embedding = tensor.name == EMBEDDING
@@ -103,10 +114,24 @@ def _wanted(tensor: SourceTensor, rules: Rules, tied: bool) -> str:
     for pattern, name in rules.tensor_types:
         if re.search(pattern, tensor.name):
             return name
-    if (is_embedding or is_output) and not rules.pure:
-        better = RECIPE.get(rules.base, rules.base)
-        return better if better in CB_TYPES or tensor.k % block_size(better) == 0 else rules.base
-    return rules.base
+    return None
+
+
+def _wanted(tensor: SourceTensor, rules: Rules, layers: int) -> str:
+    """The type that the base gives, before the shape is looked at."""
+    if tensor.name in rules.solved:
+        return rules.solved[tensor.name]
+    base = rules.base.removesuffix("_m")
+    better = base
+    if tensor.name in (EMBEDDING, OUTPUT) and not rules.pure:
+        better = RECIPE.get(base, base)
+    elif rules.base in MIXES:
+        first = re.fullmatch(FIRST, tensor.name)
+        if re.fullmatch(VALUES, tensor.name):
+            better = RECIPE[base]
+        elif first and int(first[1]) < max(1, layers // FIRST_LAYERS):
+            better = STEP[base]
+    return better if better in CB_TYPES or tensor.k % block_size(better) == 0 else base
 
 
 def block_size(name: str) -> int:
@@ -114,7 +139,7 @@ def block_size(name: str) -> int:
     return GGML_QUANT_SIZES[GGMLQuantizationType[name.upper()]][0]
 
 
-def _fit(tensor: SourceTensor, wanted: str) -> Planned:
+def fit(tensor: SourceTensor, wanted: str) -> Planned:
     """The wanted type, or Q8_0, or F16: the first that can hold rows of this length."""
     for name in (wanted, "q8_0", "f16"):
         fmt = _cb_format(name, tensor) if name in CB_TYPES else None

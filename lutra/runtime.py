@@ -90,6 +90,7 @@ class Model:
                 f"{path}: no context of {params.n_ctx} tokens: {self._reason()}; try a smaller --ctx"
             )
         self.path = path
+        self.n_vocab: int = api.llama_vocab_n_tokens(self._vocab)
         self.n_ctx: int = params.n_ctx  # llama.cpp rounds its own up
         self._memory = api.llama_get_memory(self._ctx)
         self._cached: list[int] = []  # the tokens in the KV cache
@@ -142,6 +143,28 @@ class Model:
             buffer = ctypes.create_string_buffer(-n)
             n = self._api.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         return buffer.raw[:n]
+
+    # ---- prediction ------------------------------------------------------------------------
+
+    def logits(self, tokens: list[int]) -> Any:
+        """What is predicted after each of ``tokens`` (at most 512), a sequence of its own.
+
+        A pointer to (tokens, ``n_vocab``) floats, valid until the next call.
+        """
+        api, n = self._api, len(tokens)
+        self._cached.clear()
+        api.llama_memory_clear(self._memory, True)
+        batch = api.llama_batch_init(n, 0, 1)
+        try:
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, i, True
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.n_tokens = n
+            if code := api.llama_decode(self._ctx, batch):
+                raise LutraError(f"{self.path}: computing failed ({code}): {self._reason()}")
+        finally:
+            api.llama_batch_free(batch)
+        return api.llama_get_logits(self._ctx)
 
     # ---- generation ------------------------------------------------------------------------
 
