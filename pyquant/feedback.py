@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -30,10 +30,10 @@ from pyquant.codebook import Rows, Shape, encode_shape, learn_shape, pack
 
 DAMPING = 0.01  # of the Hessian's mean diagonal: what the calibration text does not show still counts
 WIDEST = 4096  # columns of a Hessian
-SAMPLE = 1 << 20  # weights that the library is learned from
+SAMPLE = 1 << 21  # weights that the library is learned from
 SLAB = 1 << 22  # weights encoded at a time
 SLICE = 256  # rows per call of BLAS
-CG_STEPS = 5  # of conjugate gradients per refit of a library
+CG_STEPS = 8  # of conjugate gradients per refit of a library
 ROUNDS = 1
 
 Array = NDArray[np.float32]
@@ -106,7 +106,7 @@ def quantize(
     problem = _Problem.of(w, hessian, fmt)
     pieces: dict[tuple[int, int], _Piece] = {}
     if library is None:
-        library, pieces = _learn_library(problem, row_weight, seed, threads)
+        library, pieces = _learn_library(problem, row_weight, rounds, seed, threads)
     return _encode(problem, library, pieces, rounds, threads)
 
 
@@ -222,13 +222,16 @@ class Order:
 
 def _factor(h: NDArray[np.float64], pair: int) -> tuple:
     """h = U U^T = A D A^T, batched: U upper and A unit upper triangular, D in rows of blocks (k, pair)."""
-    k = h.shape[-1]
     u = np.linalg.cholesky(h[..., ::-1, ::-1])[..., ::-1, ::-1]
+    k = u.shape[-1]
     n = np.arange(k // pair)
     blocks = u.reshape(*u.shape[:-2], k // pair, pair, k // pair, pair)[..., n, :, n, :]
     blocks = np.moveaxis(blocks, 0, -3)
-    columns = u.reshape(*u.shape[:-1], k // pair, pair)
-    a = np.einsum("...rnc,...ncd->...rnd", columns, np.linalg.inv(blocks)).reshape(u.shape)
+    inverse = np.linalg.inv(blocks)
+    a = np.empty(u.shape)
+    for i in range(pair):
+        parts = (u[..., c::pair] * inverse[..., None, :, c, i] for c in range(i + 1))
+        a[..., i::pair] = sum(parts)
     d = (blocks @ np.swapaxes(blocks, -1, -2)).reshape(*u.shape[:-2], k, pair)
     return u, a, d
 
@@ -312,7 +315,7 @@ class _Piece:
     h: Array  # damped
     order: Order
     state: _Codes
-    loss: float = np.inf  # sum of e h e^T
+    losses: list[float] = field(default_factory=list)  # sum of e h e^T after every pass
 
     @classmethod
     def nearest(
@@ -343,7 +346,7 @@ class _Piece:
         ):  # fmt: skip
             raise MemoryError(f"encoding {work.size} weights")
         m.codes, m.selectors = order.undo(codes, selectors)
-        self.loss = float(loss.sum())
+        self.losses.append(float(loss.sum()))
 
     def refit_scales(self, library: NDArray[np.int8], threads: int) -> None:
         """The scales of each row by least squares; those that would vanish stay as they are."""
@@ -370,41 +373,40 @@ def _encode(
     rounds: int,
     threads: int,
 ) -> Encoded:
-    """``pieces``: those that had their first pass, by expert and block; whole, or none."""
+    """``pieces``: what the sample became, by expert and block, if it is the whole matrix; else none."""
     n, k = p.w.shape
     fmt = p.fmt
-    result = Encoded(
-        fmt, np.empty((n, k // fmt.pair), np.uint8), np.empty((n, k // GROUP), np.uint16),
-        np.empty((n, k // fmt.sb), np.float16), library, [0.0] * (1 + rounds),
-    )  # fmt: skip
+    shape = Shape.of(fmt)
+    codes = np.empty((n, k // fmt.pair), np.uint8)
+    selectors = np.empty((n, k // GROUP), np.uint16)
+    d = np.empty((n, k // fmt.sb), np.float16)
+    losses = np.zeros(1 + rounds)
     total = 0.0
     for expert, own in enumerate(p.experts()):
         for block, columns in enumerate(p.blocks):
             h = p.damped(expert, block)
-            order = Order.by_energy(np.ascontiguousarray(np.diag(h)), Shape.of(fmt))
-            forward = None if pieces else _forward(h, order, Shape.of(fmt))
-            descent = _descent(h, order, Shape.of(fmt))
+            if not pieces:
+                order = Order.by_energy(np.ascontiguousarray(np.diag(h)), shape)
+                forward, descent = _forward(h, order, shape), _descent(h, order, shape)
             step = own.stop - own.start if pieces else max(1, SLAB // len(h))
             for start in range(own.start, own.stop, step):
                 rows = slice(start, min(start + step, own.stop))
-                if forward:
+                if pieces:
+                    piece = pieces[expert, block]
+                else:
                     w = np.ascontiguousarray(p.read(rows)[:, columns])
                     piece = _Piece.nearest(w, h, order, library, fmt, threads)
                     piece.encode(forward, library, again=False, threads=threads)
-                else:
-                    piece = pieces[expert, block]
-                result.loss[0] += piece.loss
-                for i in range(rounds):
-                    piece.refit_scales(library, threads)
-                    piece.encode(descent, library, again=True, threads=threads)
-                    result.loss[1 + i] += piece.loss
+                    for _ in range(rounds):
+                        piece.refit_scales(library, threads)
+                        piece.encode(descent, library, again=True, threads=threads)
+                losses += piece.losses
                 total += float(np.vdot(multiply(piece.w, h, threads), piece.w))
                 m = piece.state
-                result.codes[rows, columns.start // fmt.pair : columns.stop // fmt.pair] = m.codes
-                result.selectors[rows, columns.start // GROUP : columns.stop // GROUP] = m.selectors
-                result.d[rows, columns.start // fmt.sb : columns.stop // fmt.sb] = m.d
-    result.loss = [x / (total or 1.0) for x in result.loss]
-    return result
+                codes[rows, columns.start // fmt.pair : columns.stop // fmt.pair] = m.codes
+                selectors[rows, columns.start // GROUP : columns.stop // GROUP] = m.selectors
+                d[rows, columns.start // fmt.sb : columns.stop // fmt.sb] = m.d
+    return Encoded(fmt, codes, selectors, d, library, (losses / (total or 1.0)).tolist())
 
 
 # ---- the library ---------------------------------------------------------------------------
@@ -431,9 +433,9 @@ def _sample(p: _Problem, row_weight: Array | None) -> tuple[NDArray[np.intp], Ar
 
 
 def _learn_library(
-    p: _Problem, row_weight: Array | None, seed: int, threads: int
+    p: _Problem, row_weight: Array | None, rounds: int, seed: int, threads: int
 ) -> tuple[NDArray[np.int8], dict[tuple[int, int], _Piece]]:
-    """The library, and the encoded pieces if the sample is the whole matrix."""
+    """The library, and the pieces of the sample by expert and block if it is the whole matrix."""
     shape = Shape.of(p.fmt)
     rows, weight = _sample(p, row_weight)
     w = np.concatenate([p.read(slice(r, r + 1)) for r in rows])
@@ -453,7 +455,11 @@ def _learn_library(
             piece.encode(_forward(h, order, shape), library, again=False, threads=threads)
             pieces[e, b] = piece
             weights.append(weight[own, None])
-    library = _refit_library(list(pieces.values()), weights, library, threads)
+    for _ in range(rounds):
+        library = _refit_library(list(pieces.values()), weights, library, threads)
+        for piece in pieces.values():
+            piece.refit_scales(library, threads)
+            piece.encode(_descent(piece.h, piece.order, shape), library, again=True, threads=threads)
     return library, pieces if len(rows) == p.w.shape[0] else {}
 
 

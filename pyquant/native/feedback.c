@@ -36,7 +36,7 @@ enum {
 
 // The tables that the coarse search finds best, the nearest first; those of equal error in the library's
 // order.
-static void shortlist(const uint16_t *error, int tables, uint16_t *list) {
+INLINE void shortlist(const uint16_t *error, int tables, uint16_t *list) {
     uint32_t key[LUTRA_MAX_TABLES];
     for (int t = 0; t < tables; t++) {
         key[t] = (uint32_t)error[t] << 16 | (uint32_t)t;
@@ -219,9 +219,11 @@ INLINE float solve(int pair, int entries, const float *tables, const uint16_t *l
 
 // One call per member of the family: its numbers are constants where loops over entries are unrolled.
 LUTRA_CLONES
-static float solve_group(const struct lutra_shape *shape, const float *tables, const uint16_t *list,
+static float solve_group(const struct lutra_shape *shape, const float *tables, const uint16_t *coarse,
                          const struct lutra_group_form *f, const float *c, uint16_t *selector,
                          uint8_t *codes) {
+    uint16_t list[SHORTLIST];
+    shortlist(coarse, shape->tables, list);
     if (shape->pair == 2) {
         return solve(2, 16, tables, list, f, c, selector, codes);
     }
@@ -270,14 +272,13 @@ static float search_group(const struct feedback *p, const struct lutra_group_for
                           uint16_t *selector, uint8_t *codes) {
     const int pair = p->shape->pair, points = GROUP / pair;
     float x[GROUP], weight[GROUP];
-    uint16_t error[LUTRA_MAX_TABLES], list[SHORTLIST];
+    uint16_t coarse[LUTRA_MAX_TABLES];
     for (int j = 0; j < GROUP; j++) {
         x[j % pair * points + j / pair] = c[j];
         weight[j % pair * points + j / pair] = f->weight[j][j % pair];
     }
-    lutra_search_coarse(p->search, x, weight, error);
-    shortlist(error, p->shape->tables, list);
-    return solve_group(p->shape, p->tables, list, f, c, selector, codes);
+    lutra_search_coarse(p->search, x, weight, coarse);
+    return solve_group(p->shape, p->tables, coarse, f, c, selector, codes);
 }
 
 static void encode_tile(void *context, int64_t tile) {
