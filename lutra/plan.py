@@ -28,13 +28,11 @@ STOCK_TYPES = (
 # to BF16 (measured): 0.030, with CB4 embeddings 0.044, IQ4_NL 0.042.
 RECIPE = {"cb2": "cb4", "cb3": "cb4", "cb4": "q6_k"}
 
-# The mixes give more bits to these too: the values of attention, small matrices whose errors cost ten times
-# as much per weight as others' (measured on two models), as much as embeddings; and a step for what writes to
-# the residual stream in the first layers, where errors pass through all others.
-VALUES = r"blk\.\d+\.attn_v\.weight"
-FIRST = r"blk\.(\d+)\.(attn_output|ffn_down|ffn_down_exps)\.weight"
+# The mixes give more bits where errors cost most per weight (measured on two models): as many as the output
+# gets to the values of attention, small matrices, ten times as sensitive as others; a step to the
+# embeddings, and to the first layer, whose errors pass through all others.
+VALUES = re.compile(r"blk\.\d+\.attn_v\.weight")
 STEP = {"cb2": "cb3", "cb3": "cb4", "cb4": "q5_k"}
-FIRST_LAYERS = 8  # one in so many is among the first
 
 # For --dry-run's estimate only: weights per second and thread (one Zen 4 core), bytes.
 SPEED, PEAK_MEMORY = 4e6, 300 << 20
@@ -97,8 +95,7 @@ def parse_tensor_type(text: str) -> tuple[str, str]:
 def plan(tensors: Sequence[SourceTensor], rules: Rules) -> list[Planned]:
     """The type of every tensor, in order. Raises LutraError for a type that does not exist."""
     tied = all(tensor.name != OUTPUT for tensor in tensors)
-    layers = 1 + max((int(n) for t in tensors for n in re.findall(r"^blk\.(\d+)\.", t.name)), default=0)
-    return [fit(t, override(t, rules, tied) or _wanted(t, rules, layers)) for t in tensors]
+    return [fit(tensor, override(tensor, rules, tied) or _wanted(tensor, rules)) for tensor in tensors]
 
 
 def override(tensor: SourceTensor, rules: Rules, tied: bool) -> str | None:
@@ -117,20 +114,19 @@ def override(tensor: SourceTensor, rules: Rules, tied: bool) -> str | None:
     return None
 
 
-def _wanted(tensor: SourceTensor, rules: Rules, layers: int) -> str:
+def _wanted(tensor: SourceTensor, rules: Rules) -> str:
     """The type that the base gives, before the shape is looked at."""
     if tensor.name in rules.solved:
         return rules.solved[tensor.name]
     base = rules.base.removesuffix("_m")
     better = base
-    if tensor.name in (EMBEDDING, OUTPUT) and not rules.pure:
-        better = RECIPE.get(base, base)
-    elif rules.base in MIXES:
-        first = re.fullmatch(FIRST, tensor.name)
-        if re.fullmatch(VALUES, tensor.name):
+    if rules.base in MIXES:
+        if tensor.name == OUTPUT or VALUES.fullmatch(tensor.name):
             better = RECIPE[base]
-        elif first and int(first[1]) < max(1, layers // FIRST_LAYERS):
+        elif tensor.name == EMBEDDING or tensor.name.startswith("blk.0."):
             better = STEP[base]
+    elif tensor.name in (EMBEDDING, OUTPUT) and not rules.pure:
+        better = RECIPE.get(base, base)
     return better if better in CB_TYPES or tensor.k % block_size(better) == 0 else base
 
 

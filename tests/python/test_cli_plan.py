@@ -32,13 +32,14 @@ def test_recipe_gives_embeddings_and_output_more_bits():
     assert types([EMBEDDING, OUTPUT, UP], Rules("cb2", pure=True)) == ["CB2", "CB2", "CB2"]
 
 
-def test_mixes_give_more_to_values_and_to_the_first_layers():
+def test_mixes_give_more_to_values_embeddings_and_the_first_layer():
     tensors = [
         EMBEDDING,
+        OUTPUT,
         *(
-            tensor(f"blk.{layer}.{role}.weight", 512, 256)
-            for layer in range(16)
-            for role in ("attn_v", "attn_q", "attn_output", "ffn_down")
+            tensor(f"blk.{i}.{role}.weight", 512, 256)
+            for i in (0, 10)
+            for role in ("attn_v", "attn_q", "ffn_up")
         ),
     ]
     for mix, base, step, better in (
@@ -46,8 +47,7 @@ def test_mixes_give_more_to_values_and_to_the_first_layers():
         ("cb3_m", "CB3", "CB4", "CB4"),
         ("cb4_m", "CB4", "Q5_K", "Q6_K"),
     ):
-        expected = [better, *[better, base, step, step] * 2, *[better, base, base, base] * 14]
-        assert types(tensors, Rules(mix)) == expected
+        assert types(tensors, Rules(mix)) == [step, better, better, step, step, better, base, base]
         assert types(tensors[:1], Rules(mix, tensor_types=[("token", "q8_0")])) == ["Q8_0"]
     assert types([tensor("blk.0.attn_v.weight", 512, 448)], Rules("cb4_m")) == ["CB4_64"]  # Q6_K needs 256s
 
