@@ -28,7 +28,7 @@ from gguf_tools.types import GROUP, CBFormat
 from pyquant._native import ffi, native, pointer, thread_count
 from pyquant.codebook import Rows, Shape, encode_shape, learn_shape, pack
 
-DAMPING = 0.01  # of the Hessian's mean diagonal: what the calibration text does not show still counts
+DAMPING = 0.3  # of the mean diagonal: what the calibration text does not show counts in other texts
 WIDEST = 4096  # columns of a Hessian
 SAMPLE = 1 << 21  # weights that the library is learned from
 SLAB = 1 << 22  # weights encoded at a time

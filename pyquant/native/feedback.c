@@ -231,14 +231,18 @@ static float solve_group(const struct lutra_shape *shape, const float *tables, c
                             : solve(1, 16, tables, list, f, c, selector, codes);
 }
 
-// to[k] += x[GROUP] * m[GROUP][k]
+// to[row][k] += x[row][GROUP] * m[GROUP][k] for four rows, rows of m `stride` apart.
 LUTRA_CLONES
-static void add_rows(int64_t k, const float *x, const float *m, int64_t stride, float *to) {
+static void add_rows(int64_t k, const float (*x)[GROUP], const float *restrict m, int64_t stride,
+                     float *restrict t0, float *restrict t1, float *restrict t2, float *restrict t3) {
     for (int i = 0; i < GROUP; i += 4) {
         const float *m0 = m + i * stride, *m1 = m0 + stride, *m2 = m1 + stride, *m3 = m2 + stride;
-        const float x0 = x[i], x1 = x[i + 1], x2 = x[i + 2], x3 = x[i + 3];
+        const float *x0 = x[0] + i, *x1 = x[1] + i, *x2 = x[2] + i, *x3 = x[3] + i;
         for (int64_t c = 0; c < k; c++) {
-            to[c] += (x0 * m0[c] + x1 * m1[c]) + (x2 * m2[c] + x3 * m3[c]);
+            t0[c] += (x0[0] * m0[c] + x0[1] * m1[c]) + (x0[2] * m2[c] + x0[3] * m3[c]);
+            t1[c] += (x1[0] * m0[c] + x1[1] * m1[c]) + (x1[2] * m2[c] + x1[3] * m3[c]);
+            t2[c] += (x2[0] * m0[c] + x2[1] * m1[c]) + (x2[2] * m2[c] + x2[3] * m3[c]);
+            t3[c] += (x3[0] * m0[c] + x3[1] * m1[c]) + (x3[2] * m2[c] + x3[3] * m3[c]);
         }
     }
 }
@@ -281,77 +285,100 @@ static float search_group(const struct feedback *p, const struct lutra_group_for
     return solve_group(p->shape, p->tables, coarse, f, c, selector, codes);
 }
 
+static void group_error(const struct feedback *p, int64_t row, int64_t g, float *e) {
+    const int64_t at = row * (p->k / GROUP) + g;
+    look_up(p, p->selectors[at], p->codes + at * (GROUP / p->shape->pair), p->d[at], e);
+    for (int j = 0; j < GROUP; j++) {
+        e[j] = p->w[at * GROUP + j] - e[j];
+    }
+}
+
+// Encodes a group, state [GROUP] being what other errors do to it. change [GROUP]: of its errors; a group
+// that is new had none before.
+static void encode_group(struct feedback *p, int64_t row, int64_t g, const float *state, float *change) {
+    const struct lutra_group_form *f = &p->forms[g];
+    const int points = GROUP / p->shape->pair;
+    const int64_t at = row * (p->k / GROUP) + g;
+    const float d = p->d[at], inverse = d > 0.0f ? 1.0f / d : 0.0f;
+    uint8_t *codes = p->codes + at * points, code[GROUP];
+    uint16_t selector;
+    float c[GROUP] = {0}, before[GROUP], old = 3e38f;
+    for (int i = 0; i < GROUP; i++) {
+        for (int j = 0; j < GROUP; j++) {
+            c[j] += state[i] * f->inverse[i][j];
+        }
+    }
+    if (p->again) {
+        look_up(p, p->selectors[at], codes, d, before);
+        old = 0.0f;
+        for (int j = 0; j < GROUP; j++) {
+            old += c[j] * state[j];
+        }
+    } else {
+        memcpy(before, p->w + at * GROUP, sizeof before);
+    }
+    for (int j = 0; j < GROUP; j++) {
+        c[j] = (c[j] + before[j]) * inverse;
+        change[j] = 0.0f;
+    }
+    float error = search_group(p, f, c, &selector, code) * d * d;
+    if (d > 0.0f && p->again && error >= old) {
+        return;
+    }
+    p->loss[row] += error;
+    p->selectors[at] = selector;
+    memcpy(codes, code, points);
+    look_up(p, selector, code, d, change);
+    for (int j = 0; j < GROUP; j++) {
+        change[j] = before[j] - change[j];
+    }
+}
+
+// What the changed errors of a tile's group do to the columns from `from` on.
+static void spread(const struct feedback *p, int64_t g, int64_t from, const float (*change)[GROUP],
+                   float *state) {
+    const int64_t k = p->k;
+    for (int r = 0; r < TILE; r += 4) {
+        float *to = state + r * k + from;
+        add_rows(k - from, change + r, p->coupling + g * GROUP * k + from, k, to, to + k, to + 2 * k,
+                 to + 3 * k);
+    }
+}
+
 static void encode_tile(void *context, int64_t tile) {
     struct feedback *p = context;
     const int64_t k = p->k, groups = k / GROUP, first = tile * TILE;
-    const int rows = (int)(p->rows - first < TILE ? p->rows - first : TILE), points = GROUP / p->shape->pair;
+    const int rows = (int)(p->rows - first < TILE ? p->rows - first : TILE);
     float *state = calloc((size_t)TILE * k, sizeof *state); // of a row: what other groups' errors do to it
     if (!state) {
         p->failed = true;
         return;
     }
+    float change[TILE][GROUP] = {{0}}; // of a group's errors
     if (p->again) {
         for (int64_t g = 0; g < groups; g++) {
             for (int r = 0; r < rows; r++) {
-                const int64_t row = first + r, at = row * groups + g;
-                float q[GROUP];
-                look_up(p, p->selectors[at], p->codes + at * points, p->d[at], q);
-                for (int j = 0; j < GROUP; j++) {
-                    q[j] = p->w[row * k + g * GROUP + j] - q[j];
-                }
-                add_rows(k, q, p->coupling + g * GROUP * k, k, state + r * k);
+                group_error(p, first + r, g, change[r]);
             }
+            spread(p, g, 0, change, state);
         }
     }
     for (int r = 0; r < rows; r++) {
         p->loss[first + r] = 0.0;
     }
     for (int64_t g = 0; g < groups; g++) {
-        const struct lutra_group_form *f = &p->forms[g];
         for (int r = 0; r < rows; r++) {
-            const int64_t row = first + r, at = row * groups + g;
-            const float *w = p->w + row * k + g * GROUP, d = p->d[at], inverse = d > 0.0f ? 1.0f / d : 0.0f;
-            uint8_t *codes = p->codes + at * points, code[GROUP];
-            uint16_t selector;
-            float c[GROUP] = {0}, before[GROUP], after[GROUP], old = 3e38f;
-            add_rows(GROUP, state + r * k + g * GROUP, &f->inverse[0][0], GROUP, c);
-            if (p->again) {
-                look_up(p, p->selectors[at], codes, d, before);
-                old = 0.0f;
-                for (int j = 0; j < GROUP; j++) {
-                    old += c[j] * state[r * k + g * GROUP + j];
-                }
-            } else {
-                memcpy(before, w, sizeof before);
-            }
-            for (int j = 0; j < GROUP; j++) {
-                c[j] = (c[j] + before[j]) * inverse;
-            }
-            float error = search_group(p, f, c, &selector, code) * d * d;
-            if (d > 0.0f && p->again && error >= old) {
-                continue;
-            }
-            p->loss[row] += error;
-            p->selectors[at] = selector;
-            memcpy(codes, code, points);
-            look_up(p, selector, code, d, after);
-            for (int j = 0; j < GROUP; j++) {
-                after[j] = before[j] - after[j]; // a group that is new had no error before
-            }
-            const int64_t from = p->again ? 0 : (g + 1) * GROUP;
-            add_rows(k - from, after, p->coupling + g * GROUP * k + from, k, state + r * k + from);
+            encode_group(p, first + r, g, state + r * k + g * GROUP, change[r]);
         }
+        spread(p, g, p->again ? 0 : (g + 1) * GROUP, change, state);
     }
     for (int r = 0; r < rows && p->again; r++) { // the state is e H now
-        const int64_t row = first + r;
-        p->loss[row] = 0.0;
+        p->loss[first + r] = 0.0;
         for (int64_t g = 0; g < groups; g++) {
-            const int64_t at = row * groups + g;
-            float q[GROUP];
-            look_up(p, p->selectors[at], p->codes + at * points, p->d[at], q);
+            float e[GROUP];
+            group_error(p, first + r, g, e);
             for (int j = 0; j < GROUP; j++) {
-                const int64_t i = g * GROUP + j;
-                p->loss[row] += (double)((p->w[row * k + i] - q[j]) * state[r * k + i]);
+                p->loss[first + r] += (double)(e[j] * state[r * k + g * GROUP + j]);
             }
         }
     }
