@@ -21,19 +21,19 @@ from gguf_tools.errors import LutraError
 from gguf_tools.types import ROWS, CBFormat
 from lutra.jobs import Jobs
 from lutra.observe import Observer, Stop
-from lutra.plan import EMBEDDING, OUTPUT, Planned
+from lutra.plan import EMBEDDING, Planned
 from lutra.runtime import Model
 from lutra.template import ChatTemplate, Message
 from lutra.text import warn
 from lutra.workdir import WorkDirectory
-from pyquant.feedback import DAMPING, Encoded, multiply, quantize, slices
+from pyquant.feedback import DAMPING, SLAB, Encoded, column_blocks, multiply, quantize, slices
 
 PIECE = 256  # tokens of a sequence
 TOKENS = 16384  # calibration tokens, at most
 SMALL = 1 << 25  # weights of a model that is done in a minute with twice as many
 SHIFT = 0.5  # of the way from the output behind the quantized layers to the original one
 OUTPUT_SHARE = 0.8  # of tied embeddings' Hessian: blocks make up for errors of inputs, not of outputs
-SLICE_WEIGHTS = 1 << 20  # dequantized at a time
+PRIOR = 512  # tokens of all that count beside the tokens of one expert
 LOGITS = 1 << 28  # predictions that the runtime keeps at most; nobody reads them
 
 Array = NDArray[np.float32]
@@ -108,33 +108,81 @@ def _renderer(model: Model, documents: Sequence[str | list[Message]]) -> Callabl
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the inputs of a matrix: the Hessian X^T X / tokens, and the drift (X0 - X)^T X / tokens."""
+    """Of the inputs of a matrix: the Hessian X^T X / tokens, and the drift (X0 - X)^T X / tokens.
 
+    Both float32 (blocks, b, b), of the ``column_blocks`` of the matrix; zero beyond its last column.
+    """
+
+    tokens: int
     hessian: Array
     drift: Array
 
     @classmethod
-    def of(cls, inputs: Array, original: Array, threads: int) -> Statistics:
+    def of(cls, inputs: Array, original: Array, blocks: Sequence[slice], threads: int) -> Statistics:
         """From inputs (tokens, k) behind the quantized layers and in the original model."""
-        tokens, k = inputs.shape
-        hessian, drift = np.empty((k, k), np.float32), np.empty((k, k), np.float32)
-        difference = original - inputs
+        tokens, b = len(inputs), blocks[0].stop
+        hessian, drift = (np.zeros((len(blocks), b, b), np.float32) for _ in range(2))
+        scale = np.float32(1 / max(tokens, 1))
+        for i, columns in enumerate(blocks):
+            m = columns.stop - columns.start
+            _sums(
+                inputs[:, columns], original[:, columns], hessian[i, :m, :m], drift[i, :m, :m], scale, threads
+            )
+        return cls(tokens, hessian, drift)
 
-        def part(rows: slice) -> None:
-            np.matmul(inputs[:, rows].T, inputs, out=hessian[rows])
-            np.matmul(difference[:, rows].T, inputs, out=drift[rows])
+    def blended(self, prior: Statistics) -> Statistics:
+        """With those of all tokens counting as PRIOR more."""
+        share = np.float32(self.tokens / (self.tokens + PRIOR))
+        hessian = share * self.hessian + (1 - share) * prior.hessian
+        return Statistics(self.tokens, hessian, share * self.drift + (1 - share) * prior.drift)
 
-        slices(k, part, threads)
-        return cls((hessian + hessian.T) / np.float32(2 * tokens), drift / np.float32(tokens))
+    def correction(self, blocks: Sequence[slice]) -> Array:
+        """Adding ``w @ correction``, block by block, moves the outputs of weights w towards those of the
+        original model, as far as these inputs can make up for the drift.
+        """
+        out = np.zeros_like(self.drift)
+        for i, columns in enumerate(blocks):
+            m = columns.stop - columns.start
+            h = self.hessian[i, :m, :m].copy()
+            h[np.diag_indices(m)] += max(DAMPING * h.trace() / m, np.finfo(np.float32).tiny)
+            out[i, :m, :m] = np.float32(SHIFT) * np.linalg.solve(h, self.drift[i, :m, :m].T).T
+        return out
 
-    def targets(self, matrices: Sequence[Array], threads: int) -> list[Array]:
-        """The weights to aim at: ``matrices`` and their drift, as far as these inputs can make up for it."""
-        w = np.concatenate(matrices)
-        h = self.hessian.astype(np.float64)
-        h += DAMPING * np.trace(h) / len(h) * np.eye(len(h))
-        drift = multiply(w, self.drift, threads).astype(np.float64)
-        w += np.float32(SHIFT) * np.linalg.solve(h, drift.T).T.astype(np.float32)
-        return np.split(w, np.cumsum([len(matrix) for matrix in matrices])[:-1])
+
+def _sums(x: Array, original: Array, hessian: Array, drift: Array, scale: np.float32, threads: int) -> None:
+    """x^T x and (original - x)^T x, times ``scale``; of the former, which is symmetric, half is computed."""
+
+    def part(rows: slice) -> None:
+        own = x[:, rows]
+        hessian[rows, rows.start :] = scale * (own.T @ x[:, rows.start :])
+        hessian[rows.start :, rows] = hessian[rows, rows.start :].T
+        drift[rows] = scale * ((original[:, rows] - own).T @ x)
+
+    slices(x.shape[1], part, threads)
+
+
+def targets(p: Planned, corrections: Array | None, threads: int) -> NDArray[np.float16]:
+    """The weights to aim at, (rows, k): those of ``p`` with corrections (experts, blocks, b, b), if any.
+
+    Half precision is a hundred times finer than any codebook, and halves what large matrices take.
+    """
+    assert p.fmt
+    out = np.empty((p.source.rows, p.source.k), np.float16)
+    blocks = column_blocks(p.source.k, p.fmt)
+    rows = len(out) // (1 if corrections is None else len(corrections))
+    step = min(rows, max(1, SLAB // p.source.k))
+    for first in range(0, len(out), rows):
+        for start in range(first, first + rows, step):
+            stop = min(start + step, first + rows)
+            out[start:stop] = w = p.source.read(start, stop)
+            if corrections is None:
+                continue
+            for columns, correction in zip(blocks, corrections[first // rows], strict=True):
+                m = columns.stop - columns.start
+                out[start:stop, columns] = w[:, columns] + multiply(
+                    w[:, columns], correction[:m, :m], threads
+                )
+    return out
 
 
 def survey(model: Path, names: set[str], tokens: Sequence[int], threads: int) -> list[list[str]]:
@@ -159,20 +207,30 @@ def survey(model: Path, names: set[str], tokens: Sequence[int], threads: int) ->
     return groups
 
 
-def embedding_hessian(model: Path, name: str, pieces: Sequence[Sequence[int]], threads: int) -> Array:
-    """For token embeddings ``name`` that are the output matrix as well: of what the original model multiplies
-    them by, and the identity for their part as inputs, of which nothing is known.
+def embedding_hessian(
+    model: Path, p: Planned, pieces: Sequence[Sequence[int]], tied: bool, threads: int
+) -> Array:
+    """For token embeddings, (blocks, b, b): the identity for their part as inputs, of which nothing is known;
+    if they are the output matrix as well, mixed with what the original model multiplies them by.
     """
-    observer = Observer(model, pieces, {name}, threads=threads, predictions=LOGITS, lookups=False)
+    assert p.fmt
+    blocks = column_blocks(p.source.k, p.fmt)
+    identity = np.zeros((len(blocks), blocks[0].stop, blocks[0].stop), np.float32)
+    for block, columns in zip(identity, blocks, strict=True):
+        block[np.diag_indices(columns.stop - columns.start)] = 1
+    if not tied:
+        return identity
+    observer = Observer(model, pieces, {p.source.name}, threads=threads, predictions=LOGITS, lookups=False)
     try:
         for stop in observer:
             assert stop.inputs is not None  # no lookups
-            h = Statistics.of(stop.inputs, stop.inputs, threads).hessian
-            h *= np.float32(OUTPUT_SHARE * len(h) / np.trace(h))
-            return h + np.float32(1 - OUTPUT_SHARE) * np.eye(len(h), dtype=np.float32)
+            h = Statistics.of(stop.inputs, stop.inputs, blocks, threads).hessian
+            h *= np.float32(OUTPUT_SHARE * p.source.k / np.trace(h, axis1=1, axis2=2).sum())
+            h += np.float32(1 - OUTPUT_SHARE) * identity
+            return h
     finally:
         observer.close()
-    raise LutraError(f"{model}: the graph does not multiply by {name}")
+    raise LutraError(f"{model}: the graph does not multiply by {p.source.name}")
 
 
 def calibrate(
@@ -183,58 +241,108 @@ def calibrate(
     work: WorkDirectory,
     jobs: Jobs,
     *,
+    tied: bool,
     seed: int,
     threads: int,
 ) -> Iterator[Planned]:
     """Quantize the matrices in ``groups`` (of ``survey``) into ``work``; yields each as it is finished.
 
-    ``model`` is their source as an F16 GGUF. What is in ``work`` already is not done again: the graph goes
-    on with it.
+    ``model`` is their source as an F16 GGUF; ``tied``: its token embeddings are the output matrix too. What
+    ``work`` has is not done again: the graph goes on with it. Warns about experts that no token reached.
     """
     wanted = {name for group in groups for name in group}
     group_of = {group[0]: [planned[name] for name in group] for group in groups}
-    looked_up = None
-    if OUTPUT not in planned and EMBEDDING in wanted and EMBEDDING not in work:
-        looked_up = embedding_hessian(model, EMBEDDING, pieces, threads)
+    embedding = None
+    if EMBEDDING in wanted and EMBEDDING not in work:
+        embedding = embedding_hessian(model, planned[EMBEDDING], pieces, tied, threads)
     original, quantized = (
         Observer(model, pieces, wanted, threads=threads, predictions=LOGITS) for _ in range(2)
     )
+    idle: list[str] = []
     try:
         for before, now in zip(original, quantized, strict=True):
             group = group_of.pop(now.name, [])  # tied embeddings come again as the output matrix
             left = [p for p in group if p.source.name not in work]
             if left:
-                calls = [
-                    (w, hessian, p.fmt, seed)
-                    for p, w, hessian in _problems(before, now, group, looked_up, threads)
-                    if p in left
-                ]
-                results = jobs.run(_quantize, calls, at_once=len(calls))
+                hessian, corrections = _problem(before, now, group[0], embedding, threads)
+                calls = (
+                    (p.source.name, targets(p, corrections, threads), hessian, p.fmt, seed) for p in left
+                )
+                results = jobs.run(encode, calls, at_once=len(left))
                 for p, encoded in zip(left, results, strict=True):
                     parts = encoded.strips(threads), encoded.library
                     work.save(p.source.name, parts, encoded.loss[-1])
+                del hessian, corrections
+            if now.experts is not None and group:
+                idle += [f"{p.source.name} {e}" for p in group for e in _idle(now.experts, p)]
             yield from group
             now.replace(dequantized(planned[now.name], work.load(now.name)[0]))
     finally:
         original.close()
         quantized.close()
+    if idle:
+        warn(f"experts that no token reached, calibrated with the tokens of all: {', '.join(idle)}")
 
 
-def _problems(
-    before: Stop, now: Stop, group: Sequence[Planned], looked_up: Array | None, threads: int
-) -> list[tuple[Planned, Array, Array]]:
-    """For each matrix of a group the weights to aim at and the Hessian."""
-    matrices = [p.source.read() for p in group]
+def encode(
+    name: str, target: NDArray[np.float16], hessian: Array, fmt: CBFormat, seed: int, *, threads: int
+) -> Encoded:
+    """The job: ``quantize``. Raises LutraError with the tensor's name for what cannot be encoded."""
+    try:
+        return quantize(target, hessian, fmt, seed=seed, threads=threads)
+    except ValueError as error:
+        raise LutraError(f"tensor {name!r}: {error}") from None
+
+
+def _problem(
+    before: Stop, now: Stop, p: Planned, embedding: Array | None, threads: int
+) -> tuple[Array, Array | None]:
+    """Hessian and corrections of ``p`` and of all with the same inputs.
+
+    Per expert in a stack, where an expert of few tokens leans on those of all.
+    """
     if now.inputs is None or before.inputs is None:
-        hessian = np.eye(matrices[0].shape[1], dtype=np.float32) if looked_up is None else looked_up
-    else:
-        statistics = Statistics.of(now.inputs, before.inputs, threads)
-        hessian, matrices = statistics.hessian, statistics.targets(matrices, threads)
-    return [(p, w, hessian) for p, w in zip(group, matrices, strict=True)]
+        assert embedding is not None  # the only matrix that is looked up
+        return embedding if len(embedding) > 1 else embedding[0], None
+    assert p.fmt
+    blocks = column_blocks(p.source.k, p.fmt)
+    originals = _originals(before, now)
+    every = Statistics.of(now.inputs, originals, blocks, threads)
+    if now.experts is None:
+        hessian = every.hessian if len(blocks) > 1 else every.hessian[0]
+        return hessian, every.correction(blocks)[None]
+    shape = (p.source.shape[0], *every.hessian.shape)
+    hessian, corrections = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    for expert in range(len(hessian)):
+        token, slot = np.nonzero(now.experts == expert)
+        per_token = len(now.inputs) // len(now.experts)
+        rows = token * per_token + (slot if per_token > 1 else 0)
+        own = Statistics.of(now.inputs[rows], originals[rows], blocks, threads).blended(every)
+        hessian[expert], corrections[expert] = own.hessian, own.correction(blocks)
+    return hessian if len(blocks) > 1 else hessian[:, 0], corrections
 
 
-def _quantize(w: Array, hessian: Array, fmt: CBFormat, seed: int, *, threads: int) -> Encoded:
-    return quantize(w, hessian, fmt, seed=seed, threads=threads)
+def _originals(before: Stop, now: Stop) -> Array:
+    """The inputs of the original model, row by row beside those of ``now``.
+
+    Where each expert has inputs of its own and the original model asked another expert, there are none: then
+    those of ``now``, which is no drift.
+    """
+    assert now.inputs is not None
+    assert before.inputs is not None
+    if now.experts is None or before.experts is None or len(now.inputs) == len(now.experts):
+        return before.inputs
+    used = now.experts.shape[1]
+    same = now.experts[:, :, None] == before.experts[:, None, :]
+    token, slot = np.nonzero(same.any(axis=2))
+    out = now.inputs.copy()
+    out[token * used + slot] = before.inputs[token * used + same.argmax(axis=2)[token, slot]]
+    return out
+
+
+def _idle(experts: NDArray[np.int32], p: Planned) -> list[int]:
+    """The experts of a stack that no token reached."""
+    return np.setdiff1d(np.arange(p.source.shape[0]), experts).tolist()
 
 
 def dequantized(p: Planned, data: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -243,7 +351,7 @@ def dequantized(p: Planned, data: NDArray[np.uint8]) -> NDArray[np.float16]:
     k, row_bytes = p.source.k, p.fmt.row_bytes(p.source.k)
     library = data[p.source.rows * row_bytes :]
     out = np.empty((p.source.rows, k), np.float16)
-    step = max(ROWS, SLICE_WEIGHTS // k // ROWS * ROWS)
+    step = max(ROWS, SLAB // k // ROWS * ROWS)
     for start in range(0, len(out), step):
         rows = out[start : start + step]
         strips = data[start * row_bytes : (start + len(rows)) * row_bytes]

@@ -219,6 +219,7 @@ def calibrate_codebooks(
 ) -> None:
     """Finish in ``work`` what can be calibrated of ``codebooks``; warns when the model cannot be."""
     from lutra.calibrate import calibrate, read_pieces, survey
+    from lutra.plan import OUTPUT
     from lutra.runtime import Model
 
     planned = {p.source.name: p for p in codebooks}
@@ -234,7 +235,10 @@ def calibrate_codebooks(
     pieces = read_pieces(args.calibration, tokenizer, sum(t.rows * t.k for t in source.tensors))
     print(f"lutra: calibrating with {sum(map(len, pieces))} tokens of {args.calibration}", file=sys.stderr)
     with progress(sum(planned[name].weights for group in groups for name in group), "w") as bar:
-        for p in calibrate(model, groups, planned, pieces, work, jobs, seed=args.seed, threads=args.threads):
+        tied = all(tensor.name != OUTPUT for tensor in source.tensors)
+        for p in calibrate(
+            model, groups, planned, pieces, work, jobs, tied=tied, seed=args.seed, threads=args.threads
+        ):
             bar.set_postfix_str(f"{p.source.name} {decibel(work.load(p.source.name)[1])}")
             bar.update(p.weights)
     if model.parent == work.path:

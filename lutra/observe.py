@@ -72,9 +72,9 @@ class Stop:
     _own: NDArray[np.float16] | None = None
     _original: int = 0
 
-    def replace(self, weights: NDArray[np.float32]) -> None:
+    def replace(self, weights: NDArray[np.float16]) -> None:
         """Let the graph use other weights (rows, k) until the next stop."""
-        self._own = np.ascontiguousarray(weights, np.float16)
+        self._own = np.ascontiguousarray(weights)
         self._original, self._weight.data = self._weight.data, self._own.ctypes.data
 
     def restore(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
-from cli_runner import TINY_CHAT, lutra, require_built
+from cli_runner import TINY_CHAT, killed_after, lutra, require_built
+from gguf_samples import random_model, u32
 
 from gguf_tools.source import open_source
 from lutra.observe import Observer
@@ -67,7 +69,7 @@ def test_inputs_are_what_the_model_computes(f16):
 
 def test_replaced_weights_count_and_only_once(f16):
     name = "blk.0.ffn_down.weight"
-    zeros = np.zeros((256, 768), np.float32)
+    zeros = np.zeros((256, 768), np.float16)
     before = observe(f16, [name, "blk.1.attn_q.weight"])
     after = observe(f16, [name, "blk.1.attn_q.weight"], {name: zeros})
     again = observe(f16, [name, "blk.1.attn_q.weight"])
@@ -92,6 +94,113 @@ def test_two_bits_that_answer(tmp_path, tiny_chat):
         for model in (tiny_chat("cb2"), path)
     ]
     assert right[1] >= len(QUESTIONS) // 2 > 2 * right[0]
+
+
+# ---- a mixture of experts with random weights, one of which is never asked -----------------------
+
+EXPERTS, HIDDEN = 5, 256
+TEXT = "The old man said to the boy that the sea was calm, and that the night would be long and cold. "
+ROUTER = "blk.0.ffn_gate_inp.weight"
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """One layer; the rows of the router are u, -u, v, -v and 0: two of the first four win."""
+    require_built("llama-perplexity")
+    metadata = open_source(TINY_CHAT).metadata | {
+        "llama.block_count": u32(1),
+        "llama.feed_forward_length": u32(HIDDEN),
+        "llama.expert_count": u32(EXPERTS),
+        "llama.expert_used_count": u32(2),
+    }
+    names = ["attn_q", "attn_k", "attn_v", "attn_output"]
+    shapes = {
+        "token_embd.weight": (4096, HIDDEN),
+        "output_norm.weight": (HIDDEN,),
+        "blk.0.attn_norm.weight": (HIDDEN,),
+        "blk.0.ffn_norm.weight": (HIDDEN,),
+        ROUTER: (EXPERTS, HIDDEN),
+        **{f"blk.0.{name}.weight": (HIDDEN // (2 if name in names[1:3] else 1), HIDDEN) for name in names},
+        **{f"blk.0.ffn_{name}_exps.weight": (EXPERTS, HIDDEN, HIDDEN) for name in ("gate", "up", "down")},
+    }
+    u, v = np.random.default_rng(1).standard_normal((2, HIDDEN))
+    router = {ROUTER: np.stack([u, -u, v, -v, 0 * u])}
+    return random_model(tmp_path_factory.mktemp("mixture") / "mixture.gguf", metadata, shapes, router)
+
+
+@pytest.fixture(scope="module")
+def options(mixture):
+    """What the conversions have in common: the blocks are codebooks, calibrated with a short text."""
+    text = mixture.with_name("text.txt")
+    text.write_text(TEXT * 40)
+    return [mixture, "--type", "f16", "--tensor-type", "blk=cb3", "--calibration", text]
+
+
+@pytest.fixture(scope="module")
+def calibrated(options):
+    path = options[0].with_name("calibrated.gguf")
+    done = lutra("convert", *options, "--threads", 1, "-o", path)
+    assert done.returncode == 0, done.stderr
+    (warning,) = (line for line in done.stderr.splitlines() if "warning" in line)
+    assert warning.endswith(
+        "experts that no token reached, calibrated with the tokens of all: blk.0.ffn_gate_exps.weight 4, "
+        "blk.0.ffn_up_exps.weight 4, blk.0.ffn_down_exps.weight 4"
+    )
+    return path
+
+
+def test_experts_get_the_tokens_of_the_router(mixture, tmp_path):
+    f16 = tmp_path / "f16.gguf"
+    assert lutra("convert", mixture, "--type", "f16", "-o", f16).returncode == 0
+    router = {t.name: t for t in open_source(mixture).tensors}[ROUTER].read()
+    gate, down = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_down_exps.weight"
+    observer = Observer(f16, PIECES, {gate, down}, threads=1, predictions=1 << 20)
+    seen = {stop.name: (stop.inputs.copy(), stop.experts.copy()) for stop in observer}
+    observer.close()
+    inputs, experts = seen[gate]
+    assert inputs.shape == (16, HIDDEN)
+    assert np.array_equal(np.sort(experts), np.sort(np.argsort(inputs @ router.T)[:, -2:]))
+    assert seen[down][0].shape == (32, HIDDEN)  # one row for each token and expert
+    assert np.array_equal(seen[down][1], experts)
+
+
+def test_calibrated_experts_are_better(options, calibrated, tmp_path):
+    plain, f16 = tmp_path / "plain.gguf", tmp_path / "f16.gguf"
+    for arguments in ([*options[:-2], "--no-calibration", "-o", plain], [*options[:3], "-o", f16]):
+        assert lutra("convert", *arguments).returncode == 0
+    divergence = [
+        json.loads(done.stdout)["kld_mean"]
+        for done in (
+            lutra("eval", path, "--text", options[-1], "--base", f16, "--ctx", 128, "--chunks", 4, "--json")
+            for path in (calibrated, plain)
+        )
+    ]
+    assert divergence[0] < 0.7 * divergence[1]
+
+
+def test_a_killed_calibration_goes_on(options, calibrated, tmp_path):
+    output = tmp_path / "resumed.gguf"
+    arguments = [*options, "--threads", 2, "-o", output]
+    killed_after(4, signal.SIGKILL, *arguments)
+    done = lutra("convert", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "going on: " in done.stderr
+    assert output.read_bytes() == calibrated.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def test_a_cluster_gives_the_same_file(options, calibrated, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="no Dask here; pip install '.[dask]'")
+    output = tmp_path / "cluster.gguf"
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        done = lutra(
+            "convert", *options, "--cluster", cluster.scheduler_address, "--threads", 1, "-o", output
+        )
+        assert done.returncode == 0, done.stderr
+    assert output.read_bytes() == calibrated.read_bytes()
+
+
+# ---- what cannot be done -----------------------------------------------------------------------
 
 
 def test_too_little_text(tmp_path):

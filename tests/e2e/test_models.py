@@ -7,9 +7,7 @@ import json
 import numpy as np
 import pytest
 from cli_runner import TINY_CHAT, lutra, require_built
-from gguf import GGUFValueType
-from gguf.gguf_writer import GGUFValue
-from gguf_samples import F32, hf_model, write_gguf
+from gguf_samples import F32, hf_model, random_model, u32, write_gguf
 
 from gguf_tools import layout
 from gguf_tools.inspect import read_info
@@ -18,20 +16,6 @@ from gguf_tools.source import open_source
 from gguf_tools.types import CB_FORMATS
 
 EXPERTS, USED, LAYERS, HIDDEN, FFN = 4, 2, 2, 256, 512
-
-
-def u32(value: int) -> GGUFValue:
-    return GGUFValue(value, GGUFValueType.UINT32)
-
-
-def random_model(path, metadata, shapes):
-    """An F32 GGUF whose activations keep their size from layer to layer: gains of 1, weights 1/sqrt(k)."""
-    rng = np.random.default_rng(0)
-    tensors = {}
-    for name, shape in shapes.items():
-        w = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) / np.sqrt(shape[-1])
-        tensors[name] = (F32, shape, w.astype(np.float32))
-    return write_gguf(path, tensors, metadata)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,24 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 def heed_interrupts() -> None:
     """For ``preexec_fn``: a test run in the background ignores SIGINT, and its children inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def killed_after(count: int, number: int, *args: object) -> subprocess.Popen:
+    """``lutra convert`` with ``args``, stopped by a signal when it has finished ``count`` tensors."""
+    work = args[-1].with_name(f".{args[-1].name}.lutra-work")
+    process = subprocess.Popen(
+        command("convert", *args),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
+    while len(list(work.glob("*.tensor"))) < count:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.said = process.communicate(timeout=60)[1]
+    return process
 
 
 def assert_error(done: subprocess.CompletedProcess, *fragments: str) -> None:

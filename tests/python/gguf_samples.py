@@ -56,6 +56,23 @@ def write_gguf(
     return path
 
 
+def u32(value: int) -> GGUFValue:
+    return GGUFValue(value, T.UINT32)
+
+
+def random_model(path, metadata, shapes, given=None):
+    """An F32 GGUF whose activations keep their size from layer to layer: gains of 1, weights 1/sqrt(k).
+
+    ``given``: tensors that are not random, by name.
+    """
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, shape in shapes.items():
+        w = np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape) / np.sqrt(shape[-1])
+        tensors[name] = (F32, shape, (given or {}).get(name, w).astype(np.float32))
+    return write_gguf(path, tensors, metadata)
+
+
 def cb_tensor(type_id: int, rows: int, k: int, seed: int = 0) -> tuple[int, tuple[int, ...], np.ndarray]:
     """A valid CB tensor for ``write_gguf``."""
     fmt, rng = CB_FORMATS[type_id], np.random.default_rng(seed)

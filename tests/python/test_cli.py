@@ -12,7 +12,16 @@ import time
 
 import numpy as np
 import pytest
-from cli_runner import TINY_CHAT, assert_error, command, environment, heed_interrupts, lutra, require_built
+from cli_runner import (
+    TINY_CHAT,
+    assert_error,
+    command,
+    environment,
+    heed_interrupts,
+    killed_after,
+    lutra,
+    require_built,
+)
 from gguf_samples import F16, METADATA, cb_tensor, hf_model, sample_gguf, write_gguf
 
 from gguf_tools import layout
@@ -268,24 +277,6 @@ def test_an_interrupted_conversion_leaves_nothing(number, code, tmp_path):
     assert process.returncode == code
     assert "Traceback" not in stderr
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def killed_after(count: int, number: int, *args: object) -> subprocess.Popen:
-    """``lutra convert`` with ``args``, stopped by a signal when it has finished ``count`` tensors."""
-    work = args[-1].with_name(f".{args[-1].name}.lutra-work")
-    process = subprocess.Popen(
-        command("convert", *args),
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_interrupts,
-    )
-    while len(list(work.glob("*.tensor"))) < count:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.send_signal(number)
-    process.said = process.communicate(timeout=60)[1]
-    return process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
