@@ -45,9 +45,9 @@ SRC is a Hugging Face directory, a Hugging Face id (user/model), or a GGUF of F3
 T is cb2, cb3 or cb4 (codebooks of 2.3, 3.3 and 4.3 bits per weight), f16, bf16, or any type of
 llama-quantize in lower case, which then does the work. cb2_m, cb3_m and cb4_m give a few small matrices more.
 
---target-bpw and --target-size choose the type of each tensor: noise in one after the other shows what errors
-in it cost, and the types that cost least within the target are taken. It takes a minute or a few more;
---tensor-type and the like stay in force, --dry-run prints the plan only.
+--target-bpw and --target-size choose the type of each tensor: noise in one after the other shows, on a part
+of the calibration text, what errors in it cost, and the types that cost least within the target are taken.
+That takes a minute, or a few; --tensor-type and the like stay in force, --dry-run prints the plan only.
 
 The token embeddings and the output matrix get more bits: cb4 with cb2 and cb3, q6_k with cb4 if their rows
 allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows not a multiple of 64, not a

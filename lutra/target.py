@@ -22,7 +22,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.tensors import Source, SourceTensor
 from gguf_tools.writer import TensorSpec, file_bytes, padded
 from lutra.arguments import Target
-from lutra.convert import metadata, write
+from lutra.convert import FILE_TYPES, metadata, write
 from lutra.paths import CALIBRATION_TEXT
 from lutra.plan import CB_TYPES, OUTPUT, Planned, Rules, fit, override, plan
 from lutra.sensitivity import NOISE, measure
@@ -145,11 +145,17 @@ def solve(items: Sequence[Sequence[Choice]], capacity: int) -> list[Choice] | No
 
 
 def file_type(planned: Sequence[Planned]) -> str:
-    """The type that most weights have, in lower case and without the size of super-blocks."""
-    weights: Counter[str] = Counter()
+    """The type that most weights have, of those that a file can be said to be of."""
+    weights = Counter({"f16": 0})
     for p in planned:
-        weights[p.type_name.lower().removesuffix("_64")] += p.weights
+        if (name := family(p)) in FILE_TYPES:
+            weights[name] += p.weights
     return weights.most_common(1)[0][0]
+
+
+def family(p: Planned) -> str:
+    """The type as it is asked for, whatever the size of its super-blocks."""
+    return p.type_name.lower().removesuffix("_64")
 
 
 def describe_mix(planned: Sequence[Planned], costs: Mapping[str, float], calibrated: bool) -> str:
@@ -164,7 +170,7 @@ def describe_mix(planned: Sequence[Planned], costs: Mapping[str, float], calibra
         key = place[2] if place else p.source.name, p.type_name
         layers.setdefault(key, []).extend([int(place[1])] if place else [])
         nbytes[key] += p.nbytes
-        predicted[key] += predict(p.type_name.lower().removesuffix("_64"), costs[p.source.name], calibrated)
+        predicted[key] += predict(family(p), costs[p.source.name], calibrated)
     roles = list(dict.fromkeys(role for role, _ in layers))
     rows = [("matrix", "type", "layers", "MiB", "cost")]
     for key in sorted(layers, key=lambda key: (roles.index(key[0]), min(layers[key], default=0))):

@@ -20,7 +20,7 @@ from lutra import target
 from lutra.arguments import Target
 from lutra.plan import Rules, plan
 from lutra.sensitivity import group, measure
-from lutra.target import Choice, allocate, ranges, solve
+from lutra.target import Choice, allocate, file_type, ranges, solve
 
 # ---- the knapsack ----------------------------------------------------------------------------
 
@@ -127,6 +127,14 @@ def test_overrides_stay_in_force():
     types = solved("7", Rules("f16", tensor_types=[("attn_v", "cb2")], embedding_type="q8_0"))
     assert {types[f"blk.{i}.attn_v.weight"] for i in range(4)} == {"CB2"}
     assert types["token_embd.weight"] == "Q8_0"
+
+
+def test_the_file_is_of_the_type_that_most_weights_have():
+    assert file_type(plan(TENSORS, Rules("cb3"))) == "cb4"  # mostly embeddings
+    assert (
+        file_type(plan(TENSORS, Rules("cb3", embedding_type="q4_k"))) == "cb3"
+    )  # no file is of tensors' q4_k
+    assert file_type(plan(TENSORS[1:], Rules("q8_0"))) == "q8_0"
 
 
 def test_what_is_too_small_is_refused_with_the_range():
