@@ -42,21 +42,20 @@ Array = NDArray[np.float32]
 # ---- the text ------------------------------------------------------------------------------
 
 
-def read_pieces(path: Path, model: Model, weights: int) -> list[list[int]]:
-    """The calibration text as sequences of PIECE tokens, spread evenly over it when it is longer than needed.
+def read_pieces(path: Path, model: Model, limit: int) -> list[list[int]]:
+    """The calibration text as sequences of PIECE tokens, spread evenly over it if it has more than ``limit``.
 
-    ``model`` tokenizes; its number of ``weights`` decides how much of the text is used.
+    ``model`` tokenizes.
     JSON lines hold {"text": ...} or {"messages": [...]} (through the model's chat template, if it has one
     that works); any other file is one text. Raises LutraError when there is less than one sequence.
     """
     documents = list(read_documents(path))
     render = _renderer(model, documents)
     tokens = [token for document in documents for token in model.tokenize(render(document))]
-    wanted = (TOKENS if weights > SMALL else 2 * TOKENS) // PIECE
     if len(tokens) < PIECE:
         raise LutraError(f"{path}: {len(tokens)} tokens; calibration needs {PIECE}, better {TOKENS}")
     # The last sequence of a short text overlaps the one before it, so that all of the text is used.
-    count = min(wanted, -(-len(tokens) // PIECE))
+    count = min(limit // PIECE, -(-len(tokens) // PIECE))
     starts = np.linspace(0, len(tokens) - PIECE, count).astype(int)
     return [tokens[start : start + PIECE] for start in starts]
 

@@ -59,6 +59,9 @@ latter going through the model's chat template; at most 16 thousand tokens are u
 models. --imatrix alone takes the importance matrix instead; with --calibration it serves what the
 calibration cannot reach.
 
+With --tune (Llama and Qwen2 families; pip install 'lutra[tune]') codes stay as calibrated and all that is
+continuous follows the original model's predictions for more of the text; this takes longer than calibrating.
+
 An interrupted conversion keeps its finished tensors in .OUT.lutra-work; the same command goes on from there.
 
 examples:
@@ -80,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the same for bytes of the file, e.g. 400M or 1.5G (powers of ten), 400MiB")  # fmt: skip
     add("-o", "--output", type=Path, metavar="OUT", help="output file (default: ./<name of SRC>-<T>.gguf)")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
+    add("--tune", action="store_true", help="tune codebooks on the model's predictions (torch); see below")
     add("--dry-run", action="store_true", help="show types and sizes, write nothing")
     add_options(add)
 
@@ -135,6 +139,8 @@ def complete(args: argparse.Namespace) -> None:
         args.calibration = None  # it is for codebooks
     elif args.calibration == DEFAULT or not (args.calibration or args.imatrix or args.no_calibration):
         args.calibration = CALIBRATION_TEXT
+    if args.tune and not args.calibration:
+        raise LutraError(f"--tune needs codebooks and a text: a type of cb2 to cb4, --calibration {DEFAULT}")
 
 
 def source_name(source: str) -> str:
@@ -155,6 +161,10 @@ def convert(source: Source, args: argparse.Namespace) -> None:
     """Make a file of one of our own types, or show what it would be."""
     from lutra.plan import Rules, check_type, describe, parse_tensor_type, plan
 
+    if args.tune:
+        from lutra.tune import require
+
+        require(source)
     rules = Rules(
         base=args.type or "f16",
         pure=args.pure,
@@ -186,6 +196,7 @@ def convert_codebooks(
     from lutra.workdir import WorkDirectory
 
     codebooks = [p for p in planned if p.fmt]
+    text = args.calibration
     with WorkDirectory(args.output, fingerprint(source, planned, args)) as work:
         jobs = Jobs(args.threads, args.cluster)
         if args.calibration:
@@ -207,7 +218,10 @@ def convert_codebooks(
         elif args.calibration and (names := [p.source.name for p in uncalibrated if p.fmt]):
             warn(f"not calibrated, the model does not multiply by them: {', '.join(names)}; {instead(args)}")
         warn_uncovered(uncalibrated, args.imatrix, importance)
-        write(args.output, source, planned, args, importance, work)
+        if args.tune:
+            tune_codebooks(work, source, planned, args, importance, text)
+        else:
+            write(args.output, source, planned, args, importance, work)
 
 
 def calibrate_codebooks(
@@ -218,7 +232,7 @@ def calibrate_codebooks(
     jobs: Jobs,
 ) -> None:
     """Finish in ``work`` what can be calibrated of ``codebooks``; warns when the model cannot be."""
-    from lutra.calibrate import calibrate, read_pieces, survey
+    from lutra.calibrate import SMALL, TOKENS, calibrate, read_pieces, survey
     from lutra.plan import OUTPUT
     from lutra.runtime import Model
 
@@ -232,7 +246,8 @@ def calibrate_codebooks(
     except LutraError as error:
         warn(f"the model cannot be calibrated: {error}; {instead(args)}")
         return
-    pieces = read_pieces(args.calibration, tokenizer, sum(t.rows * t.k for t in source.tensors))
+    is_small = sum(t.rows * t.k for t in source.tensors) <= SMALL
+    pieces = read_pieces(args.calibration, tokenizer, 2 * TOKENS if is_small else TOKENS)
     print(f"lutra: calibrating with {sum(map(len, pieces))} tokens of {args.calibration}", file=sys.stderr)
     with progress(sum(planned[name].weights for group in groups for name in group), "w") as bar:
         tied = all(tensor.name != OUTPUT for tensor in source.tensors)
@@ -243,6 +258,26 @@ def calibrate_codebooks(
             bar.update(p.weights)
     if model.parent == work.path:
         model.unlink()
+
+
+def tune_codebooks(
+    work: WorkDirectory,
+    source: Source,
+    planned: Sequence[Planned],
+    args: argparse.Namespace,
+    importance: Importance,
+    text: Path,
+) -> None:
+    """Write the output with what is continuous in it tuned on the predictions for ``text``."""
+    from lutra import tune
+    from lutra.calibrate import read_pieces
+    from lutra.runtime import Model
+
+    untuned = work.path / "untuned.gguf"
+    write(untuned, source, planned, args, importance, work)
+    pieces = read_pieces(text, Model(untuned, threads=1, n_ctx=32, weights=False), tune.TOKENS)
+    print(f"lutra: tuning with {sum(map(len, pieces))} tokens of {text}", file=sys.stderr)
+    tune.tune(untuned, source, args.output, pieces, seed=args.seed, threads=args.threads)
 
 
 def f16_model(
@@ -396,6 +431,7 @@ def options(args: argparse.Namespace) -> list[str]:
             str(DEFAULT if args.calibration == CALIBRATION_TEXT else args.calibration.name),
         ]
     words += ["--no-calibration"] if args.no_calibration else []
+    words += ["--tune"] if args.tune else []
     return words + same_options(args)
 
 
