@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gguf_tools import layout
 from gguf_tools.errors import LutraError
+from gguf_tools.tensors import Source, keeps_f32
 from gguf_tools.types import ROWS, CBFormat
 from lutra.jobs import Jobs
 from lutra.observe import Observer, Stop
@@ -35,11 +36,31 @@ SHIFT = 0.5  # of the way from the output behind the quantized layers to the ori
 OUTPUT_SHARE = 0.8  # of tied embeddings' Hessian: blocks make up for errors of inputs, not of outputs
 PRIOR = 512  # tokens of all that count beside the tokens of one expert
 LOGITS = 1 << 28  # predictions that the runtime keeps at most; nobody reads them
+MEMORY = 7 << 29  # bytes of both copies' activations, keys and values
+AT_ONCE = 2  # matrices that are encoded together in one process; each may take a gigabyte
+CACHED = ("attn_k.weight", "attn_v.weight", "attn_qkv.weight")
 
 Array = NDArray[np.float32]
 
 
 # ---- the text ------------------------------------------------------------------------------
+
+
+def token_limit(source: Source) -> int:
+    """Tokens to calibrate a model with: as many as help, but activations of both copies stay within MEMORY.
+
+    Per token and copy the runtime keeps the keys and values of all layers in half precision, and in single
+    precision about three vectors as wide as the blocks' widest matrix and four of the residual stream.
+    """
+    of_blocks = [t for t in source.tensors if t.name.startswith("blk.") and not keeps_f32(t.name, t.shape)]
+    experts = source.metadata.get(f"{source.architecture}.expert_used_count")
+    used = int(experts.value) if experts else 1
+    cached = sum(t.rows for t in of_blocks if t.name.endswith(CACHED))
+    stream = max((t.k for t in source.tensors if t.name == EMBEDDING), default=0)
+    widest = max((max(t.shape[-2:]) * (used if len(t.shape) > 2 else 1) for t in of_blocks), default=0)
+    fitting = MEMORY // (2 * (2 * cached + 4 * (3 * widest + 4 * stream)) or 1)
+    is_small = sum(t.rows * t.k for t in source.tensors) <= SMALL
+    return max(PIECE, min(2 * TOKENS if is_small else TOKENS, fitting))
 
 
 def read_pieces(path: Path, model: Model, limit: int) -> list[list[int]]:
@@ -267,7 +288,7 @@ def calibrate(
                 calls = (
                     (p.source.name, targets(p, corrections, threads), hessian, p.fmt, seed) for p in left
                 )
-                results = jobs.run(encode, calls, at_once=len(left))
+                results = jobs.run(encode, calls, at_once=min(AT_ONCE, len(left)))
                 for p, encoded in zip(left, results, strict=True):
                     parts = encoded.strips(threads), encoded.library
                     work.save(p.source.name, parts, encoded.loss[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import shutil
@@ -84,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, metavar="OUT", help="output file (default: ./<name of SRC>-<T>.gguf)")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--tune", action="store_true", help="tune codebooks on the model's predictions (torch); see below")
+    add("--report", type=Path, metavar="FILE", help="what became of each tensor, as JSON, with its loss")
     add("--dry-run", action="store_true", help="show types and sizes, write nothing")
     add_options(add)
 
@@ -99,8 +101,7 @@ def add_options(add: Callable[..., object]) -> None:
     add("--calibration", type=Path, metavar="FILE", help="text to calibrate codebooks with; see below")
     add("--no-calibration", action="store_true", help="no importance of any kind; many times faster")
     add("--cluster", metavar="ADDRESS",
-        help="Dask scheduler (tcp://host:8786) or Ray cluster (ray://host:10001) that works on tensors too, "
-        "--threads each")  # fmt: skip
+        help="Dask scheduler (tcp://host:8786) whose workers encode the tensors, --threads each")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="seed for learning codebooks (default: 0)")
 
 
@@ -179,7 +180,7 @@ def convert(source: Source, args: argparse.Namespace) -> None:
     planned = plan(source.tensors, rules)
     importance = read_importance(planned, args.imatrix)
     if args.dry_run:
-        print(describe(planned, args.threads))
+        print(describe(planned, args.threads, calibrated=bool(args.calibration)))
     elif any(p.fmt for p in planned):
         convert_codebooks(source, planned, args, importance)
     else:
@@ -212,6 +213,8 @@ def convert_codebooks(
                 bar.set_postfix_str(p.source.name)
                 bar.update(p.weights)
         losses = {p.source.name: work.load(p.source.name)[1] for p in codebooks}
+        if args.report:
+            write_report(args.report, planned, losses)
         uncalibrated = [p for p in planned if isnan(losses.get(p.source.name, nan))]
         if args.calibration and len(uncalibrated) == len(planned):
             args.calibration = None  # as the file's options will say
@@ -232,7 +235,7 @@ def calibrate_codebooks(
     jobs: Jobs,
 ) -> None:
     """Finish in ``work`` what can be calibrated of ``codebooks``; warns when the model cannot be."""
-    from lutra.calibrate import SMALL, TOKENS, calibrate, read_pieces, survey
+    from lutra.calibrate import calibrate, read_pieces, survey, token_limit
     from lutra.plan import OUTPUT
     from lutra.runtime import Model
 
@@ -246,9 +249,10 @@ def calibrate_codebooks(
     except LutraError as error:
         warn(f"the model cannot be calibrated: {error}; {instead(args)}")
         return
-    is_small = sum(t.rows * t.k for t in source.tensors) <= SMALL
-    pieces = read_pieces(args.calibration, tokenizer, 2 * TOKENS if is_small else TOKENS)
+    pieces = read_pieces(args.calibration, tokenizer, token_limit(source))
     print(f"lutra: calibrating with {sum(map(len, pieces))} tokens of {args.calibration}", file=sys.stderr)
+    left = [name for group in groups for name in group if name not in work]
+    started = time.monotonic()
     with progress(sum(planned[name].weights for group in groups for name in group), "w") as bar:
         tied = all(tensor.name != OUTPUT for tensor in source.tensors)
         for p in calibrate(
@@ -256,6 +260,9 @@ def calibrate_codebooks(
         ):
             bar.set_postfix_str(f"{p.source.name} {decibel(work.load(p.source.name)[1])}")
             bar.update(p.weights)
+    weights, seconds = sum(planned[name].weights for name in left), time.monotonic() - started
+    print(f"lutra: calibrated {weights / 1e6:.1f} M weights in {seconds:.0f} s, "
+          f"{weights / 1e6 / seconds:.2f} M weights/s", file=sys.stderr)  # fmt: skip
     if model.parent == work.path:
         model.unlink()
 
@@ -308,6 +315,21 @@ def instead(args: argparse.Namespace) -> str:
 def decibel(loss: float) -> str:
     """A loss relative to the signal as its signal-to-noise ratio."""
     return f"{-10 * log10(loss):.1f} dB" if loss else "exact"
+
+
+def write_report(path: Path, planned: Sequence[Planned], losses: Mapping[str, float]) -> None:
+    """JSON of what became of each tensor; ``loss`` is the squared error of its outputs relative to them."""
+    tensors = [
+        {
+            "name": p.source.name,
+            "type": p.type_name,
+            "weights": p.weights,
+            "bytes": p.nbytes,
+            "loss": None if isnan(loss := losses.get(p.source.name, nan)) else loss,
+        }
+        for p in planned
+    ]
+    path.write_text(json.dumps({"tensors": tensors}, indent=1))
 
 
 def fingerprint(source: Source, planned: Sequence[Planned], args: argparse.Namespace) -> dict[str, object]:

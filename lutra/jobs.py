@@ -18,8 +18,8 @@ class Jobs:
     """Where the work on tensors is done.
 
     Without ``cluster`` in this process, on ``threads`` threads in all. ``cluster`` is the address of a Dask
-    scheduler (tcp://host:8786) or a Ray cluster (ray://host:10001) whose workers have lutra installed;
-    each of their jobs takes ``threads`` threads. Raises LutraError when nobody answers there.
+    scheduler (tcp://host:8786) whose workers have lutra installed; each of their jobs takes ``threads``
+    threads. Raises LutraError when nobody answers there.
     """
 
     def __init__(self, threads: int, cluster: str | None = None) -> None:
@@ -57,31 +57,15 @@ def _one_blas_thread() -> None:
 
 
 def _connect(cluster: str) -> dict[str, Any]:
-    """The joblib configuration of a cluster."""
-    scheme = cluster.partition("://")[0]
+    """The joblib configuration of a Dask cluster."""
     try:
-        if scheme == "ray":
-            return _ray(cluster)
-        return _dask(cluster)
+        from distributed import Client
+
+        client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
     except ImportError:
-        extra = "ray" if scheme == "ray" else "dask"
         raise LutraError(
-            f"--cluster {cluster}: run pip install '.[{extra}]' first, here and on the workers"
+            "--cluster: Dask is missing; run pip install '.[dask]', on the workers too"
         ) from None
-    except (OSError, ValueError, ConnectionError) as error:
-        raise LutraError(f"--cluster {cluster}: no scheduler answers: {error}; is it running?") from None
-
-
-def _dask(cluster: str) -> dict[str, Any]:
-    from distributed import Client
-
-    return {"backend": "dask", "client": Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)}
-
-
-def _ray(cluster: str) -> dict[str, Any]:
-    import ray
-    from ray.util.joblib import register_ray
-
-    register_ray()
-    ray.init(address=cluster)
-    return {"backend": "ray"}
+    except (OSError, ValueError) as error:
+        raise LutraError(f"--cluster {cluster}: no Dask scheduler answers there: {error}") from None
+    return {"backend": "dask", "client": client}

@@ -34,8 +34,8 @@ RECIPE = {"cb2": "cb4", "cb3": "cb4", "cb4": "q6_k"}
 VALUES = re.compile(r"blk\.\d+\.attn_v\.weight")
 STEP = {"cb2": "cb3", "cb3": "cb4", "cb4": "q5_k"}
 
-# For --dry-run's estimate only: weights per second and thread (one Zen 4 core), bytes.
-SPEED, PEAK_MEMORY = 4e6, 300 << 20
+# For --dry-run's estimate only: weights per second and thread (one Zen 4 core).
+SPEED, CALIBRATED_SPEED = 4e6, 0.3e6
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
@@ -160,7 +160,7 @@ def _cb_format(name: str, tensor: SourceTensor) -> CBFormat | None:
     return None if tensor.shape[-2] % ROWS else cb_format(name, tensor.k, tensor.rows)
 
 
-def describe(planned: Sequence[Planned], threads: int) -> str:
+def describe(planned: Sequence[Planned], threads: int, calibrated: bool = False) -> str:
     """The table that --dry-run prints."""
     rows = [("tensor", "shape", "type", "bytes", "")]
     for p in planned:
@@ -169,14 +169,13 @@ def describe(planned: Sequence[Planned], threads: int) -> str:
         rows.append((p.source.name, shape, p.type_name, str(p.nbytes), note))
     weights, nbytes = sum(p.weights for p in planned), sum(p.nbytes for p in planned)
     learned = sum(p.weights for p in planned if p.fmt)
-    seconds = learned / SPEED / threads
+    seconds = learned / (CALIBRATED_SPEED if calibrated else SPEED) / threads
     bpw = 8 * nbytes / weights
     totals = [
         f"{len(planned)} tensors, {weights / 1e6:.1f} M weights: {mib(nbytes)}, {bpw:.2f} bits per weight"
     ]
     if learned:
         totals.append(f"{learned / weights:.1%} of the weights in codebooks")
-        totals.append(
-            f"expected: {seconds:.0f} s with {threads} threads, {mib(PEAK_MEMORY)} of memory (estimates)"
-        )
+        how = "with calibration" if calibrated else "without calibration"
+        totals.append(f"expected: {seconds:.0f} s with {threads} threads, {how} (an estimate)")
     return "\n".join([table(rows, right=(3,)), "", *totals])

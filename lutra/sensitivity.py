@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gguf_tools.reader import GGUFFile
 from gguf_tools.tensors import SourceTensor, keeps_f32
 from gguf_tools.types import GROUP
+from lutra.calibrate import TOKENS as CALIBRATION_TOKENS
 from lutra.calibrate import read_pieces
 from lutra.runtime import Model
 from lutra.text import progress
@@ -44,7 +45,7 @@ def measure(
     tokens = 4 * TOKENS if 4 * TOKENS * weights * len(matrices) < WORK else TOKENS
     groups = group([t.name for t in matrices], WORK / weights / tokens)
     runtime = Model(model, threads=threads, n_ctx=LENGTH)
-    pieces = read_pieces(text, runtime, weights)
+    pieces = read_pieces(text, runtime, CALIBRATION_TOKENS)
     spread = np.unique(np.linspace(0, len(pieces) - 1, tokens // LENGTH).astype(int))
     pieces = [pieces[i][:LENGTH] for i in spread]
     expected = [_predict(runtime, piece) for piece in pieces]

@@ -10,7 +10,9 @@ import pytest
 from cli_runner import TINY_CHAT, killed_after, lutra, require_built
 from gguf_samples import random_model, u32
 
+from gguf_tools.reader import GGUFFile
 from gguf_tools.source import open_source
+from gguf_tools.types import CB_FORMATS
 from lutra.observe import Observer
 
 PIECES = [[1, 40, 41, 42, 43, 44, 45, 46], [1, 300, 301, 302, 303, 304, 305, 306]]
@@ -138,9 +140,13 @@ def options(mixture):
 
 @pytest.fixture(scope="module")
 def calibrated(options):
-    path = options[0].with_name("calibrated.gguf")
-    done = lutra("convert", *options, "--threads", 1, "-o", path)
+    path, report = (options[0].with_name(name) for name in ("calibrated.gguf", "report.json"))
+    done = lutra("convert", *options, "--threads", 1, "--report", report, "-o", path)
     assert done.returncode == 0, done.stderr
+    losses = {tensor["name"]: tensor["loss"] for tensor in json.loads(report.read_text())["tensors"]}
+    codebooks = {t.name for t in GGUFFile(path).tensors.values() if t.type in CB_FORMATS}
+    assert {name for name, loss in losses.items() if loss is not None} == codebooks
+    assert all(0 < losses[name] < 0.1 for name in codebooks)
     (warning,) = (line for line in done.stderr.splitlines() if "warning" in line)
     assert warning.endswith(
         "experts that no token reached, calibrated with the tokens of all: blk.0.ffn_gate_exps.weight 4, "
