@@ -10,11 +10,9 @@ import argparse
 import math
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +21,7 @@ from gguf_tools.tensors import Source, SourceTensor
 from gguf_tools.writer import TensorSpec, file_bytes, padded
 from lutra.arguments import Target
 from lutra.convert import FILE_TYPES, metadata, write
+from lutra.delegate import temporary
 from lutra.paths import CALIBRATION_TEXT
 from lutra.plan import CB_TYPES, OUTPUT, Planned, Rules, fit, override, plan
 from lutra.sensitivity import NOISE, measure
@@ -57,8 +56,7 @@ def meet(source: Source, rules: Rules, args: argparse.Namespace) -> Rules:
     header = file_bytes(metadata(source, planned, example), specs) - sum(padded(p.nbytes) for p in planned)
     # What cannot be met is refused before anything is measured.
     allocate(source.tensors, rules, {}, args.target, header, calibrated)
-    with tempfile.TemporaryDirectory(prefix=".lutra-", dir=args.output.absolute().parent) as directory:
-        model = Path(directory) / "f16.gguf"
+    with temporary(args.output, "sensitivity") as model:
         write(model, source, plan(source.tensors, Rules("f16")), example, {})
         text = args.calibration or CALIBRATION_TEXT
         costs, how = measure(model, source.tensors, text, args.threads)
