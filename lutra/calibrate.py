@@ -311,7 +311,7 @@ def encode(
     try:
         return quantize(target, hessian, fmt, seed=seed, threads=threads)
     except ValueError as error:
-        raise LutraError(f"tensor {name!r}: {error}") from None
+        raise LutraError(f"tensor {name!r}: {error}; --no-calibration does without the text") from None
 
 
 def _problem(

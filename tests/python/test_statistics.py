@@ -1,0 +1,92 @@
+"""What calibration makes of the inputs that it sees; no model computes here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gguf_tools.source import Source
+from gguf_tools.tensors import SourceTensor
+from gguf_tools.types import CB_FORMATS
+from lutra.calibrate import PRIOR, Statistics, _originals, targets, token_limit
+
+RNG = np.random.default_rng(0)
+
+
+def inputs(tokens: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    x = RNG.standard_normal((tokens, k)).astype(np.float32) @ RNG.standard_normal((k, k)).astype(np.float32)
+    return x, x + np.float32(0.1) * RNG.standard_normal((tokens, k)).astype(np.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sums_are_those_of_each_column_block(threads):
+    x, original = inputs(300, 700)
+    blocks = [slice(0, 448), slice(448, 700)]
+    statistics = Statistics.of(x, original, blocks, threads)
+    for i, columns in enumerate(blocks):
+        m, own = columns.stop - columns.start, x[:, columns]
+        for found, factor in (
+            (statistics.hessian[i], own),
+            (statistics.drift[i], original[:, columns] - own),
+        ):
+            expected = factor.T.astype(np.float64) @ own / 300
+            assert np.allclose(found[:m, :m], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+            assert not found[m:].any()
+            assert not found[:, m:].any()
+        assert np.array_equal(statistics.hessian[i], statistics.hessian[i].T)
+
+
+def test_targets_make_up_for_half_of_the_drift():
+    x, original = inputs(4000, 256)
+    bias = RNG.standard_normal((256, 256)).astype(np.float32)
+    original = x + np.float32(0.01) * x @ bias  # a drift that weights can make up for, but for the damping
+    w = RNG.standard_normal((64, 256)).astype(np.float32)
+    tensor = SourceTensor("x", w.shape, "F32", Path("x"), lambda start, stop: w[start:stop])
+    planned = SimpleNamespace(source=tensor, fmt=CB_FORMATS[403])
+    blocks = [slice(0, 256)]
+    corrections = Statistics.of(x, original, blocks, 1).correction(blocks)[None]
+    target = targets(planned, corrections, threads=2).astype(np.float32)
+    assert np.array_equal(targets(planned, None, threads=1), w.astype(np.float16))
+    was, now = (np.linalg.norm(original @ w.T - x @ weights.T) for weights in (w, target))
+    assert 0.5 <= now / was < 0.6
+
+
+def test_an_expert_of_few_tokens_leans_on_all():
+    blocks = [slice(0, 64)]
+    every = Statistics.of(*inputs(1000, 64), blocks, 1)
+    none = Statistics.of(*inputs(0, 64), blocks, 1).blended(every)
+    assert np.array_equal(none.hessian, every.hessian)
+    assert np.array_equal(none.drift, every.drift)
+    some = Statistics.of(*inputs(PRIOR, 64), blocks, 1)
+    assert np.allclose(some.blended(every).hessian, (some.hessian + every.hessian) / 2)
+
+
+def test_experts_are_compared_with_the_same_experts():
+    x, original = (np.arange(12, dtype=np.float32).reshape(6, 2) + 100 * i for i in (0, 1))
+    now = SimpleNamespace(inputs=x, experts=np.array([[0, 1], [2, 3], [1, 2]]))
+    before = SimpleNamespace(inputs=original, experts=np.array([[1, 0], [2, 0], [3, 0]]))
+    expected = np.stack([original[1], original[0], original[2], x[3], x[4], x[5]])
+    assert np.array_equal(_originals(before, now), expected)
+
+
+def test_tokens_shrink_with_the_model():
+    def model(layers: int, hidden: int, ffn: int, cached: int) -> Source:
+        shapes = {"token_embd.weight": (128256, hidden)}
+        for i in range(layers):
+            shapes |= {f"blk.{i}.attn_{x}.weight": (cached, hidden) for x in "kv"}
+            shapes[f"blk.{i}.ffn_up.weight"] = (ffn, hidden)
+        tensors = [
+            SourceTensor(n, s, "F16", Path("x"), lambda a, b: np.zeros((0, 0), np.float32))
+            for n, s in shapes.items()
+        ]
+        return Source(Path("x"), "llama", {}, tensors)
+
+    small, one, eight = (
+        token_limit(model(*s)) for s in ((4, 256, 768, 64), (16, 2048, 8192, 512), (32, 4096, 14336, 1024))
+    )
+    assert small == 16384  # its embedding makes it no small model
+    assert 8192 < one < 16384
+    assert 4096 <= eight < one
