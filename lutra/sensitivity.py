@@ -25,7 +25,7 @@ from lutra.text import progress
 NOISE = 17.4  # dB below the weights: the error of 3-bit types
 LENGTH = 128  # tokens of a sequence
 TOKENS = 512  # of the text, four times as many for small models
-WORK = 25e11  # weights x tokens that may be computed before layers share a measurement: a minute on two cores
+WORK = 4e12  # weights x tokens that may be computed before layers share a measurement: a minute on two cores
 BANDS = 3  # of layers that share one, at least
 BLOCK = 1 << 22  # weights in memory at a time, as float32
 
@@ -70,7 +70,7 @@ def measure(
 
 def group(names: Sequence[str], most: float) -> list[list[str]]:
     """The matrices that are measured together: each alone if there are at most ``most``, else the same ones
-    of neighbouring layers, in at least BANDS bands of about as many layers.
+    of neighbouring layers, in at least BANDS bands. The first layer, more sensitive than others, is a band.
     """
     places = {name: re.fullmatch(r"blk\.(\d+)\.(.+)", name) for name in names}
     layers = 1 + max((int(place[1]) for place in places.values() if place), default=0)
@@ -78,7 +78,8 @@ def group(names: Sequence[str], most: float) -> list[list[str]]:
     bands = layers if len(names) <= most else min(layers, max(BANDS, int(most / roles)))
     groups: dict[tuple[str, int], list[str]] = {}
     for name, place in places.items():
-        key = (place[2], int(place[1]) * bands // layers) if place else (name, 0)
+        layer = int(place[1]) if place else 0
+        key = (place[2] if place else name, layer and 1 + (layer - 1) * (bands - 1) // (layers - 1))
         groups.setdefault(key, []).append(name)
     return list(groups.values())
 

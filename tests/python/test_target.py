@@ -177,8 +177,10 @@ def test_groups_are_layers_next_to_each_other():
     assert group(names, 25) == [[name] for name in names]
     shared = group(names, 15)
     assert sorted(itertools.chain(*shared)) == sorted(names)
+    assert len(shared) <= 15
     assert ["token_embd.weight"] in shared
-    assert ["blk.0.a.weight", "blk.1.a.weight", "blk.2.a.weight"] in shared or len(shared) > 9
+    assert ["blk.0.a.weight"] in shared
+    assert ["blk.1.a.weight", "blk.2.a.weight", "blk.3.a.weight"] in shared
     assert len(group(names, 0)) == 1 + 2 * 3
 
 
