@@ -22,16 +22,17 @@ from gguf_tools.tensors import Source, keeps_f32
 from gguf_tools.types import ROWS, CBFormat
 from lutra.jobs import Jobs
 from lutra.observe import Observer, Stop
-from lutra.plan import EMBEDDING, Planned
+from lutra.plan import EMBEDDING, OUTPUT, Planned
 from lutra.runtime import Model
 from lutra.template import ChatTemplate, Message
 from lutra.text import warn
 from lutra.workdir import WorkDirectory
-from pyquant.feedback import DAMPING, SLAB, Encoded, column_blocks, multiply, quantize, slices
+from pyquant.feedback import SLAB, Encoded, column_blocks, multiply, quantize, slices
 
 PIECE = 256  # tokens of a sequence
 TOKENS = 16384  # calibration tokens, at most
-SMALL = 1 << 25  # weights of a model that is done in a minute with twice as many
+SMALL = 1 << 25  # weights of a model that is done in a minute with twice as many, and a second round
+RIDGE = 0.02  # of the Hessian's mean diagonal, in the regression on the drift
 SHIFT = 0.5  # of the way from the output behind the quantized layers to the original one
 OUTPUT_SHARE = 0.8  # of tied embeddings' Hessian: blocks make up for errors of inputs, not of outputs
 PRIOR = 512  # tokens of all that count beside the tokens of one expert
@@ -164,7 +165,7 @@ class Statistics:
         for i, columns in enumerate(blocks):
             m = columns.stop - columns.start
             h = self.hessian[i, :m, :m].copy()
-            h[np.diag_indices(m)] += max(DAMPING * h.trace() / m, np.finfo(np.float32).tiny)
+            h[np.diag_indices(m)] += max(RIDGE * h.trace() / m, np.finfo(np.float32).tiny)
             out[i, :m, :m] = np.float32(SHIFT) * np.linalg.solve(h, self.drift[i, :m, :m].T).T
         return out
 
@@ -272,6 +273,7 @@ def calibrate(
     """
     wanted = {name for group in groups for name in group}
     group_of = {group[0]: [planned[name] for name in group] for group in groups}
+    rounds = 1 if sum(p.weights for p in planned.values()) > SMALL else 2
     embedding = None
     if EMBEDDING in wanted and EMBEDDING not in work:
         embedding = embedding_hessian(model, planned[EMBEDDING], pieces, tied, threads)
@@ -286,8 +288,10 @@ def calibrate(
             if left:
                 hessian, corrections = _problem(before, now, group[0], embedding, threads)
                 calls = (
-                    (p.source.name, targets(p, corrections, threads), hessian, p.fmt, seed) for p in left
-                )
+                    (p.source.name, targets(p, corrections, threads), hessian, p.fmt,
+                     _row_weight(p, pieces), rounds, seed)
+                    for p in left
+                )  # fmt: skip
                 results = jobs.run(encode, calls, at_once=min(AT_ONCE, len(left)))
                 for p, encoded in zip(left, results, strict=True):
                     parts = encoded.strips(threads), encoded.library
@@ -304,12 +308,30 @@ def calibrate(
         warn(f"experts that no token reached, calibrated with the tokens of all: {', '.join(idle)}")
 
 
+def _row_weight(p: Planned, pieces: Sequence[Sequence[int]]) -> Array | None:
+    """For the rows of tokens: half by how often each occurs in the text, half alike."""
+    if p.source.name not in (EMBEDDING, OUTPUT):
+        return None
+    counts = np.bincount(np.concatenate(pieces), minlength=p.source.rows).astype(np.float32)
+    return counts + counts.mean()
+
+
 def encode(
-    name: str, target: NDArray[np.float16], hessian: Array, fmt: CBFormat, seed: int, *, threads: int
+    name: str,
+    target: NDArray[np.float16],
+    hessian: Array,
+    fmt: CBFormat,
+    row_weight: Array | None,
+    rounds: int,
+    seed: int,
+    *,
+    threads: int,
 ) -> Encoded:
     """The job: ``quantize``. Raises LutraError with the tensor's name for what cannot be encoded."""
     try:
-        return quantize(target, hessian, fmt, seed=seed, threads=threads)
+        return quantize(
+            target, hessian, fmt, rounds=rounds, seed=seed, threads=threads, row_weight=row_weight
+        )
     except ValueError as error:
         raise LutraError(f"tensor {name!r}: {error}; --no-calibration does without the text") from None
 

@@ -99,7 +99,7 @@ def quantize(
     count when the library is learned. ``library``: one that is there already, int8 of ``fmt.library_shape``.
 
     The result does not depend on ``threads``. Memory beside ``w``, the Hessians and the result: 12 bytes for
-    each weight of the sample, 24 for each weight of a slab, and 44 b^2 bytes while a Hessian is factored.
+    each weight of the sample, 24 for each weight of a slab, and 36 b^2 bytes while a Hessian is factored.
     Raises ValueError as ``learn`` does, and for Hessians or row weights that do not fit or are not finite.
     """
     threads = thread_count(threads)
