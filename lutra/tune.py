@@ -41,7 +41,6 @@ WARM_UP = 5  # steps
 TABLE_RATE = 0.1  # of Adam at the start: entries by so much of an int8 step,
 RATIO_RATE = 1e-3  # scales and norms by so much of themselves
 BETAS = 0.9, 0.95
-EPSILON = 1e-15  # gradients of single entries are small; their size is no reason to move less
 
 
 def require(source: Source) -> None:
@@ -276,7 +275,7 @@ def tune(
     tuned = {name: t for name, t in tensors.items() if isinstance(t, Codebook | Norm)}
     fixed = {name: t for name, t in tensors.items() if name not in tuned}
     parameters = [p for t in tuned.values() for p in t.parameters()]
-    adam = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in parameters], betas=BETAS, eps=EPSILON)
+    adam = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in parameters], betas=BETAS)
     batches = list(_batches(np.array(pieces), np.random.default_rng(seed)))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         adam, lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / len(batches))
