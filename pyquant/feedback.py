@@ -33,7 +33,7 @@ WIDEST = 4096  # columns of a Hessian
 SAMPLE = 1 << 21  # weights that the library is learned from
 SLAB = 1 << 22  # weights encoded at a time
 SLICE = 256  # rows per call of BLAS
-CG_STEPS = 8  # of conjugate gradients per refit of a library
+CG_STEPS = {1: 5, 2: 8}  # of conjugate gradients per refit, by weights per code: pairs have more entries
 ROUNDS = 1
 
 Array = NDArray[np.float32]
@@ -487,7 +487,7 @@ def _refit_library(
     precondition = 1.0 / (diagonal + ridge)
     direction = precondition * rest
     size = float(np.vdot(rest, direction))
-    for _ in range(CG_STEPS):
+    for _ in range(CG_STEPS[library.shape[1]]):
         if size <= 0.0:
             break
         image = partial(_image, direction=direction, threads=threads)
