@@ -37,7 +37,7 @@ SHIFT = 0.5  # of the way from the output behind the quantized layers to the ori
 OUTPUT_SHARE = 0.8  # of tied embeddings' Hessian: blocks make up for errors of inputs, not of outputs
 PRIOR = 512  # tokens of all that count beside the tokens of one expert
 LOGITS = 1 << 28  # predictions that the runtime keeps at most; nobody reads them
-MEMORY = 7 << 29  # bytes of both copies' activations, keys and values
+MEMORY = 3 << 30  # bytes of both copies' activations, keys and values
 AT_ONCE = 2  # matrices that are encoded together in one process; each may take a gigabyte
 CACHED = ("attn_k.weight", "attn_v.weight", "attn_qkv.weight")
 

@@ -57,8 +57,8 @@ multiple of 8 rows) become Q8_0, vectors stay F32; --dry-run shows what each ten
 Codebooks are calibrated: the model computes a text while they are made. --calibration replaces the text that
 comes with lutra ("default") by a plain one, or by JSON lines of {"text": ...} and {"messages": [...]}, the
 latter going through the model's chat template; at most 16 thousand tokens are used, twice as many for small
-models. --imatrix alone takes the importance matrix instead; with --calibration it serves what the
-calibration cannot reach.
+models, fewer for those that would take more than 8 GB of memory. --imatrix alone takes the importance matrix
+instead; with --calibration it serves what the calibration cannot reach.
 
 With --tune (Llama and Qwen2 families; pip install 'lutra[tune]') codes stay as calibrated and all that is
 continuous follows the original model's predictions for more of the text; this takes longer than calibrating.
