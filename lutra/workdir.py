@@ -162,6 +162,7 @@ def software() -> list[Any]:
 
 def cpu() -> list[str]:
     """The kind of CPU, which decides in what order sums are taken."""
-    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().partition("\n\n")[0].splitlines() if about.exists() else []
     kinds = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     return [platform.machine(), *(line for line in lines if line.startswith(kinds))]
