@@ -60,7 +60,7 @@ latter going through the model's chat template; at most 16 thousand tokens are u
 models, fewer for those that would take more than 8 GB of memory. --imatrix alone takes the importance matrix
 instead; with --calibration it serves what the calibration cannot reach.
 
-With --tune (Llama and Qwen2 families; pip install '.[tune]') codes stay as calibrated and all that is
+With --tune (Llama and Qwen2 families; pip install torch) codes stay as calibrated and all that is
 continuous follows the original model's predictions for more of the text; this takes longer than calibrating.
 
 An interrupted conversion keeps its finished tensors in .OUT.lutra-work; the same command goes on from there.

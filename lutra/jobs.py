@@ -65,7 +65,7 @@ def _connect(cluster: str) -> dict[str, Any]:
         client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
     except ImportError:
         raise LutraError(
-            "--cluster: Dask is missing; run pip install '.[dask]', on the workers too"
+            "--cluster: Dask is missing; run pip install distributed, on the workers too"
         ) from None
     except (OSError, ValueError) as error:
         raise LutraError(f"--cluster {cluster}: no Dask scheduler answers there: {error}") from None

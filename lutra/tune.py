@@ -46,7 +46,7 @@ BETAS = 0.9, 0.95
 def require(source: Source) -> None:
     """Raise LutraError, before any work, when torch is missing or ``source`` is a network unknown here."""
     if importlib.util.find_spec("torch") is None:
-        raise LutraError("--tune needs torch: run pip install '.[tune]', or convert without it")
+        raise LutraError("--tune needs torch: run pip install torch, or convert without it")
     Network.of(source)
 
 

@@ -196,7 +196,7 @@ def test_a_killed_calibration_goes_on(options, calibrated, tmp_path):
 
 
 def test_a_cluster_gives_the_same_file(options, calibrated, tmp_path):
-    distributed = pytest.importorskip("distributed", reason="no Dask here; pip install '.[dask]'")
+    distributed = pytest.importorskip("distributed", reason="no Dask here; pip install distributed")
     output = tmp_path / "cluster.gguf"
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         done = lutra(
