@@ -12,16 +12,11 @@
 // none of them can be.
 #include "quant.h"
 
+#include "clones.h"
+
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__)
-#define LUTRA_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define LUTRA_CLONES
-#endif
-#define INLINE static inline __attribute__((always_inline))
 
 enum {
     GROUP = LUTRA_GROUP,

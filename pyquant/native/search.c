@@ -5,17 +5,11 @@
 // rows of that table. Fine: the few best candidates are computed exactly.
 #include "quant.h"
 
+#include "clones.h"
 #include "f16.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__)
-#define LUTRA_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define LUTRA_CLONES
-#endif
-#define INLINE static inline __attribute__((always_inline))
 
 enum {
     LEVELS = 255,        // values of an entry, -127 to 127
