@@ -24,6 +24,7 @@ class Jobs:
     """
 
     def __init__(self, threads: int, cluster: str | None = None) -> None:
+        _one_blas_thread()  # for what is computed between jobs, too
         self._threads = threads
         self._backend = _connect(cluster) if cluster else None
 
@@ -40,7 +41,6 @@ class Jobs:
         else:
             jobs = max(1, min(at_once, self._threads))
             threads, config = self._threads // jobs, {"backend": "threading", "n_jobs": jobs}
-        _one_blas_thread()
         with parallel_config(**config):
             parallel = Parallel(return_as="generator")
         yield from parallel(delayed(_run)(job, a, threads) for a in arguments)

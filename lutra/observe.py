@@ -24,7 +24,7 @@ from gguf_tools.errors import LutraError
 from lutra.paths import lib_path
 from lutra.runtime import bindings, load_backends
 
-_F16, _F32 = 1, 0  # ggml types
+_F32 = 0  # GGML_TYPE_F32
 
 
 class _Tensor(ctypes.Structure):
