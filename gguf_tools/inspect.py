@@ -13,10 +13,17 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
 from gguf_tools.errors import LutraError
-from gguf_tools.layout import block_dtype
+from gguf_tools.formats.family import (
+    CB_FORMATS,
+    CHECKSUMS_KEY,
+    LAYOUT_VERSION,
+    LAYOUT_VERSION_KEY,
+    ROWS,
+    CBFormat,
+)
+from gguf_tools.formats.floats import to_float32
+from gguf_tools.formats.layout import block_dtype
 from gguf_tools.reader import GGUFFile, TensorInfo, type_name
-from gguf_tools.tensors import to_float32
-from gguf_tools.types import CB_FORMATS, CHECKSUMS_KEY, LAYOUT_VERSION, LAYOUT_VERSION_KEY, ROWS, CBFormat
 from gguf_tools.writer import ALIGNMENT
 
 _FLOATS: dict[int, str] = {

@@ -21,7 +21,7 @@ from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
-from gguf_tools.types import CB_FORMATS
+from gguf_tools.formats.family import CB_FORMATS
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

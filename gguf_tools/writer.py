@@ -22,8 +22,8 @@ from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.family import CB_FORMATS, CHECKSUMS_KEY
 from gguf_tools.reader import MAGIC, SCALARS, tensor_nbytes, type_name
-from gguf_tools.types import CB_FORMATS, CHECKSUMS_KEY
 
 GGUF_VERSION = 3
 ALIGNMENT = 64  # a cache line: strips are used straight from the mapping

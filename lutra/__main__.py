@@ -1,5 +1,5 @@
 """``python -m lutra``: the same as the command ``lutra``."""
 
-from lutra.cli import main
+from lutra.cli.main import main
 
 raise SystemExit(main())

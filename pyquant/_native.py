@@ -9,7 +9,7 @@ from typing import Any
 import cffi
 import numpy as np
 
-from lutra.paths import lib_path
+from lutra.runtime.paths import lib_path
 
 ffi = cffi.FFI()
 ffi.cdef("""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gguf_tools.types import GROUP, ROWS, TABLES, CBFormat
+from gguf_tools.formats.family import GROUP, ROWS, TABLES, CBFormat
 from pyquant._native import ffi, native, pointer, thread_count
 
 SAMPLE = 1 << 21  # weights that a library is learned from, at most

@@ -10,10 +10,10 @@ import pytest
 from cli_runner import TINY_CHAT, killed_after, lutra, require_built
 from gguf_samples import random_model, u32
 
+from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.reader import GGUFFile
-from gguf_tools.source import open_source
-from gguf_tools.types import CB_FORMATS
-from lutra.observe import Observer
+from gguf_tools.sources.open import open_source
+from lutra.runtime.matmul_inputs import Observer
 
 PIECES = [[1, 40, 41, 42, 43, 44, 45, 46], [1, 300, 301, 302, 303, 304, 305, 306]]
 QUESTIONS = {

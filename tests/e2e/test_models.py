@@ -9,11 +9,11 @@ import pytest
 from cli_runner import TINY_CHAT, lutra, require_built
 from gguf_samples import F32, hf_model, random_model, u32, write_gguf
 
-from gguf_tools import layout
+from gguf_tools.formats import layout
+from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.inspect import read_info
 from gguf_tools.reader import GGUFFile
-from gguf_tools.source import open_source
-from gguf_tools.types import CB_FORMATS
+from gguf_tools.sources.open import open_source
 
 EXPERTS, USED, LAYERS, HIDDEN, FFN = 4, 2, 2, 256, 512
 

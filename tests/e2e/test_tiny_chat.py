@@ -9,8 +9,8 @@ import subprocess
 import pytest
 from cli_runner import command, environment, heed_interrupts, lutra
 
-from lutra.kernels import supported_sets
-from lutra.tools import run_tool
+from lutra.runtime.kernels import supported_sets
+from lutra.runtime.tools import run_tool
 
 FRANCE = "What is the capital of France?"
 TEXT = "It was the best of times, it was the worst of times, said the old man to the boy.\n"

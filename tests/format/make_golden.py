@@ -14,8 +14,8 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # an installed package comes first
 
-from gguf_tools import layout
-from gguf_tools.types import CB_FORMATS, CHUNK, GROUP, CBFormat
+from gguf_tools.formats import layout
+from gguf_tools.formats.family import CB_FORMATS, CHUNK, GROUP, CBFormat
 
 GOLDEN = Path(__file__).parent / "golden"
 ROWS = 16  # two strips

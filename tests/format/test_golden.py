@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from make_golden import GOLDEN, MEMBERS, ROWS, columns_of, make
 
-from gguf_tools import layout, types
 from gguf_tools.errors import LutraError
-from lutra.paths import lib_path
+from gguf_tools.formats import family as types
+from gguf_tools.formats import layout
+from lutra.runtime.paths import lib_path
 
 HEADER = Path(__file__).parents[2] / "cpu_kernels" / "formats" / "cb.h"
 members = pytest.mark.parametrize("fmt", MEMBERS, ids=lambda f: f.name)

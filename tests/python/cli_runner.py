@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gguf_tools.errors import LutraError
-from lutra.paths import lib_path, tool_path
+from lutra.runtime.paths import lib_path, tool_path
 
 ROOT = Path(__file__).parents[2]
 TINY_CHAT = ROOT / "models" / "tiny-chat"

@@ -10,8 +10,8 @@ import numpy as np
 from gguf import GGUFValueType as T
 from gguf.gguf_writer import GGUFValue
 
-from gguf_tools import layout
-from gguf_tools.types import CB_FORMATS
+from gguf_tools.formats import layout
+from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.writer import GGUFWriter, TensorSpec
 
 F32, F16, Q8_0, Q4_0, BF16 = 0, 1, 8, 2, 30

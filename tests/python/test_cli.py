@@ -24,12 +24,12 @@ from cli_runner import (
 )
 from gguf_samples import F16, METADATA, cb_tensor, hf_model, sample_gguf, write_gguf
 
-from gguf_tools import layout
+from gguf_tools.formats import layout
+from gguf_tools.formats.family import CB_FORMATS, LAYOUT_VERSION_KEY
 from gguf_tools.inspect import read_info
 from gguf_tools.reader import GGUFFile
-from gguf_tools.source import open_source
-from gguf_tools.types import CB_FORMATS, LAYOUT_VERSION_KEY
-from lutra.cli import VERBS
+from gguf_tools.sources.open import open_source
+from lutra.cli.main import VERBS
 
 # ---- help and usage --------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gguf_tools.errors import LutraError
-from gguf_tools.tensors import SourceTensor
-from lutra.plan import Rules, check_type, describe, parse_tensor_type, plan
+from gguf_tools.sources.tensors import SourceTensor
+from lutra.conversion.plan import Rules, check_type, describe, parse_tensor_type, plan
 
 
 def tensor(name: str, *shape: int) -> SourceTensor:

@@ -11,8 +11,8 @@ from gguf.gguf_writer import GGUFValue
 from gguf_samples import cb_tensor, hf_model, write_gguf
 
 from gguf_tools.inspect import read_info
-from lutra import compare
-from lutra.pareto import Point, frontier
+from lutra.cli import compare
+from lutra.measure.pareto import Point, frontier
 
 # ---- parts -----------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from gguf import GGUFValueType
 from gguf.gguf_writer import GGUFValue
 from gguf_samples import F16, F32, METADATA, cb_tensor, sample_gguf, write_gguf
 
+from gguf_tools.formats.family import CB_FORMATS, LAYOUT_VERSION_KEY
 from gguf_tools.inspect import check, read_info
-from gguf_tools.types import CB_FORMATS, LAYOUT_VERSION_KEY
 
 VERSIONED = {**METADATA, LAYOUT_VERSION_KEY: GGUFValue(1, GGUFValueType.UINT32)}
 

@@ -12,10 +12,10 @@ import pytest
 from gguf_samples import METADATA, cb_tensor, sample_gguf, write_gguf
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.family import CB_FORMATS, LAYOUT_VERSION_KEY
 from gguf_tools.inspect import check, read_info
 from gguf_tools.reader import GGUFFile
-from gguf_tools.source import open_source
-from gguf_tools.types import CB_FORMATS, LAYOUT_VERSION_KEY
+from gguf_tools.sources.open import open_source
 
 gguf = pytest.importorskip("gguf")
 

@@ -25,10 +25,10 @@ from gguf_samples import (
     write_safetensors,
 )
 
-from gguf_tools import upstream
 from gguf_tools.errors import LutraError
 from gguf_tools.reader import GGUFFile
-from gguf_tools.source import keeps_f32, open_source
+from gguf_tools.sources import llama_converter
+from gguf_tools.sources.open import keeps_f32, open_source
 
 REPOSITORY = Path(__file__).parents[2]
 TINY_CHAT = REPOSITORY / "models" / "tiny-chat"
@@ -508,7 +508,7 @@ def test_other_architectures_need_upstream(tmp_path, monkeypatch):
 
 def test_other_architectures_through_upstream(tmp_path, monkeypatch):
     """A stand-in for the converter: the source is what it wrote; its failure is reported."""
-    monkeypatch.setattr(upstream.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(llama_converter.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(tmp_path))
     sample = sample_gguf(tmp_path / "sample.gguf")
     script = tmp_path / "convert_hf_to_gguf.py"

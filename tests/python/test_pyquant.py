@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from gguf_tools import layout
 from gguf_tools.errors import LutraError
-from gguf_tools.types import CB_FORMATS
-from lutra.paths import lib_path
+from gguf_tools.formats import layout
+from gguf_tools.formats.family import CB_FORMATS
+from lutra.runtime.paths import lib_path
 from pyquant import encode, learn
 from pyquant.codebook import Shape, decode_shape, encode_shape, learn_shape
 

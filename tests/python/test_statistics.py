@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gguf_tools.source import Source
-from gguf_tools.tensors import SourceTensor
-from gguf_tools.types import CB_FORMATS
-from lutra.calibrate import PRIOR, Statistics, _originals, targets, token_limit
+from gguf_tools.formats.family import CB_FORMATS
+from gguf_tools.sources.open import Source
+from gguf_tools.sources.tensors import SourceTensor
+from lutra.conversion.calibrate import PRIOR, Statistics, _originals, targets, token_limit
 
 RNG = np.random.default_rng(0)
 

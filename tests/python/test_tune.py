@@ -9,12 +9,12 @@ import pytest
 from cli_runner import TINY_CHAT, assert_error, lutra, require_built
 from gguf_samples import hf_model, write_gguf
 
-from gguf_tools import layout
 from gguf_tools.errors import LutraError
+from gguf_tools.formats import layout
+from gguf_tools.formats.family import CB_FORMATS, cb_format
 from gguf_tools.reader import GGUFFile
-from gguf_tools.source import keeps_f32, open_source
-from gguf_tools.types import CB_FORMATS, cb_format
-from lutra import tune
+from gguf_tools.sources.open import keeps_f32, open_source
+from lutra.conversion import tune
 
 try:
     import torch

@@ -1,0 +1,1 @@
+"""Where weights come from: Hugging Face directories and GGUF files, read tensor by tensor."""

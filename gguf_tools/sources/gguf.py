@@ -1,0 +1,74 @@
+"""GGUF files of F32, F16, BF16 or Q8_0 tensors as a source of weights."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from gguf_tools.errors import LutraError
+from gguf_tools.formats.floats import to_float32
+from gguf_tools.reader import GGUFFile, TensorInfo, type_name
+from gguf_tools.sources.tensors import Source, SourceTensor
+
+# What a readable tensor's bytes are viewed as.
+_STORED: dict[int, str] = {
+    GGMLQuantizationType.F32: "<f4",
+    GGMLQuantizationType.F16: "<f2",
+    GGMLQuantizationType.BF16: "<u2",
+    GGMLQuantizationType.Q8_0: "u1",
+}
+
+
+def open_gguf(path: Path) -> Source:
+    """The model in a GGUF file, or in all the files of a split one when given the first.
+
+    The metadata is the file's own, without what describes the file and not the model (``split.*``,
+    ``general.alignment``). Raises ``LutraError`` for a damaged file and for tensors of other types.
+    """
+    files = [GGUFFile(part) for part in _parts(path)]
+    first = files[0]
+    if not first.architecture:
+        raise LutraError(f"{path}: has no general.architecture, so it is no language model")
+    tensors = [_tensor(file, info) for file in files for info in file.tensors.values()]
+    if not tensors:
+        raise LutraError(f"{path}: has no tensors, only a vocabulary; convert the whole model")
+    names = [t.name for t in tensors]
+    if len(set(names)) < len(names):
+        raise LutraError(f"{path}: parts of this split model hold the same tensor; download it again")
+    metadata = {
+        key: value
+        for key, value in first.metadata.items()
+        if not key.startswith("split.") and key != "general.alignment"
+    }
+    return Source(path, first.architecture, metadata, tensors)
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of a split model, or just ``path``."""
+    count = GGUFFile(path).get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return [path]
+    name = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
+    if name is None or int(name[2]) != 1 or int(name[3]) != count:
+        raise LutraError(f"{path}: one of {count} parts; give the first, NAME-00001-of-{count:05}.gguf")
+    return [path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+
+
+def _tensor(file: GGUFFile, info: TensorInfo) -> SourceTensor:
+    stored = _STORED.get(info.type)
+    if stored is None:
+        raise LutraError(
+            f"{file.path}: tensor {info.name!r} is {type_name(info.type)}, already quantized; "
+            "start from an F16, BF16, F32 or Q8_0 file of this model"
+        )
+    dtype, k = type_name(info.type), info.shape[-1]
+    matrix = file.data(info).view(stored).reshape(info.weights // k, -1)
+
+    def load(start: int, stop: int) -> NDArray[np.float32]:
+        return to_float32(matrix[start:stop], dtype, k)
+
+    return SourceTensor(info.name, info.shape, dtype, file.path, load)

@@ -1,0 +1,72 @@
+"""What a source of weights looks like to the rest of Lutra, whatever file it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from gguf.gguf_writer import GGUFValue
+from numpy.typing import NDArray
+
+from gguf_tools.errors import LutraError
+
+# Tensors that llama.cpp wants in float32 whatever the others are, as its converter has it: vectors,
+# norms, and the routers of a mixture of experts.
+_F32_SUFFIXES = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+
+
+def keeps_f32(name: str, shape: tuple[int, ...]) -> bool:
+    """True when GGUF tensor ``name`` stays float32 in a file of any type."""
+    return len(shape) < 2 or name.endswith(_F32_SUFFIXES) or not name.endswith(".weight")
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One tensor, read by rows.
+
+    ``shape`` is in numpy order (..., rows, k); ``dtype`` names the stored type (F32, F16, BF16, Q8_0).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    path: Path
+    load: Callable[[int, int], NDArray[np.float32]] = field(repr=False)  # rows [start, stop) as (n, k)
+
+    @property
+    def k(self) -> int:
+        """Weights per row."""
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """Rows, all leading dimensions multiplied."""
+        return prod(self.shape[:-1])
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows ``start`` to ``stop`` (of ``rows``) as float32 (n, k).
+
+        Raises ``LutraError`` when one of them holds a NaN or an infinity.
+        """
+        weights = self.load(*slice(start, stop).indices(self.rows)[:2])
+        if not np.isfinite(weights).all():
+            row = start + int(np.argmin(np.isfinite(weights).all(axis=1)))
+            raise LutraError(
+                f"{self.path}: tensor {self.name!r} has a NaN or an infinity in row {row}; "
+                "the model is damaged, download it again"
+            )
+        return weights
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model: its GGUF metadata (``GGUFValue`` by key, in order) and its tensors."""
+
+    path: Path
+    architecture: str
+    metadata: dict[str, GGUFValue]
+    tensors: list[SourceTensor]
+    keep: object = field(default=None, repr=False)  # lives as long as the source, e.g. a temporary directory

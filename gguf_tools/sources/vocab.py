@@ -1,0 +1,280 @@
+"""Tokenizers of Hugging Face directories as GGUF key/values, without torch, transformers or sentencepiece.
+
+Special tokens, merges and chat templates come from ``gguf.SpecialVocab``. Three kinds of vocabulary:
+
+    tokenizer.model                     SentencePiece              tokenizer.ggml.model = llama
+    tokenizer.json, BPE, byte fallback  SentencePiece's, as BPE    tokenizer.ggml.model = llama
+    tokenizer.json, byte-level BPE      GPT-2's                    tokenizer.ggml.model = gpt2
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFWriter, SpecialVocab, TokenType
+
+from gguf_tools.errors import LutraError
+from gguf_tools.sources.safetensors import read_json
+
+# gguf guesses at templates of sentence pairs, which no chat uses, and warns about its guesses.
+logging.getLogger("gguf.vocab").setLevel(logging.ERROR)
+
+# Byte-level BPE: llama.cpp wants the name of a pre-tokenizer it has built in. The converter upstream
+# recognises a tokenizer by the hash of what it makes of a test text, which needs transformers and
+# knows no vocabulary but the listed ones; here the splitting rules themselves are recognised. Keys
+# are the regular expressions (or Digits) in front of the ByteLevel step of tokenizer.json.
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|"
+_PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
+    (_CONTRACTIONS + _WORDS + r"\p{N}{1,3}" + _REST,): "llama-bpe",
+    (_CONTRACTIONS + _WORDS + r"\p{N}" + _REST,): "qwen2",
+    (_CASED + r"\p{N}" + _REST.replace(r"[\r\n]*", r"[\r\n/]*"),): "tekken",
+    ("gpt-2",): "gpt-2",
+    ("digits", "gpt-2"): "smollm",
+}
+
+# Two ways of saying that what the expression matches are the words.
+_SPLITS = (("Isolated", False), ("Removed", True))
+
+# Types of pieces in SentencePiece's model file.
+_PIECE_TYPES = {
+    1: TokenType.NORMAL,
+    2: TokenType.UNKNOWN,
+    3: TokenType.CONTROL,
+    4: TokenType.NORMAL,  # user-defined: as upstream's converter has it
+    5: TokenType.UNUSED,
+    6: TokenType.BYTE,
+}
+
+Piece = tuple[str, float, TokenType]  # text, score, type
+
+
+def add_vocabulary(writer: GGUFWriter, directory: Path, n_vocab: int) -> None:
+    """Add the keys ``tokenizer.*`` for ``n_vocab`` tokens to ``writer``.
+
+    Raises ``LutraError`` when there is no tokenizer, or none that llama.cpp knows.
+    """
+    model, path = directory / "tokenizer.model", directory / "tokenizer.json"
+    if model.is_file():
+        pieces = _fill(_sentencepiece(model), n_vocab, -10000.0)
+        _override(pieces, directory)
+        _add_sentencepiece(writer, directory, pieces)
+        return
+    if not path.is_file():
+        raise LutraError(f"{directory}: no tokenizer (tokenizer.model or tokenizer.json); copy it there")
+    tokenizer = read_json(path)
+    try:
+        bpe = tokenizer["model"]
+        if bpe["type"] != "BPE":
+            raise LutraError(f"{path}: is a {bpe['type']} tokenizer, not BPE; pass an F16 GGUF instead")
+        if bpe.get("byte_fallback"):
+            _add_sentencepiece(writer, directory, _fill(_pieces_of_bpe(tokenizer), n_vocab, -1000.0))
+        else:
+            _add_byte_level(writer, directory, tokenizer, n_vocab)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise LutraError(f"{path}: damaged or of an unknown form ({error!r}); download it again") from None
+
+
+def _looks_special(token: str) -> bool:
+    """Added tokens that some models forgot to mark as special."""
+    return (
+        token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or (token.startswith("<|") and token.endswith("|>"))
+        or (token.startswith("<｜") and token.endswith("｜>"))
+        or (token.startswith("<unused") and token.endswith(">"))
+    )
+
+
+def _added_token(token: str, special: bool) -> tuple[str, TokenType]:
+    if special or _looks_special(token):
+        return token, TokenType.CONTROL
+    return token.replace("▁", " "), TokenType.USER_DEFINED
+
+
+def _added_tokens(directory: Path) -> dict[int, dict[str, Any]]:
+    """The tokens that tokenizer_config.json adds or redefines, by id."""
+    path = directory / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        return {
+            int(i): {**t, "id": int(i)} for i, t in read_json(path).get("added_tokens_decoder", {}).items()
+        }
+    except (TypeError, ValueError, AttributeError):
+        raise LutraError(f"{path}: damaged added_tokens_decoder; download it again") from None
+
+
+def _special_vocab(directory: Path, **options: Any) -> SpecialVocab:
+    """gguf's special tokens; whether bos and eos are added is what the tokenizer's post-processor does,
+    where tokenizer_config.json says otherwise (newer versions of the gguf package agree)."""
+    special = SpecialVocab(directory, **options)
+    if not (directory / "tokenizer.json").is_file():
+        return special
+    outer = read_json(directory / "tokenizer.json").get("post_processor") or {}
+    ids = special.special_token_ids
+    for step in outer.get("processors", [outer]):
+        if step.get("type") == "ByteLevel":
+            for kind in ("bos", "eos"):
+                special.add_special_token[kind] = False
+        elif step.get("type") == "TemplateProcessing" and len(step["single"]) > 1:
+            for kind, end in (("bos", step["single"][0]), ("eos", step["single"][-1])):
+                if name := end.get("SpecialToken", {}).get("id"):
+                    added = step["special_tokens"][name]["ids"]
+                    special.add_special_token[kind] = added == [ids.get(kind)]
+    return special
+
+
+# ---- SentencePiece ---------------------------------------------------------------------------
+
+
+def _add_sentencepiece(writer: GGUFWriter, directory: Path, pieces: list[Piece]) -> None:
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([text for text, _, _ in pieces])
+    writer.add_token_scores([score for _, score, _ in pieces])
+    writer.add_token_types([kind for _, _, kind in pieces])
+    _special_vocab(directory, n_vocab=len(pieces)).add_to_gguf(writer, quiet=True)
+
+
+def _fill(pieces: dict[int, Piece], n_vocab: int, score: float) -> list[Piece]:
+    """A list of ``n_vocab`` pieces: ids without one are unused, ids beyond it have no embedding."""
+    return [pieces.get(i, (f"[PAD{i}]", score, TokenType.UNUSED)) for i in range(n_vocab)]
+
+
+def _override(pieces: list[Piece], directory: Path) -> None:
+    """Apply the added tokens of added_tokens.json and tokenizer_config.json to ``pieces``."""
+    path = directory / "added_tokens.json"
+    if path.is_file():
+        for text, i in read_json(path).items():
+            if isinstance(i, int) and 0 <= i < len(pieces):
+                pieces[i] = (text, -1000.0, TokenType.USER_DEFINED)
+    for i, token in _added_tokens(directory).items():
+        if 0 <= i < len(pieces):
+            text, kind = _added_token(str(token.get("content", "")), bool(token.get("special")))
+            pieces[i] = (text, -1000.0, kind)
+
+
+def _sentencepiece(path: Path) -> dict[int, Piece]:
+    """The pieces of tokenizer.model, SentencePiece's protobuf: field 1 of the model, repeated, is
+    a piece of text (1), score (2) and type (3, absent: normal)."""
+    pieces: dict[int, Piece] = {}
+    try:
+        for number, message in _protobuf(path.read_bytes()):
+            if number == 1:
+                piece = dict(_protobuf(message))
+                (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
+                kind = _PIECE_TYPES[piece.get(3, 1)]
+                pieces[len(pieces)] = (piece.get(1, b"").decode(), score, kind)
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error):
+        raise LutraError(f"{path}: not a SentencePiece model; download it again") from None
+    if not pieces:
+        raise LutraError(f"{path}: has no tokens; download it again")
+    return pieces
+
+
+def _protobuf(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Field number and value (int or bytes) of each field of a protobuf message."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            value, at, shift = value | (byte & 0x7F) << shift, at + 1, shift + 7
+            if byte < 0x80:
+                return value
+            if shift > 63:
+                raise ValueError("varint too long")
+
+    while at < len(data):
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            yield number, varint()
+            continue
+        length = varint() if wire == 2 else {1: 8, 5: 4}[wire]
+        if length > len(data) - at:
+            raise ValueError("field beyond the end")
+        yield number, data[at : at + length]
+        at += length
+
+
+def _pieces_of_bpe(tokenizer: dict[str, Any]) -> dict[int, Piece]:
+    """SentencePiece's pieces back from the BPE form that Hugging Face gives them.
+
+    llama.cpp merges by score, so a token's score is the rank of its first merge, negated: the order
+    that SentencePiece's own scores have.
+    """
+    vocab: dict[str, int] = tokenizer["model"]["vocab"]
+    rank: dict[str, int] = {}
+    for i, merge in enumerate(tokenizer["model"]["merges"]):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        rank.setdefault(left + right, i)
+    pieces: dict[int, Piece] = {}
+    for text, i in vocab.items():
+        kind = TokenType.BYTE if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", text) else TokenType.NORMAL
+        pieces[i] = (text, -float(rank.get(text, 0)), kind)
+    for token in tokenizer.get("added_tokens", ()):
+        text, kind = _added_token(token["content"], bool(token["special"]))
+        pieces[token["id"]] = (text, -1000.0, kind)
+    return pieces
+
+
+# ---- byte-level BPE --------------------------------------------------------------------------
+
+
+def _add_byte_level(writer: GGUFWriter, directory: Path, tokenizer: dict[str, Any], n_vocab: int) -> None:
+    path = directory / "tokenizer.json"
+    texts: dict[int, str] = {i: text for text, i in tokenizer["model"]["vocab"].items()}
+    added = {token["id"]: token for token in tokenizer.get("added_tokens", ())} | _added_tokens(directory)
+    texts |= {i: token["content"] for i, token in added.items()}
+    if max(texts) >= n_vocab:
+        raise LutraError(f"{path}: has token {max(texts)}, but the model's vocab_size is {n_vocab}")
+    tokens, kinds = [], []
+    for i in range(n_vocab):
+        text, kind = texts.get(i, f"[PAD{i}]"), TokenType.NORMAL if i in texts else TokenType.UNUSED
+        if i in added:
+            text, kind = _added_token(text, bool(added[i].get("special")))
+        tokens.append(text)
+        kinds.append(kind)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_pre_tokenizer(path, tokenizer))
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    special = _special_vocab(directory, load_merges=True)
+    if not special.merges:
+        raise LutraError(f"{path}: has no merges, nor has merges.txt; download the tokenizer again")
+    special.add_to_gguf(writer, quiet=True)
+
+
+def _pre_tokenizer(path: Path, tokenizer: dict[str, Any]) -> str:
+    """llama.cpp's name for the pre-tokenizer of tokenizer.json."""
+    outer = tokenizer.get("pre_tokenizer") or {}
+    rules: list[str] = []
+    for step in outer.get("pretokenizers", [outer]):
+        kind = step.get("type")
+        if kind == "Split" and (step.get("behavior"), bool(step.get("invert"))) in _SPLITS:
+            rules.append(step["pattern"].get("Regex", ""))
+        elif kind == "Digits" and step.get("individual_digits"):
+            rules.append("digits")
+        elif kind == "ByteLevel" and not step.get("add_prefix_space"):
+            if step.get("use_regex", True):
+                rules.append("gpt-2")
+        else:
+            rules.append(str(kind))
+    name = _PRE_TOKENIZERS.get(tuple(rules))
+    if name is None:
+        known = ", ".join(_PRE_TOKENIZERS.values())
+        raise LutraError(
+            f"{path}: its pre-tokenizer ({' + '.join(rules)[:80] or 'none'}) is none of {known}; "
+            "make an F16 GGUF with llama.cpp's convert_hf_to_gguf.py and pass that"
+        )
+    return name

@@ -1,0 +1,1 @@
+"""The command ``lutra``: one module per verb. Arguments in, printing out; nothing else imports it."""

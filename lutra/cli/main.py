@@ -1,0 +1,92 @@
+"""The command ``lutra``: finds the verb, turns errors into one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from gguf_tools.errors import LutraError
+from lutra import __version__
+
+# A verb is a module of this package with HELP, EXAMPLE, add_arguments(parser) and run(args) -> exit code.
+# Only the module of the verb that runs is imported.
+VERBS = {
+    "convert": "make a GGUF of a type from a Hugging Face directory or a GGUF",
+    "chat": "talk to a model",
+    "bench": "measure speed (llama-bench)",
+    "eval": "measure quality: perplexity, KL divergence, questions",
+    "compare": "the table of a model's files or types: size, quality, speed",
+    "info": "show the kernels of this machine, or what is in a file",
+    "verify": "check a file and this machine's kernels",
+}
+
+_OVERVIEW = f"""usage: lutra VERB ...
+
+Large language models on Arm CPUs from codebook GGUF files.
+
+{chr(10).join(f"  {verb:<9}{text}" for verb, text in VERBS.items())}
+
+'lutra VERB --help' shows the options and an example; 'lutra --version' the version.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all of lutra does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(_error(f"{message}; see --help", 2))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run ``lutra`` with ``argv`` and return its exit code: 0, 1 for an error, 2 for wrong usage, 130."""
+    argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # names in a file may be no text of this terminal
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_OVERVIEW, end="")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"lutra {__version__}")
+        return 0
+    verb = argv[0]
+    if verb not in VERBS:
+        return _error(f"no verb '{verb}'; choose one of {', '.join(VERBS)}", 2)
+    module = importlib.import_module(f"lutra.cli.{verb}")
+    parser = _Parser(
+        prog=f"lutra.cli.{verb}",
+        description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
+        epilog=module.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    # `kill` must clean up as Ctrl-C does, so it becomes an exception too.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return module.run(parser.parse_args(argv[1:]))
+    except LutraError as error:
+        return _error(str(error), 1)
+    except BrokenPipeError:
+        # The reader (head, less) went away; stdout must not be flushed again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _error(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except MemoryError:
+        return _error("out of memory; close other programs or use a smaller model", 1)
+    except KeyboardInterrupt:
+        return _error("interrupted", 130)
+
+
+def _error(message: str, code: int) -> int:
+    print(f"lutra: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + signal.SIGTERM)

@@ -1,0 +1,93 @@
+"""The bytes of one tensor without calibration: codebooks by k-means, upstream's types by ggml."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.errors import LutraError
+from gguf_tools.formats.family import CBFormat
+from lutra.conversion.plan import Planned
+from lutra.runtime import quantize as ggml
+from pyquant import encode, learn
+
+BLOCK_WEIGHTS = 1 << 23  # weights in memory at a time, as float32
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A tensor as matrices (rows, k), one or one per expert, read in pieces.
+
+    Sent to another process it takes its weights along.
+    """
+
+    shape: tuple[int, int]  # rows of all experts together
+    matrix_rows: int
+    read: Callable[[int, int], NDArray[np.float32]]  # rows start..stop-1
+
+    @classmethod
+    def of(cls, p: Planned) -> Matrix:
+        """The weights of a planned tensor."""
+        tensor = p.source
+        rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
+        return cls((tensor.rows, tensor.k), rows, tensor.read)
+
+    def __reduce__(self) -> tuple:
+        return _in_memory, (self.read(0, self.shape[0]), self.matrix_rows)
+
+    def blocks(
+        self, importance: NDArray[np.float32] | None
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+        """(rows, their importance) in pieces: whole strips, never across two experts.
+
+        ``importance`` float32 is (k,) or, for a stack of experts, (experts, k).
+        """
+        rows, k = self.shape
+        step = max(8, BLOCK_WEIGHTS // k // 8 * 8)
+        for first in range(0, rows, self.matrix_rows):
+            weights = importance
+            if importance is not None and importance.ndim == 2:
+                weights = importance[first // self.matrix_rows]
+            for start in range(first, first + self.matrix_rows, step):
+                yield self.read(start, min(start + step, first + self.matrix_rows)), weights
+
+
+def _in_memory(w: NDArray[np.float32], matrix_rows: int) -> Matrix:
+    return Matrix(w.shape, matrix_rows, lambda start, stop: w[start:stop])
+
+
+def codebook(
+    name: str,
+    matrix: Matrix,
+    fmt: CBFormat,
+    importance: NDArray[np.float32] | None,
+    seed: int,
+    *,
+    threads: int,
+) -> list[NDArray]:
+    """A tensor of a codebook type in pieces; the library, learned from the whole tensor, comes last.
+
+    ``importance`` as ``Matrix.blocks`` takes it. Raises LutraError with ``name`` for weights that cannot be
+    encoded.
+    """
+    try:
+        library = learn(matrix, fmt, importance=importance, seed=seed, threads=threads)
+        strips = [
+            encode(rows, library, fmt, importance=weights, threads=threads)
+            for rows, weights in matrix.blocks(importance)
+        ]
+    except ValueError as error:
+        raise LutraError(f"tensor {name!r}: {error}") from None
+    return [*strips, library]
+
+
+def stock(p: Planned, importance: NDArray[np.float32] | None, threads: int) -> Iterator[NDArray[np.uint8]]:
+    """A tensor of one of upstream's types in pieces."""
+    for rows, weights in Matrix.of(p).blocks(importance):
+        try:
+            yield ggml.quantize(rows, p.type, weights, threads)
+        except ValueError as error:
+            raise LutraError(f"{p.source.path}: tensor {p.source.name!r}: {error}") from None

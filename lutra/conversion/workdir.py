@@ -1,0 +1,168 @@
+"""Finished tensors of a conversion on disk, so that the same command goes on after a crash or a stop."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+import gguf_tools
+import lutra
+import pyquant
+from gguf_tools.errors import LutraError
+from lutra.console import warn
+from lutra.runtime.paths import lib_dir
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gguf_tools.sources.open import Source
+
+
+class WorkDirectory:
+    """``.OUT.lutra-work`` beside the output; a context manager.
+
+    ``fingerprint`` is all that the finished tensors depend on; work with another fingerprint is thrown
+    away. Leaving without an exception removes the directory; otherwise it stays if it holds a tensor, and
+    an error or a line on stderr says so. Raises LutraError while another conversion uses it.
+    """
+
+    def __init__(self, output: Path, fingerprint: Mapping[str, Any]) -> None:
+        self.path = output.with_name(f".{output.name}.lutra-work")
+        self._fingerprint = json.loads(json.dumps(fingerprint))
+        self._lock: int | None = None
+
+    def __enter__(self) -> WorkDirectory:
+        try:
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise LutraError(
+                f"{self.path}: cannot be made: {error.strerror}; choose another place with -o"
+            ) from None
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise LutraError(f"{self.path}: another conversion to this output is running") from None
+        self._begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        done = len(self.done())
+        if kind is None or not done:
+            shutil.rmtree(self.path, ignore_errors=True)
+        assert self._lock is not None  # entered
+        os.close(self._lock)
+        if kind is None or not done:
+            return
+        kept = f"{done} finished tensors are kept in {self.path}; the same command goes on from there"
+        if isinstance(error, LutraError):
+            raise LutraError(f"{error} ({kept})") from None
+        print(f"lutra: {kept}", file=sys.stderr)
+
+    def done(self) -> list[Path]:
+        """The files of finished tensors."""
+        return list(self.path.glob("*.tensor"))
+
+    def __contains__(self, name: str) -> bool:
+        return self._file(name).exists()
+
+    def save(self, name: str, parts: Sequence[NDArray[Any]], loss: float) -> None:
+        """Keep a tensor: its bytes, in parts, and the loss of its calibration (NaN without)."""
+        path = self._file(name)
+        partial = path.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                for part in (*parts, np.array([loss], "<f8")):
+                    file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise LutraError(
+                f"{path}: cannot be written: {error.strerror}; make room, or choose another place with -o"
+            ) from None
+
+    def load(self, name: str) -> tuple[NDArray[np.uint8], float]:
+        """The bytes of a finished tensor (mapped from the file) and its loss."""
+        data = np.memmap(self._file(name), np.uint8, "r")
+        return data[:-8], float(data[-8:].view("<f8")[0])
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{quote(name, safe='')}.tensor"
+
+    def _begin(self) -> None:
+        """Go on with what is there, or empty the directory and sign it."""
+        signature = self.path / "fingerprint.json"
+        try:
+            before = json.loads(signature.read_text())
+        except (OSError, ValueError):
+            before = {}
+        if before == self._fingerprint:
+            if done := len(self.done()):
+                print(f"lutra: going on: {done} tensors were finished before", file=sys.stderr)
+            return
+        if before and self.done():
+            changed = [key for key, value in self._fingerprint.items() if before.get(key) != value]
+            warn(f"starting anew, another conversion's work is in {self.path}: not the same {changed[0]}")
+        for path in self.path.iterdir():
+            path.unlink()
+        partial = signature.with_suffix(".partial")
+        partial.write_text(json.dumps(self._fingerprint))
+        partial.replace(signature)
+
+
+# ---- fingerprints --------------------------------------------------------------------------
+
+
+def source_files(source: Source) -> list[tuple[str, int, int]]:
+    """Name, size and time of change (ns) of every file that a model comes from."""
+    is_directory = source.path.is_dir()
+    files = source.path.iterdir() if is_directory else {tensor.path for tensor in source.tensors}
+    stats = [(path.name, path.stat()) for path in sorted(files) if path.is_file()]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def file_digest(path: Path | None) -> str | None:
+    """SHA-256 of a file's content."""
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise LutraError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def software() -> list[Any]:
+    """What computes: our own Python and libraries by content, numpy and its BLAS by version."""
+    digest = hashlib.sha256()
+    packages = (Path(module.__path__[0]) for module in (gguf_tools, lutra, pyquant))
+    for path in sorted([*lib_dir().glob("*.so"), *(file for p in packages for file in p.rglob("*.py"))]):
+        digest.update(path.read_bytes())
+    libraries = (info for info in threadpool_info() if info["user_api"] == "blas")
+    blas = sorted((info["internal_api"], info["version"], info.get("architecture")) for info in libraries)
+    return [digest.hexdigest(), np.__version__, blas]
+
+
+def cpu() -> list[str]:
+    """The kind of CPU, which decides in what order sums are taken."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().partition("\n\n")[0].splitlines() if about.exists() else []
+    kinds = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return [platform.machine(), *(line for line in lines if line.startswith(kinds))]

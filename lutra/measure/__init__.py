@@ -1,0 +1,1 @@
+"""What a file is worth: perplexity, divergence, answers, speed, and whether kernels compute it right."""

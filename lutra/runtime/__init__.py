@@ -1,0 +1,1 @@
+"""llama.cpp with our kernels, from Python: models, tools, the kernel registry."""

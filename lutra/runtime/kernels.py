@@ -1,0 +1,174 @@
+"""The kernel registry of libggml-base (cpu_kernels/include/lutra_kernels.h) through ctypes.
+
+Arrays go in as numpy where a kernel is called; listing kernels needs no numpy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gguf_tools.errors import LutraError
+from lutra.runtime.paths import lib_dir, lib_path
+
+if TYPE_CHECKING:
+    import numpy as np
+
+OPS = ("gemv", "batch", "gemm", "dequantize", "quantize")  # enum lutra_op
+
+
+class _Kernel(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("op", ctypes.c_int),
+        ("set", ctypes.c_int),
+        ("type", ctypes.c_int32),
+        ("function", ctypes.c_void_p),
+    )
+
+
+class _Column(ctypes.Structure):
+    _fields_ = (("q", ctypes.c_void_p), ("d", ctypes.c_void_p), ("y", ctypes.c_void_p))
+
+
+_I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
+_FUNCTIONS = {
+    "gemv": ctypes.CFUNCTYPE(None, _I64, _I64, _PTR, _PTR, _PTR, _PTR, _PTR),
+    "batch": ctypes.CFUNCTYPE(None, _I64, _I64, _PTR, _PTR, _I64, ctypes.POINTER(_Column)),
+    "gemm": ctypes.CFUNCTYPE(None, _I64, _I64, _PTR, _PTR, _I64, ctypes.POINTER(_Column)),
+    "dequantize": ctypes.CFUNCTYPE(None, _I64, _PTR, _PTR, _INT, _PTR),
+    "quantize": ctypes.CFUNCTYPE(None, _I64, _PTR, _PTR, _PTR),
+}
+
+
+# ggml_log_set keeps a pointer to it.
+_SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of this build.
+
+    ``type`` is a ggml type id, for op "quantize" a super-block; ``chosen`` honours LUTRA_KERNELS.
+    """
+
+    name: str
+    op: str
+    set: str
+    type: int
+    supported: bool
+    chosen: bool
+    address: int
+
+
+@functools.cache
+def _registry() -> ctypes.CDLL:
+    path = lib_path("ggml-base")
+    library = ctypes.CDLL(str(path))
+    if not hasattr(library, "lutra_kernel_count"):
+        raise LutraError(f"{path}: a ggml without Lutra's kernels; run 'pip install .' or set LUTRA_LIB_DIR")
+    library.lutra_kernel_at.restype = ctypes.POINTER(_Kernel)
+    library.lutra_kernel_chosen.restype = ctypes.POINTER(_Kernel)
+    library.lutra_kernel_chosen.argtypes = (ctypes.c_int, ctypes.c_int32)
+    library.lutra_set_name.restype = ctypes.c_char_p
+    library.lutra_set_supported.restype = ctypes.c_bool
+    library.lutra_kernels_error.restype = ctypes.c_char_p
+    return library
+
+
+def require_obeyed_choice() -> None:
+    """Raise LutraError when LUTRA_KERNELS asks for what this build or CPU does not have."""
+    if error := _registry().lutra_kernels_error():
+        raise LutraError(f"{error.decode()}; 'lutra info' lists the kernels")
+
+
+def kernels() -> list[Kernel]:
+    """Every kernel compiled into this build, in the registry's order."""
+    require_obeyed_choice()
+    registry = _registry()
+    result = []
+    for i in range(registry.lutra_kernel_count()):
+        k = registry.lutra_kernel_at(i).contents
+        chosen = registry.lutra_kernel_chosen(k.op, k.type)
+        result.append(
+            Kernel(
+                name=k.name.decode(),
+                op=OPS[k.op],
+                set=registry.lutra_set_name(k.set).decode(),
+                type=k.type,
+                supported=registry.lutra_set_supported(k.set),
+                chosen=bool(chosen) and chosen.contents.name == k.name,
+                address=k.function,
+            )
+        )
+    return result
+
+
+def cpu_library() -> str:
+    """File name of ggml's CPU code that this machine runs: of a portable build, the variant chosen."""
+    ggml = ctypes.CDLL(str(lib_path("ggml")))
+    ctypes.CDLL(str(lib_path("ggml-base"))).ggml_log_set(_SILENT, None)
+    ggml.ggml_backend_load_all_from_path(os.fsencode(lib_dir()))
+    loaded = re.search(r"/(libggml-cpu[^/\n]*)$", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    if not loaded:
+        raise LutraError(f"{lib_dir()}: none of ggml's CPU libraries runs on this machine")
+    return loaded[1]
+
+
+def supported_sets() -> list[str]:
+    """Names of the instruction sets this CPU has and this build has kernels for."""
+    return list(dict.fromkeys(k.set for k in kernels() if k.supported))
+
+
+def quantize(kernel: Kernel, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quantize activations ``x`` float32 (k,) to q int8 (k,) and d float32 (k / super-block,)."""
+    import numpy as np
+
+    q = np.empty(x.size, np.int8)
+    d = np.empty(x.size // kernel.type, np.float32)
+    _FUNCTIONS["quantize"](kernel.address)(x.size, x.ctypes.data, q.ctypes.data, d.ctypes.data)
+    return q, d
+
+
+def gemv(kernel: Kernel, strips: np.ndarray, library: np.ndarray, q: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """y float32 (rows,) of ``strips`` uint8 (strips, bytes per strip) times one quantized activation row."""
+    import numpy as np
+
+    y = np.empty(8 * len(strips), np.float32)
+    arrays = (strips, library, q, d, y)
+    _FUNCTIONS["gemv"](kernel.address)(q.size, len(strips), *(a.ctypes.data for a in arrays))
+    return y
+
+
+def gemm(kernel: Kernel, strips: np.ndarray, library: np.ndarray, columns: list[tuple]) -> np.ndarray:
+    """y float32 (columns, rows) for activation rows ``columns``, each (q int8 (k,), d float32)."""
+    import numpy as np
+
+    y = np.empty((len(columns), 8 * len(strips)), np.float32)
+    array = (_Column * len(columns))(
+        *(
+            _Column(q.ctypes.data, d.ctypes.data, row.ctypes.data)
+            for (q, d), row in zip(columns, y, strict=True)
+        )
+    )
+    k = columns[0][0].size
+    _FUNCTIONS["gemm"](kernel.address)(
+        k, len(strips), strips.ctypes.data, library.ctypes.data, len(columns), array
+    )
+    return y
+
+
+def dequantize(kernel: Kernel, strip: np.ndarray, library: np.ndarray, k: int) -> np.ndarray:
+    """The 8 rows of one strip as float32 (8, k)."""
+    import numpy as np
+
+    y = np.empty((8, k), np.float32)
+    call = _FUNCTIONS["dequantize"](kernel.address)
+    for row in range(8):
+        call(k, strip.ctypes.data, library.ctypes.data, row, y[row].ctypes.data)
+    return y

@@ -1,0 +1,79 @@
+"""Running llama.cpp's tools as child processes that never outlive us."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+
+from gguf_tools.errors import LutraError
+from lutra.runtime.paths import tool_path
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a child that still runs, and reap it."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def run_tool(
+    name: str, arguments: list[str], on_output: Callable[[str], None] | None = None, *, ok: int = 0
+) -> str:
+    """Run a tool and return everything it printed, standard output and error together.
+
+    ``on_output`` sees the text as it comes. Raises LutraError with the tool's own reason when its exit
+    code is neither 0 nor ``ok``.
+    """
+    command = [str(tool_path(name)), *arguments]
+    output = []
+    with _child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        while data := process.stdout.read1():  # type: ignore[attr-defined]
+            output.append(data)
+            if on_output:
+                on_output(data.decode("utf-8", "replace"))
+        code = process.wait()
+    text = b"".join(output).decode("utf-8", "replace")
+    if code not in (0, ok):
+        raise LutraError(f"{name}: {failure(text, code)}")
+    return text
+
+
+def pass_through(name: str, arguments: list[str]) -> None:
+    """Run a tool on our own standard output and error. Raises LutraError when it fails."""
+    with _child([str(tool_path(name)), *arguments]) as process:
+        code = process.wait()
+    if code:
+        raise LutraError(f"{name} {_exit(code)}")
+
+
+@contextlib.contextmanager
+def _child(command: list[str], **options: object) -> Iterator[subprocess.Popen]:
+    env = os.environ | {"GGML_NO_BACKTRACE": "1"}  # it would start a debugger, where there is one
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, **options)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def failure(output: str, code: int) -> str:
+    """The reason in a failed tool's output: the first line of its log that is an error, or how it ended."""
+    for line in output.splitlines():
+        if found := re.search(r"^[\d.]+ E (.*)|^.*?(\b(?:error|failed)\b.*)", line, re.IGNORECASE):
+            return (found[1] or found[2]).strip()
+    return _exit(code)
+
+
+def _exit(code: int) -> str:
+    if code == 0:
+        return "ended without a result"
+    return f"ended with code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"

@@ -1,0 +1,502 @@
+"""Encoding a matrix against the Hessian of its inputs: error feedback, then descent.
+
+What a matrix W does to its inputs X (tokens, k) is changed by ``(Q - W) X^T``, whose squared size is
+``sum over rows of e H e^T`` with e = w - q and the Hessian H = X^T X / tokens. Weights are rounded group by
+group; the error of a group moves the targets of the groups that follow, as in GPTQ and LDLQ. Then rounds of
+descent: scales by least squares, selectors and codes group by group given all others.
+
+The library is learned, and refitted by least squares to codes with feedback, on a sample of rows. Given the
+library, rows are independent of each other, and so are column blocks, between which the Hessian is taken to
+be zero: they are encoded piece by piece, and memory is bounded whatever the size of the matrix.
+
+Weights are visited in order of their input's energy, group after group, largest first; the two weights of
+a pair are neighbours in that order. Only the order of work changes, not the place of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from gguf_tools.formats.family import GROUP, CBFormat
+from pyquant._native import ffi, native, pointer, thread_count
+from pyquant.codebook import Rows, Shape, encode_shape, learn_shape, pack
+
+DAMPING = 0.3  # of the mean diagonal: what the calibration text does not show counts in other texts
+WIDEST = 4096  # columns of a Hessian
+SAMPLE = 1 << 21  # weights that the library is learned from
+SLAB = 1 << 22  # weights encoded at a time
+SLICE = 256  # rows per call of BLAS
+CG_STEPS = {1: 5, 2: 8}  # of conjugate gradients per refit, by weights per code: pairs have more entries
+ROUNDS = 1
+
+Array = NDArray[np.float32]
+
+_GROUP_FORM = np.dtype(
+    [
+        ("form", "f4", (GROUP, GROUP)),
+        ("feedback", "f4", (GROUP, GROUP)),
+        ("weight", "f4", (GROUP, 2)),
+        ("inverse", "f4", (GROUP, GROUP)),
+    ]
+)
+
+
+@dataclass
+class Encoded:
+    """A matrix as codes, selectors, scales and library.
+
+    ``loss``: sum of e H e^T relative to w H w^T, after the pass with feedback and after every round.
+    """
+
+    fmt: CBFormat
+    codes: NDArray[np.uint8]  # (n, k / pair), group by group
+    selectors: NDArray[np.uint16]  # (n, k / 32)
+    d: NDArray[np.float16]  # (n, k / sb)
+    library: NDArray[np.int8]
+    loss: list[float]
+
+    def weights(self, rows: slice = slice(None)) -> Array:
+        """What it stands for, float32 (n, k); of some rows only, if wanted."""
+        part = _Codes(self.fmt, self.codes[rows], self.selectors[rows], self.d[rows])
+        return part.look_up(self.library)
+
+    def strips(self, threads: int | None = None) -> NDArray[np.uint8]:
+        """The bytes of the tensor but for its library."""
+        return pack(self.codes, self.selectors, self.d, self.fmt, threads=threads)
+
+
+def column_blocks(k: int, fmt: CBFormat) -> list[slice]:
+    """The columns of each Hessian of a matrix of ``k`` columns: at most WIDEST, the last may have fewer."""
+    width = -(-k // -(-k // WIDEST))
+    width = -(-width // fmt.sb) * fmt.sb
+    return [slice(i, min(i + width, k)) for i in range(0, k, width)]
+
+
+@threadpool_limits.wrap(limits=1, user_api="blas")
+def quantize(
+    w: Array | Rows,
+    hessian: Array,
+    fmt: CBFormat,
+    *,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    threads: int | None = None,
+    row_weight: Array | None = None,
+    library: NDArray[np.int8] | None = None,
+) -> Encoded:
+    """The matrix ``w`` (n, k) in ``fmt``, close under ``hessian``.
+
+    ``hessian``: float32 (k, k); for k over WIDEST, (blocks, b, b), the Hessians of ``column_blocks(k, fmt)``,
+    the last with zeros beyond k; for experts whose rows follow each other, one of these for each of them,
+    (experts, k, k) or (experts, blocks, b, b). ``row_weight`` float32 (n,): how much the errors of each row
+    count when the library is learned. ``library``: one that is there already, int8 of ``fmt.library_shape``.
+
+    The result does not depend on ``threads``. Memory beside ``w``, the Hessians and the result: 12 bytes for
+    each weight of the sample, 24 for each weight of a slab, and 36 b^2 bytes while a Hessian is factored.
+    Raises ValueError as ``learn`` does, and for Hessians or row weights that do not fit or are not finite.
+    """
+    threads = thread_count(threads)
+    problem = _Problem.of(w, hessian, fmt)
+    pieces: dict[tuple[int, int], _Piece] = {}
+    if library is None:
+        library, pieces = _learn_library(problem, row_weight, rounds, seed, threads)
+    return _encode(problem, library, pieces, rounds, threads)
+
+
+# ---- matrices, the same bits for any number of threads -------------------------------------
+
+
+def slices(n: int, task: Callable[[slice], object], threads: int) -> list:
+    """``task`` for slices of n rows, on all threads; BLAS itself stays on one."""
+    parts = [slice(i, min(i + SLICE, n)) for i in range(0, n, SLICE)]
+    with threadpool_limits(1, user_api="blas"):
+        if threads == 1:
+            return list(map(task, parts))
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(task, parts))
+
+
+def multiply(a: Array, b: Array, threads: int) -> Array:
+    """a @ b."""
+    out = np.empty((len(a), b.shape[1]), np.float32)
+    slices(len(a), lambda part: np.matmul(a[part], b, out=out[part]), threads)
+    return out
+
+
+# ---- the matrix in pieces ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A matrix, and the Hessian of every expert and column block."""
+
+    fmt: CBFormat
+    w: Array | Rows
+    hessian: Array  # (experts, blocks, b, b)
+    blocks: list[slice]
+    mean: float  # of all diagonals
+
+    @classmethod
+    def of(cls, w: Array | Rows, hessian: Array, fmt: CBFormat) -> _Problem:
+        n, k = w.shape
+        if k % fmt.sb:
+            raise ValueError(f"rows of {k} weights: needed a multiple of {fmt.sb}")
+        blocks = column_blocks(k, fmt)
+        b = blocks[0].stop
+        forms = ((k, k), (n, k, k)) if len(blocks) == 1 else ((len(blocks), b, b), (n, len(blocks), b, b))
+        experts = hessian.shape[0] if hessian.ndim == len(forms[1]) else 1
+        if hessian.shape not in (forms[0], (experts, *forms[1][1:])) or n % experts:
+            raise ValueError(f"Hessian of shape {hessian.shape} for a matrix of {(n, k)}: needed {forms[0]}")
+        hessian = hessian.reshape(experts, len(blocks), b, b)
+        diagonals = np.diagonal(hessian, axis1=2, axis2=3)
+        if not all(np.isfinite(h).all() for h in hessian.reshape(-1, b, b)) or diagonals.min() < 0:
+            raise ValueError("Hessian is not finite, or has a negative diagonal")
+        return cls(fmt, w, hessian, blocks, float(diagonals.sum(dtype=np.float64)) / (experts * k) or 1.0)
+
+    def read(self, rows: slice) -> Array:
+        w = self.w[rows] if isinstance(self.w, np.ndarray) else self.w.read(rows.start, rows.stop)
+        return np.asarray(w, np.float32)
+
+    def experts(self) -> list[slice]:
+        """The rows of each."""
+        n = self.w.shape[0] // len(self.hessian)
+        return [slice(i * n, (i + 1) * n) for i in range(len(self.hessian))]
+
+    def damped(self, expert: int, block: int) -> Array:
+        """The Hessian of a block in units of the mean diagonal, damped."""
+        columns = self.blocks[block]
+        m = columns.stop - columns.start
+        h = self.hessian[expert, block, :m, :m] * np.float32(1 / self.mean)
+        h[np.diag_indices(m)] += np.float32(DAMPING * max(float(np.trace(h)) / m, 1e-3))
+        return h
+
+
+# ---- the order of work ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Order:
+    """Groups and, within each, points (weights, or pairs) in the order in which they are visited."""
+
+    groups: NDArray[np.intp]  # (groups,)
+    points: NDArray[np.intp]  # (groups, points)
+    weights: NDArray[np.intp]  # (k,): column of the n-th weight
+
+    @classmethod
+    def by_energy(cls, energy: Array, shape: Shape) -> Order:
+        """Largest first, the first of equals first."""
+        per_point = energy.reshape(-1, shape.pair, GROUP // shape.pair).sum(axis=1)
+        groups = np.argsort(-per_point.sum(axis=1), kind="stable")
+        points = np.argsort(-per_point, axis=1, kind="stable")
+        first = groups[:, None] * GROUP + points[groups]
+        weights = np.stack([first + i * (GROUP // shape.pair) for i in range(shape.pair)], axis=-1)
+        return cls(groups, points, weights.reshape(-1))
+
+    def columns(self, w: Array) -> Array:
+        """The columns of a matrix in this order."""
+        return np.ascontiguousarray(w[:, self.weights])
+
+    def apply(self, codes: NDArray[np.uint8], selectors: NDArray[np.uint16]) -> tuple:
+        """Codes and selectors in this order."""
+        by_group = codes.reshape(len(codes), *self.points.shape)
+        by_group = np.take_along_axis(by_group, self.points[None], axis=2)[:, self.groups]
+        return np.ascontiguousarray(by_group), np.ascontiguousarray(selectors[:, self.groups])
+
+    def undo(self, codes: NDArray[np.uint8], selectors: NDArray[np.uint16]) -> tuple:
+        """Codes and selectors back in their places."""
+        by_group, places = np.empty_like(codes), np.empty_like(selectors)
+        by_group[:, self.groups], places[:, self.groups] = codes, selectors
+        by_group = np.take_along_axis(by_group, np.argsort(self.points, axis=1)[None], axis=2)
+        return np.ascontiguousarray(by_group.reshape(len(codes), -1)), places
+
+
+# ---- what the passes need of the Hessian ---------------------------------------------------
+
+
+def _factor(h: NDArray[np.float64], pair: int) -> tuple:
+    """h = U U^T = A D A^T, batched: U upper and A unit upper triangular, D in rows of blocks (k, pair)."""
+    u = np.linalg.cholesky(h[..., ::-1, ::-1])[..., ::-1, ::-1]
+    k = u.shape[-1]
+    n = np.arange(k // pair)
+    blocks = u.reshape(*u.shape[:-2], k // pair, pair, k // pair, pair)[..., n, :, n, :]
+    blocks = np.moveaxis(blocks, 0, -3)
+    inverse = np.linalg.inv(blocks)
+    a = np.empty(u.shape)
+    for i in range(pair):
+        parts = (u[..., c::pair] * inverse[..., None, :, c, i] for c in range(i + 1))
+        a[..., i::pair] = sum(parts)
+    d = (blocks @ np.swapaxes(blocks, -1, -2)).reshape(*u.shape[:-2], k, pair)
+    return u, a, d
+
+
+def _diagonal(m: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The blocks of the groups on the diagonal."""
+    n = np.arange(len(m) // GROUP)
+    return m.reshape(len(n), GROUP, len(n), GROUP)[n, :, n, :]
+
+
+def _group_forms(form: NDArray, feedback: NDArray, weight: NDArray, inverse: NDArray) -> NDArray:
+    forms = np.zeros(len(form), _GROUP_FORM)
+    forms["form"], forms["feedback"], forms["inverse"] = form, feedback, inverse
+    forms["weight"][..., : weight.shape[-1]] = weight.reshape(len(form), GROUP, -1)
+    return forms
+
+
+def _forward(h: Array, order: Order, shape: Shape) -> tuple[NDArray, Array]:
+    """For the first pass: the error of a group, later ones having the chance to make up for it."""
+    u, a, d = _factor(h[np.ix_(order.weights, order.weights)].astype(np.float64), shape.pair)
+    u, within = _diagonal(u), _diagonal(a)
+    forms = _group_forms(u @ u.transpose(0, 2, 1), within, d, np.linalg.inv(within))
+    return forms, np.ascontiguousarray(a, np.float32)
+
+
+def _descent(h: Array, order: Order, shape: Shape) -> tuple[NDArray, Array]:
+    """For passes that change a group given all others."""
+    h = np.ascontiguousarray(h[np.ix_(order.weights, order.weights)])
+    own = _diagonal(h).astype(np.float64)
+    _, a, d = _factor(own, shape.pair)
+    return _group_forms(own, a, d, np.linalg.inv(own)), h
+
+
+# ---- steps ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _Codes:
+    """Codes, selectors and scales of a piece of a matrix."""
+
+    fmt: CBFormat
+    codes: NDArray[np.uint8]
+    selectors: NDArray[np.uint16]
+    d: NDArray[np.float16]
+
+    def look_up(self, entries: NDArray, d: NDArray | None = None) -> Array:
+        """The weights if ``entries`` were the library (and ``d`` the scales), float32 (n, k)."""
+        n, k = len(self.codes), self.codes.shape[1] * self.fmt.pair
+        w = np.empty((n, k), np.float32)
+        entries = np.ascontiguousarray(entries, np.float32)
+        scales = np.ascontiguousarray(self.d if d is None else d, np.float32)
+        native().lutra_look_up(
+            Shape.of(self.fmt).native(), n, k, pointer(entries, "float"),
+            pointer(np.ascontiguousarray(self.codes), "uint8_t"),
+            pointer(np.ascontiguousarray(self.selectors), "uint16_t"),
+            pointer(scales, "float"), pointer(w, "float"),
+        )  # fmt: skip
+        return w
+
+    def sum_entries(self, x: Array, library_shape: tuple[int, ...], threads: int) -> NDArray[np.float64]:
+        """The transpose of ``look_up``: what every entry gets of x (n, k)."""
+        scales = self.d.astype(np.float32)
+
+        def part(rows: slice) -> NDArray[np.float64]:
+            sums = np.zeros(library_shape)
+            native().lutra_sum_entries(
+                Shape.of(self.fmt).native(), len(x[rows]), x.shape[1], pointer(x[rows], "float"),
+                pointer(self.codes[rows], "uint8_t"), pointer(self.selectors[rows], "uint16_t"),
+                pointer(scales[rows], "float"), pointer(sums, "double"),
+            )  # fmt: skip
+            return sums
+
+        return sum(slices(len(x), part, threads))
+
+
+@dataclass
+class _Piece:
+    """Rows of one expert and column block, on the way to codes."""
+
+    w: Array
+    h: Array  # damped
+    order: Order
+    state: _Codes
+    losses: list[float] = field(default_factory=list)  # sum of e h e^T after every pass
+
+    @classmethod
+    def nearest(
+        cls, w: Array, h: Array, order: Order, library: NDArray[np.int8], fmt: CBFormat, threads: int
+    ) -> _Piece:
+        """Weight by weight, the Hessian's diagonal as importance."""
+        codes, selectors, d, _ = encode_shape(
+            w, library, Shape.of(fmt), importance=np.diag(h), threads=threads
+        )
+        return cls(w, h, order, _Codes(fmt, codes, selectors, d))
+
+    def encode(
+        self, terms: tuple[NDArray, Array], library: NDArray[np.int8], *, again: bool, threads: int
+    ) -> None:
+        """One pass of the groups: the first, with feedback, or one that improves them."""
+        forms, coupling = terms
+        m, order = self.state, self.order
+        work = order.columns(self.w)
+        n, k = work.shape
+        d = np.repeat(m.d.astype(np.float32), m.fmt.sb // GROUP, axis=1)[:, order.groups]
+        codes, selectors = order.apply(m.codes, m.selectors)
+        loss = np.empty(n)
+        if not native().lutra_feedback(
+            Shape.of(m.fmt).native(), n, k, pointer(work, "float"),
+            ffi.from_buffer("struct lutra_group_form[]", forms), pointer(coupling, "float"),
+            pointer(library, "int8_t"), pointer(np.ascontiguousarray(d), "float"), again, threads,
+            pointer(codes, "uint8_t"), pointer(selectors, "uint16_t"), pointer(loss, "double"),
+        ):  # fmt: skip
+            raise MemoryError(f"encoding {work.size} weights")
+        m.codes, m.selectors = order.undo(codes, selectors)
+        self.losses.append(float(loss.sum()))
+
+    def refit_scales(self, library: NDArray[np.int8], threads: int) -> None:
+        """The scales of each row by least squares; those that would vanish stay as they are."""
+        m = self.state
+        n, k = self.w.shape
+        sb = m.fmt.sb
+        q = m.look_up(library, np.ones(m.d.shape, np.float32))
+        left = np.empty((n, k // sb, k // sb))
+        right = (multiply(self.w, self.h, threads) * q).reshape(n, -1, sb).sum(axis=2, dtype=np.float64)
+        for i in range(k // sb):
+            columns = slice(i * sb, (i + 1) * sb)
+            image = multiply(np.ascontiguousarray(q[:, columns]), self.h[columns], threads)
+            left[:, i] = (image * q).reshape(n, -1, sb).sum(axis=2, dtype=np.float64)
+        left += (1e-9 * np.trace(left, axis1=1, axis2=2)[:, None, None] + 1e-30) * np.eye(k // sb)
+        d = np.linalg.solve(left, right[..., None])[..., 0]
+        d16 = np.clip(d, 0.0, 65504.0).astype(np.float16)
+        m.d = np.where(d16 > 0, d16, m.d)
+
+
+def _encode(
+    p: _Problem,
+    library: NDArray[np.int8],
+    pieces: dict[tuple[int, int], _Piece],
+    rounds: int,
+    threads: int,
+) -> Encoded:
+    """``pieces``: what the sample became, by expert and block, if it is the whole matrix; else none."""
+    n, k = p.w.shape
+    fmt = p.fmt
+    shape = Shape.of(fmt)
+    codes = np.empty((n, k // fmt.pair), np.uint8)
+    selectors = np.empty((n, k // GROUP), np.uint16)
+    d = np.empty((n, k // fmt.sb), np.float16)
+    losses = np.zeros(1 + rounds)
+    total = 0.0
+    for expert, own in enumerate(p.experts()):
+        for block, columns in enumerate(p.blocks):
+            h = p.damped(expert, block)
+            if not pieces:
+                order = Order.by_energy(np.ascontiguousarray(np.diag(h)), shape)
+                forward, descent = _forward(h, order, shape), _descent(h, order, shape)
+            step = own.stop - own.start if pieces else max(1, SLAB // len(h))
+            for start in range(own.start, own.stop, step):
+                rows = slice(start, min(start + step, own.stop))
+                if pieces:
+                    piece = pieces[expert, block]
+                else:
+                    w = np.ascontiguousarray(p.read(rows)[:, columns])
+                    piece = _Piece.nearest(w, h, order, library, fmt, threads)
+                    piece.encode(forward, library, again=False, threads=threads)
+                    for _ in range(rounds):
+                        piece.refit_scales(library, threads)
+                        piece.encode(descent, library, again=True, threads=threads)
+                losses += piece.losses
+                total += float(np.vdot(multiply(piece.w, h, threads), piece.w))
+                m = piece.state
+                codes[rows, columns.start // fmt.pair : columns.stop // fmt.pair] = m.codes
+                selectors[rows, columns.start // GROUP : columns.stop // GROUP] = m.selectors
+                d[rows, columns.start // fmt.sb : columns.stop // fmt.sb] = m.d
+    return Encoded(fmt, codes, selectors, d, library, (losses / (total or 1.0)).tolist())
+
+
+# ---- the library ---------------------------------------------------------------------------
+
+
+def _sample(p: _Problem, row_weight: Array | None) -> tuple[NDArray[np.intp], Array]:
+    """Rows to learn from and what each counts: all, or where every n-th part of the total weight ends."""
+    n, k = p.w.shape
+    if row_weight is None:
+        row_weight = np.ones(n, np.float32)
+    elif row_weight.shape != (n,) or not np.isfinite(row_weight).all() or row_weight.min() < 0:
+        raise ValueError(f"row weights of shape {row_weight.shape} for {n} rows, negative or not finite")
+    count = max(1, SAMPLE // k)
+    total = np.cumsum(row_weight, dtype=np.float64)
+    if total[-1] <= 0:
+        raise ValueError("row weights are all zero")
+    if count >= n:
+        rows, times = np.arange(n), row_weight
+    else:
+        rows, times = np.unique(
+            np.searchsorted(total, (np.arange(count) + 0.5) / count * total[-1]), return_counts=True
+        )
+    return rows, (times / times.mean()).astype(np.float32)
+
+
+def _learn_library(
+    p: _Problem, row_weight: Array | None, rounds: int, seed: int, threads: int
+) -> tuple[NDArray[np.int8], dict[tuple[int, int], _Piece]]:
+    """The library, and the pieces of the sample by expert and block if it is the whole matrix."""
+    shape = Shape.of(p.fmt)
+    rows, weight = _sample(p, row_weight)
+    w = np.concatenate([p.read(slice(r, r + 1)) for r in rows])
+    expert = rows // (p.w.shape[0] // len(p.hessian))
+    diagonal = np.empty((len(p.hessian), w.shape[1]), np.float32)
+    for e in range(len(diagonal)):
+        for b, columns in enumerate(p.blocks):
+            diagonal[e, columns] = np.diag(p.damped(e, b))
+    library = learn_shape(w, shape, importance=weight[:, None] * diagonal[expert], seed=seed, threads=threads)
+    pieces, weights = {}, []
+    for e in np.unique(expert).tolist():
+        own = expert == e
+        for b, columns in enumerate(p.blocks):
+            h = p.damped(e, b)
+            order = Order.by_energy(diagonal[e, columns], shape)
+            piece = _Piece.nearest(np.ascontiguousarray(w[own, columns]), h, order, library, p.fmt, threads)
+            piece.encode(_forward(h, order, shape), library, again=False, threads=threads)
+            pieces[e, b] = piece
+            weights.append(weight[own, None])
+    for _ in range(rounds):
+        library = _refit_library(list(pieces.values()), weights, library, threads)
+        for piece in pieces.values():
+            piece.refit_scales(library, threads)
+            piece.encode(_descent(piece.h, piece.order, shape), library, again=True, threads=threads)
+    return library, pieces if len(rows) == p.w.shape[0] else {}
+
+
+def _image(piece: _Piece, direction: NDArray[np.float64], threads: int) -> Array:
+    return multiply(piece.state.look_up(direction), piece.h, threads)
+
+
+def _refit_library(
+    pieces: list[_Piece], row_weights: list[Array], library: NDArray[np.int8], threads: int
+) -> NDArray[np.int8]:
+    """Entries by least squares, a few steps of conjugate gradients; kept if better when rounded to int8."""
+    both = list(zip(pieces, row_weights, strict=True))
+
+    def sums(of: Callable[[_Piece], Array]) -> NDArray[np.float64]:
+        return sum(p.state.sum_entries(of(p) * weight, library.shape, threads) for p, weight in both)
+
+    def loss(entries: NDArray) -> float:
+        errors = ((p, weight, p.w - p.state.look_up(entries)) for p, weight in both)
+        return sum(float(np.vdot(multiply(e, p.h, threads) * weight, e)) for p, weight, e in errors)
+
+    entries = library.astype(np.float64)
+    rest = sums(lambda p: multiply(p.w - p.state.look_up(library), p.h, threads))
+    diagonal = sums(lambda p: np.repeat(p.state.d.astype(np.float32), p.state.fmt.sb, axis=1) * np.diag(p.h))
+    ridge = 1e-3 * diagonal.mean()
+    precondition = 1.0 / (diagonal + ridge)
+    direction = precondition * rest
+    size = float(np.vdot(rest, direction))
+    for _ in range(CG_STEPS[library.shape[1]]):
+        if size <= 0.0:
+            break
+        image = partial(_image, direction=direction, threads=threads)
+        moved = sums(image) + ridge * direction
+        step = size / float(np.vdot(direction, moved))
+        entries += step * direction
+        rest -= step * moved
+        z = precondition * rest
+        last, size = size, float(np.vdot(rest, z))
+        direction = z + size / last * direction
+    rounded = np.clip(np.rint(entries), -127, 127).astype(np.int8)
+    return rounded if loss(rounded) < loss(library) else library
