@@ -105,7 +105,7 @@ def _checksum_problems(file: GGUFFile, tensors: list[TensorInfo]) -> Iterator[st
         yield f"{CHECKSUMS_KEY} does not hold a checksum for each of the {len(tensors)} tensors"
         return
     for t, checksum in zip(tensors, expected, strict=True):
-        if zlib.crc32(file.data(t)) != checksum:
+        if zlib.crc32(file.data(t).data) != checksum:
             yield f"tensor {t.name!r}: the checksum is wrong, its bytes were changed"
 
 
