@@ -2,8 +2,8 @@
 """Moves the overlay to another release of llama-cpp-python: `scripts/bump_llama.py 0.3.37`.
 
 Downloads the release, says which edited files have changed since the locked one, tries every edit,
-and if all anchors still match exactly once rewrites the lock file. Otherwise it lists the edits to
-repair in cpu_kernels/overlay/edits.py and leaves the lock file as it is.
+and if every anchor still matches exactly once, in the definition that its edit names, rewrites the
+lock file. Otherwise it lists the edits to repair and leaves the lock file as it is.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def main() -> int:
     try:
         apply_edits(files)
     except OverlayError as error:
-        print(f"error: edits to repair in cpu_kernels/overlay/edits.py:\n{error}", file=sys.stderr)
+        print(f"error: edits to repair in cpu_kernels/overlay:\n{error}", file=sys.stderr)
         return 1
     Lock(old.package, args.version, sha256(sdist.read_bytes()), file_hashes(files)).write(args.lock)
-    print(f"all anchors match; {args.lock.name} is rewritten")
+    print(f"all anchors match, each in its place; {args.lock.name} is rewritten")
     print("next: the dependency in pyproject.toml, then scripts/test")
     return 0
 

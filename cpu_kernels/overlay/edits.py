@@ -1,8 +1,7 @@
-"""Every change that Lutra makes to llama.cpp.
+"""The hooks by which Lutra joins llama.cpp, and what an edit is.
 
-An edit names a file, one line of it (the anchor, compared without the white space around it, which
-must occur exactly once) and the lines to put ``before``, ``after`` or ``instead`` of that line.
-What the lines call is in ``cpu_kernels/ggml``.
+What the lines call is in ``cpu_kernels/ggml``. What mends upstream rather than serves Lutra is in
+``fixes.py``.
 """
 
 from __future__ import annotations
@@ -13,18 +12,26 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Edit:
-    """One anchored edit of one file of llama.cpp."""
+    """One anchored edit of one file of llama.cpp.
+
+    ``anchor`` is a line, compared without the white space around it; it must occur exactly once in
+    the file. ``inside`` says where: how the line begins that opens the function, enum, struct, array
+    or CMake block around it; "" for a line at the top level (an ``#include``). ``overlay.enclosing``
+    has the rule. ``text`` is put ``before``, ``after`` or ``instead`` of the anchor.
+    """
 
     file: str
+    inside: str
     anchor: str
     place: Literal["before", "after", "instead"]
     text: str
 
 
-EDITS: tuple[Edit, ...] = (
+HOOKS: tuple[Edit, ...] = (
     # ---- the types -------------------------------------------------------------------------
     Edit(
         "ggml/include/ggml.h",
+        "enum ggml_type {",
         "GGML_TYPE_COUNT   = 43,",
         "instead",
         """\
@@ -39,28 +46,36 @@ EDITS: tuple[Edit, ...] = (
     ),
     Edit(
         "ggml/src/ggml.c",
+        "",
         '#include "ggml-threading.h"',
         "after",
         '#include "lutra_ggml.h"\n#include "cb.h"\n',
     ),
     Edit(
         "ggml/src/ggml.c",
+        "static const struct ggml_type_traits type_traits[",
         "[36] = { // GGML_TYPE_IQ4_NL_4_4",
         "before",
         '#include "type_traits.inc"\n',
     ),
     Edit(
-        "ggml/src/ggml.c", "return nbytes;", "instead", "    return nbytes + lutra_library_bytes(tensor);\n"
+        "ggml/src/ggml.c",
+        "size_t ggml_nbytes(",
+        "return nbytes;",
+        "instead",
+        "    return nbytes + lutra_library_bytes(tensor);\n",
     ),
     Edit(
         "ggml/src/ggml.c",
+        "static struct ggml_tensor * ggml_new_tensor_impl(",
         "GGML_ASSERT(view_src == NULL || data_size == 0 || data_size + view_offs <= ggml_nbytes(view_src));",
         "after",
         "    data_size += view_src == NULL ? lutra_type_library_bytes(type) : 0;\n",
     ),
-    Edit("ggml/src/ggml-quants.c", '#include "ggml-quants.h"', "after", '#include "lutra_ggml.h"\n'),
+    Edit("ggml/src/ggml-quants.c", "", '#include "ggml-quants.h"', "after", '#include "lutra_ggml.h"\n'),
     Edit(
         "ggml/src/ggml-quants.c",
+        "bool ggml_validate_row_data(",
         "if (nbytes % ggml_type_size(type) != 0) {",
         "before",
         """\
@@ -71,26 +86,10 @@ EDITS: tuple[Edit, ...] = (
 """,
     ),
     # ---- reading files ---------------------------------------------------------------------
-    Edit("ggml/src/gguf.cpp", '#include "gguf.h"', "after", '#include "lutra_ggml.h"\n'),
-    # Left uninitialised by upstream; lutra_library_bytes() reads info.t.view_src.
+    Edit("ggml/src/gguf.cpp", "", '#include "gguf.h"', "after", '#include "lutra_ggml.h"\n'),
     Edit(
         "ggml/src/gguf.cpp",
-        "struct gguf_tensor_info info;",
-        "instead",
-        "        struct gguf_tensor_info info = {};\n",
-    ),
-    # Ids between upstream's types and ours have no name.
-    Edit(
-        "ggml/src/gguf.cpp",
-        "if (info.t.type < 0 || info.t.type >= GGML_TYPE_COUNT) {",
-        "instead",
-        """\
-            if (info.t.type < 0 || info.t.type >= GGML_TYPE_COUNT ||
-                !ggml_type_name(info.t.type)) {
-""",
-    ),
-    Edit(
-        "ggml/src/gguf.cpp",
+        "static struct gguf_context * gguf_init_from_reader(",
         "// check that the size of the tensor in bytes is representable",
         "before",
         """\
@@ -101,48 +100,13 @@ EDITS: tuple[Edit, ...] = (
 
 """,
     ),
-    # As strict as ggml_new_tensor(), which aborts: it does not let a dimension of 0 hide the others.
-    Edit(
-        "ggml/src/gguf.cpp",
-        "if (INT64_MAX / info.t.ne[i] < current_nelements) {",
-        "instead",
-        "                        if (INT64_MAX / info.t.ne[i] <= current_nelements) {\n",
-    ),
-    Edit(
-        "ggml/src/gguf.cpp",
-        "current_nelements *= info.t.ne[i];",
-        "instead",
-        "                     current_nelements *= MAX(info.t.ne[i], 1);\n",
-    ),
-    # A header may claim any size: refused before it is allocated, which would abort.
-    Edit(
-        "ggml/src/gguf.cpp",
-        "uint64_t tell() const {",
-        "before",
-        """\
-    bool has(uint64_t size) const {
-        return size <= nbytes_remain;
-    }
-
-""",
-    ),
-    Edit(
-        "ggml/src/gguf.cpp",
-        "// compute the exact size needed for the new ggml_context",
-        "before",
-        """\
-        if (!params.no_alloc && !gr.has(ctx->size)) {
-            GGML_LOG_ERROR("%s: the file ends before its tensors do\\n", __func__);
-            gguf_free(ctx);
-            return nullptr;
-        }
-
-""",
-    ),
     # ---- computing -------------------------------------------------------------------------
-    Edit("ggml/src/ggml-cpu/traits.cpp", '#include "ggml-backend.h"', "after", '#include "lutra_ggml.h"\n'),
+    Edit(
+        "ggml/src/ggml-cpu/traits.cpp", "", '#include "ggml-backend.h"', "after", '#include "lutra_ggml.h"\n'
+    ),
     Edit(
         "ggml/src/ggml-cpu/traits.cpp",
+        "bool ggml_cpu_extra_compute_forward(",
         "bool ggml_cpu_extra_compute_forward(struct ggml_compute_params * params, struct ggml_tensor * op) {",
         "after",
         """\
@@ -153,6 +117,7 @@ EDITS: tuple[Edit, ...] = (
     ),
     Edit(
         "ggml/src/ggml-cpu/traits.cpp",
+        "bool ggml_cpu_extra_work_size(",
         "bool ggml_cpu_extra_work_size(int n_threads, const struct ggml_tensor * op, size_t * size) {",
         "after",
         """\
@@ -161,9 +126,10 @@ EDITS: tuple[Edit, ...] = (
     }
 """,
     ),
-    Edit("ggml/src/ggml-cpu/ggml-cpu.cpp", '#include "amx/amx.h"', "after", '#include "lutra_ggml.h"\n'),
+    Edit("ggml/src/ggml-cpu/ggml-cpu.cpp", "", '#include "amx/amx.h"', "after", '#include "lutra_ggml.h"\n'),
     Edit(
         "ggml/src/ggml-cpu/ggml-cpu.cpp",
+        "static bool ggml_backend_cpu_device_supports_op(",
         "// check extra buffer types",
         "before",
         """\
@@ -174,43 +140,32 @@ EDITS: tuple[Edit, ...] = (
 """,
     ),
     # A switch over all types without a default.
-    Edit("ggml/src/ggml-cpu/ops.cpp", "case GGML_TYPE_COUNT:", "after", "        default:\n"),
+    Edit(
+        "ggml/src/ggml-cpu/ops.cpp",
+        "void ggml_compute_forward_clamp(",
+        "case GGML_TYPE_COUNT:",
+        "after",
+        "        default:\n",
+    ),
     # Where the CPU backends are separate libraries (LUTRA_PORTABLE), they are beside libggml.so.
     Edit(
         "ggml/src/ggml-backend-reg.cpp",
+        "",
         '#include "ggml-backend-dl.h"',
         "after",
         '#include "lutra_ggml.h"\n',
     ),
     Edit(
         "ggml/src/ggml-backend-reg.cpp",
+        "static ggml_backend_reg_t ggml_backend_load_best(",
         "// default search paths: executable directory, current directory",
         "before",
         "        search_paths.push_back(fs::u8path(lutra_library_dir()));\n",
     ),
-    # With LUTRA_PORTABLE: a variant for I8MM without SVE (Snapdragon X, Apple in a virtual machine).
-    Edit(
-        "ggml/src/CMakeLists.txt",
-        "ggml_add_cpu_backend_variant(armv8.6_1    DOTPROD FP16_VECTOR_ARITHMETIC SVE MATMUL_INT8)",
-        "before",
-        "            ggml_add_cpu_backend_variant(armv8.6_0    DOTPROD FP16_VECTOR_ARITHMETIC MATMUL_INT8)\n",
-    ),
-    # None for SME: without KleidiAI nothing in them uses it, and gcc cannot compile it before 14.
-    Edit(
-        "ggml/src/CMakeLists.txt",
-        "ggml_add_cpu_backend_variant(armv9.2_1    DOTPROD FP16_VECTOR_ARITHMETIC SVE MATMUL_INT8 SME)",
-        "instead",
-        "            # Lutra: no armv9.2_1\n",
-    ),
-    Edit(
-        "ggml/src/CMakeLists.txt",
-        "ggml_add_cpu_backend_variant(armv9.2_2    DOTPROD FP16_VECTOR_ARITHMETIC SVE MATMUL_INT8 SVE2 SME)",
-        "instead",
-        "            # Lutra: no armv9.2_2\n",
-    ),
     # ---- loading models --------------------------------------------------------------------
     Edit(
         "include/llama.h",
+        "enum llama_ftype {",
         "LLAMA_FTYPE_GUESSED = 1024, // not specified in the model file",
         "before",
         """\
@@ -220,9 +175,10 @@ EDITS: tuple[Edit, ...] = (
 
 """,
     ),
-    Edit("src/llama-model-loader.cpp", '#include "llama.h"', "after", '#include "loader.h"\n'),
+    Edit("src/llama-model-loader.cpp", "", '#include "llama.h"', "after", '#include "loader.h"\n'),
     Edit(
         "src/llama-model-loader.cpp",
+        "const char * llama_ftype_name(",
         'case LLAMA_FTYPE_ALL_F32:          name = LLAMA_FTYPE_PREFIX "all F32"; break;',
         "after",
         """\
@@ -233,6 +189,7 @@ EDITS: tuple[Edit, ...] = (
     ),
     Edit(
         "src/llama-model-loader.cpp",
+        "llama_model_loader::llama_model_loader(",
         "case GGML_TYPE_F32:     ftype = LLAMA_FTYPE_ALL_F32;        break;",
         "after",
         """\
@@ -246,20 +203,23 @@ EDITS: tuple[Edit, ...] = (
     ),
     Edit(
         "src/llama-model-loader.cpp",
+        "llama_model_loader::llama_model_loader(",
         '// this is a way to mark that we have "guessed" the file type',
         "before",
         "        lutra_check_file(metadata, n_type);\n\n",
     ),
     Edit(
         "src/llama-model-loader.cpp",
+        "bool llama_model_loader::load_all_data(",
         "size_done += n_size;",
         "before",
         "        lutra_check_library(cur);\n\n",
     ),
     # ---- refusals --------------------------------------------------------------------------
-    Edit("src/llama-context.cpp", '#include "llama-context.h"', "after", '#include "lutra_ggml.h"\n'),
+    Edit("src/llama-context.cpp", "", '#include "llama-context.h"', "after", '#include "lutra_ggml.h"\n'),
     Edit(
         "src/llama-context.cpp",
+        "llama_context * llama_init_from_model(",
         "if (ggml_is_quantized(params.type_v) && params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_ENABLED) {",
         "before",
         """\
@@ -270,9 +230,10 @@ EDITS: tuple[Edit, ...] = (
 
 """,
     ),
-    Edit("src/llama-quant.cpp", '#include "llama-model-loader.h"', "after", '#include "lutra_ggml.h"\n'),
+    Edit("src/llama-quant.cpp", "", '#include "llama-model-loader.h"', "after", '#include "lutra_ggml.h"\n'),
     Edit(
         "src/llama-quant.cpp",
+        "static void llama_model_quantize_impl(",
         "quantize_state_impl qs(*model, params);",
         "before",
         """\
@@ -287,6 +248,7 @@ EDITS: tuple[Edit, ...] = (
     ),
     Edit(
         "src/llama-quant.cpp",
+        "static size_t llama_tensor_quantize_impl(",
         "const size_t row_size = ggml_row_size(new_type, n_per_row);",
         "before",
         """\
@@ -294,13 +256,5 @@ EDITS: tuple[Edit, ...] = (
         throw std::runtime_error(format("%s is made by lutra convert", ggml_type_name(new_type)));
     }
 """,
-    ),
-    # ---- the tools' output -----------------------------------------------------------------
-    # Upstream leaves its log, results included, to a thread that the end of the process cuts off.
-    Edit(
-        "common/log.cpp",
-        "log = new common_log;",
-        "after",
-        "        std::atexit([] { common_log_flush(log); });\n",
     ),
 )

@@ -1,4 +1,4 @@
-"""Applies the edits of ``edits.py`` to the files of llama.cpp, and knows the version they were made for.
+"""Applies the edits to the files of llama.cpp, and knows the version they were made for.
 
 Everything works on contents in memory, so that applying twice, or to a tree that is already edited,
 gives the same files.
@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edits import EDITS, Edit
+from edits import HOOKS, Edit
+from fixes import FIXES
+
+EDITS = (*HOOKS, *(edit for fix in FIXES for edit in fix.edits))
+"""Every change that Lutra makes to llama.cpp."""
 
 LOCK = Path(__file__).with_name("lock.json")
 
@@ -48,34 +53,61 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def enclosing(lines: list[str], at: int) -> str:
+    """The line that opens the definition around line ``at``; "" if that stands at the top level.
+
+    Indentation tells: going up from a line, one that begins with a letter and is indented less than
+    all between encloses it. The outermost of these opens the definition, namespaces and
+    ``extern "C"`` left out of account, as are labels. A line that opens a definition encloses itself.
+    """
+    found = ""
+    depth = _indentation(lines[at])
+    for i in range(at, -1, -1):
+        text = lines[i].lstrip()
+        encloses = i == at or _indentation(lines[i]) < depth
+        if encloses and re.match(r"[A-Za-z_]", text) and not re.match(r"\w+:$", text):
+            depth = _indentation(lines[i])
+            if not text.startswith(("namespace", 'extern "C"')):
+                found = text
+    return found
+
+
+def _indentation(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
 def apply_edit(lines: list[str], edit: Edit) -> list[str]:
     """The lines of a file after one edit; unchanged if it has been applied before.
 
-    Raises OverlayError unless the anchor matches exactly one line.
+    Raises OverlayError unless the anchor matches exactly one line and lies where the edit says.
     """
     new = edit.text.splitlines()
     anchors = [i for i, line in enumerate(lines) if line.strip() == edit.anchor]
-    if edit.place == "instead":
-        if not anchors and sum(lines[i : i + len(new)] == new for i in range(len(lines))) == 1:
-            return lines
-    elif len(anchors) == 1:
-        at = anchors[0]
-        there = (
-            lines[at + 1 : at + 1 + len(new)] if edit.place == "after" else lines[max(at - len(new), 0) : at]
-        )
-        if there == new:
-            return lines
+    applied = False
+    if edit.place == "instead" and not anchors:
+        anchors = [i for i in range(len(lines)) if lines[i : i + len(new)] == new]
+        applied = len(anchors) == 1
     if len(anchors) != 1:
         raise OverlayError(f"{edit.file}: the anchor matches {len(anchors)} lines, not 1: {edit.anchor}")
     at = anchors[0]
+    place = enclosing(lines, at)
+    if not (place.startswith(edit.inside) if edit.inside else place == ""):
+        top = "the top level"
+        raise OverlayError(
+            f"{edit.file}: the anchor lies in {place or top}, not in {edit.inside or top}: {edit.anchor}"
+        )
     start, end = {"before": (at, at), "instead": (at, at + 1), "after": (at + 1, at + 1)}[edit.place]
-    return lines[:start] + new + lines[end:]
+    if edit.place == "after":
+        applied = lines[end : end + len(new)] == new
+    elif edit.place == "before":
+        applied = lines[max(start - len(new), 0) : start] == new
+    return lines if applied else lines[:start] + new + lines[end:]
 
 
 def apply_edits(files: dict[str, bytes], edits: Iterable[Edit] = EDITS) -> dict[str, bytes]:
     """``files`` (path to contents) with all edits applied.
 
-    Raises OverlayError with one line per edit that has no file or no unique anchor.
+    Raises OverlayError with one line per edit that has no file, no unique anchor or another place.
     """
     result = dict(files)
     errors = []

@@ -16,11 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "cpu_kernels" / "ov
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import fetch_sdist
-from edits import EDITS, Edit
-from overlay import Lock, OverlayError, apply_edits, drift, file_hashes, sha256
+from edits import Edit
+from fixes import FIXES
+from overlay import EDITS, Lock, OverlayError, apply_edits, drift, enclosing, file_hashes, sha256
 
 ROOT = Path(__file__).resolve().parents[2]
-EDIT = Edit("a.c", "int b;", "after", "    int lutra;\n")
+EDIT = Edit("a.c", "void f(", "int b;", "after", "    int lutra;\n")
 
 
 def edited(text: str, edit: Edit = EDIT) -> str:
@@ -29,10 +30,13 @@ def edited(text: str, edit: Edit = EDIT) -> str:
 
 def upstream(**changes: str) -> dict[str, bytes]:
     """A small llama.cpp in which every edit finds its anchor; ``changes`` replace whole files."""
-    files: dict[str, bytes] = {}
-    for edit in EDITS:
-        files[edit.file] = files.get(edit.file, b"// upstream\n") + f"    {edit.anchor}\n".encode()
-    return {**files, **{name: text.encode() for name, text in changes.items()}}
+    files = dict.fromkeys((e.file for e in EDITS), "// upstream\n")
+    for edit in sorted(EDITS, key=lambda e: e.inside != ""):  # what is at the top level comes first
+        if edit.anchor.startswith(edit.inside):
+            files[edit.file] += f"{edit.anchor}\n"
+        else:
+            files[edit.file] += f"{edit.inside}\n    {edit.anchor}\n"
+    return {name: text.encode() for name, text in {**files, **changes}.items()}
 
 
 def write(files: dict[str, bytes], root: Path) -> Path:
@@ -62,20 +66,20 @@ def run(script: str, *args: object, env: dict[str, str] | None = None) -> subpro
 @pytest.mark.parametrize(
     ("place", "expected"),
     [
-        ("before", "int a;\n  NEW\n  int b;\nint c;\n"),
-        ("after", "int a;\n  int b;\n  NEW\nint c;\n"),
-        ("instead", "int a;\n  NEW\nint c;\n"),
+        ("before", "void f() {\n  NEW\n  int b;\n}\n"),
+        ("after", "void f() {\n  int b;\n  NEW\n}\n"),
+        ("instead", "void f() {\n  NEW\n}\n"),
     ],
 )
 def test_places_and_idempotence(place: str, expected: str) -> None:
-    edit = Edit("a.c", "int b;", place, "  NEW\n")
-    once = edited("int a;\n  int b;\nint c;\n", edit)
+    edit = Edit("a.c", "void f(", "int b;", place, "  NEW\n")
+    once = edited("void f() {\n  int b;\n}\n", edit)
     assert once == expected
     assert edited(once, edit) == once
 
 
 def test_a_replacement_that_keeps_the_anchor_is_idempotent() -> None:
-    edit = Edit("a.c", "return n;", "instead", "    return n + m;\n")
+    edit = Edit("a.c", "int f(", "return n;", "instead", "    return n + m;\n")
     once = edited("int f() {\n    return n;\n}\n", edit)
     assert edited(once, edit) == once == "int f() {\n    return n + m;\n}\n"
 
@@ -84,14 +88,95 @@ def test_a_replacement_that_keeps_the_anchor_is_idempotent() -> None:
 @pytest.mark.parametrize("place", ["before", "after", "instead"])
 def test_an_anchor_must_match_exactly_one_line(text: str, place: str) -> None:
     with pytest.raises(OverlayError, match=r"a\.c: the anchor matches [02] lines, not 1: int b;"):
-        edited(text, Edit("a.c", "int b;", place, "NEW\n"))
+        edited(text, Edit("a.c", "", "int b;", place, "NEW\n"))
 
 
 def test_all_broken_edits_are_named_at_once() -> None:
     with pytest.raises(OverlayError) as error:
-        apply_edits({"a.c": b"\n"}, [EDIT, Edit("gone.c", "int z;", "after", "NEW\n")])
+        apply_edits({"a.c": b"\n"}, [EDIT, Edit("gone.c", "", "int z;", "after", "NEW\n")])
     assert "a.c: the anchor matches 0 lines" in str(error.value)
     assert "gone.c: no such file; wanted for the anchor: int z;" in str(error.value)
+
+
+# ---- its place ---------------------------------------------------------------------------------
+
+SOURCE = """\
+#include <a.h>
+namespace x {
+extern "C" {
+    // a comment
+    enum color {
+        RED,
+    };
+}
+struct s {
+private:
+    // a member
+    int b;
+
+    int get() const {
+#ifdef FAST
+        return b;
+#endif
+    }
+};
+static int table[] = {
+    [3] = { 4 },
+};
+static long
+    g(int x,
+        int y)
+{
+    if (x) {
+end:
+        y++;
+    }
+    // done
+}
+int top(int x) {
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "opening"),
+    [
+        ("#include <a.h>", ""),
+        ("// a comment", ""),
+        ("RED,", "enum color {"),
+        ("int b;", "struct s {"),
+        ("return b;", "struct s {"),
+        ("[3] = { 4 },", "static int table[] = {"),
+        ("y++;", "static long"),
+        ("// done", "static long"),
+        ("int top(int x) {", "int top(int x) {"),
+    ],
+)
+def test_what_encloses_a_line(line: str, opening: str) -> None:
+    lines = SOURCE.splitlines()
+    (at,) = (i for i, text in enumerate(lines) if text.strip() == line)
+    assert enclosing(lines, at) == opening
+
+
+@pytest.mark.parametrize("place", ["before", "after", "instead"])
+def test_a_line_that_drifts_into_another_function_is_refused(place: str) -> None:
+    edit = Edit("a.c", "void f(", "int b;", place, "    NEW;\n")
+    assert "NEW" in edited("void f(int x) {\n    int b;\n}\nvoid g(int x) {\n}\n", edit)
+    with pytest.raises(OverlayError, match=r"lies in void g\(int x\) \{, not in void f\(: int b;"):
+        edited("void f(int x) {\n}\nvoid g(int x) {\n    int b;\n}\n", edit)
+
+
+def test_an_edit_that_was_applied_in_another_function_is_refused() -> None:
+    edit = Edit("a.c", "void f(", "int b;", "instead", "    NEW;\n")
+    with pytest.raises(OverlayError, match=r"lies in void g\(\) \{, not in void f\("):
+        edited("void f() {\n}\nvoid g() {\n    NEW;\n}\n", edit)
+
+
+def test_a_line_of_the_top_level_is_refused_inside_a_function() -> None:
+    edit = Edit("a.c", "", '#include "a.h"', "after", "#include <b.h>\n")
+    assert edited('#include "a.h"\nint f() {\n}\n', edit) == '#include "a.h"\n#include <b.h>\nint f() {\n}\n'
+    with pytest.raises(OverlayError, match=r"lies in int f\(\) \{, not in the top level"):
+        edited('int f() {\n    #include "a.h"\n}\n', edit)
 
 
 # ---- the table ---------------------------------------------------------------------------------
@@ -101,6 +186,24 @@ def test_the_table_applies_twice_to_the_same_files() -> None:
     once = apply_edits(upstream())
     assert apply_edits(once) == once
     assert all(once[e.file] != upstream()[e.file] for e in EDITS)
+
+
+INSIDE = [e for e in EDITS if e.inside and not e.anchor.startswith(e.inside)]
+
+
+@pytest.mark.parametrize("edit", INSIDE, ids=lambda e: f"{e.file}: {e.anchor[:40]}")
+def test_every_edit_of_the_table_is_refused_in_another_place(edit: Edit) -> None:
+    moved = f"int drifted() {{\n    {edit.anchor}\n}}\n"
+    with pytest.raises(OverlayError, match="lies in int drifted"):
+        apply_edits({edit.file: moved.encode()}, [edit])
+
+
+def test_every_fix_of_upstream_says_why_in_one_sentence() -> None:
+    assert len(FIXES) == 8
+    for fix in FIXES:
+        assert fix.why.endswith(".")
+        assert ". " not in fix.why
+        assert fix.edits
 
 
 def test_the_lock_covers_exactly_the_edited_files() -> None:
@@ -227,6 +330,18 @@ def test_bump_reports_drift_and_rewrites_the_lock(tmp_path: Path) -> None:
     assert lock["version"] == "1.1"
     assert lock["files"] == file_hashes(files)
     assert lock["sha256"] == sha256((tmp_path / "llama_cpp_python-1.1.tar.gz").read_bytes())
+
+
+def test_bump_refuses_a_line_that_has_moved_to_another_function(tmp_path: Path) -> None:
+    name, place, elsewhere = (
+        "common/log.cpp",
+        "struct common_log * common_log_main(",
+        "void common_log_other(",
+    )
+    result, lock = bump(tmp_path, upstream(**{name: upstream()[name].decode().replace(place, elsewhere)}))
+    assert result.returncode == 1
+    assert f"{name}: the anchor lies in {elsewhere}, not in {place}" in result.stderr
+    assert lock["version"] == "1.0"
 
 
 def test_bump_names_what_to_repair_and_keeps_the_lock(tmp_path: Path) -> None:

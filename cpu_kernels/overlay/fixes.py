@@ -1,0 +1,161 @@
+"""Edits that mend llama.cpp itself: what upstream could take as it is, with the reason.
+
+When a release of upstream has one, its entry goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edits import Edit
+
+GGUF = "ggml/src/gguf.cpp"
+READ = "static struct gguf_context * gguf_init_from_reader("
+CMAKE = "ggml/src/CMakeLists.txt"
+ADD = "ggml_add_cpu_backend_variant("
+VARIANTS = "if (GGML_CPU_ALL_VARIANTS)"
+
+
+@dataclass(frozen=True)
+class Fix:
+    """One fault of upstream: the sentence that a pull request would begin with, and its edits."""
+
+    why: str
+    edits: tuple[Edit, ...]
+
+
+FIXES: tuple[Fix, ...] = (
+    Fix(
+        "gguf: a tensor's info is filled field by field and then copied and passed to ggml functions, "
+        "with view_src, data and op left uninitialised.",
+        (
+            Edit(
+                GGUF,
+                READ,
+                "struct gguf_tensor_info info;",
+                "instead",
+                "        struct gguf_tensor_info info = {};\n",
+            ),
+        ),
+    ),
+    Fix(
+        "gguf: a type id inside the enum's range but without type traits (a gap between ids) gets past the "
+        "range check, and its name, NULL, is printed with %s.",
+        (
+            Edit(
+                GGUF,
+                READ,
+                "if (info.t.type < 0 || info.t.type >= GGML_TYPE_COUNT) {",
+                "instead",
+                """\
+            if (info.t.type < 0 || info.t.type >= GGML_TYPE_COUNT ||
+                !ggml_type_name(info.t.type)) {
+""",
+            ),
+        ),
+    ),
+    Fix(
+        "gguf: a shape of exactly INT64_MAX elements passes the overflow check, though the message says "
+        "that it does not, and ggml_new_tensor() aborts on it.",
+        (
+            Edit(
+                GGUF,
+                READ,
+                "if (INT64_MAX / info.t.ne[i] < current_nelements) {",
+                "instead",
+                "                        if (INT64_MAX / info.t.ne[i] <= current_nelements) {\n",
+            ),
+        ),
+    ),
+    Fix(
+        "gguf: a dimension of 0 makes the running product 0, so that the other dimensions are not checked "
+        "for overflow, and ggml_new_tensor() aborts on them.",
+        (
+            Edit(
+                GGUF,
+                READ,
+                "current_nelements *= info.t.ne[i];",
+                "instead",
+                "                     current_nelements *= MAX(info.t.ne[i], 1);\n",
+            ),
+        ),
+    ),
+    Fix(
+        "gguf: a header may claim tensors of any size; with no_alloc off the size is allocated, which "
+        "aborts, before anything finds that the file is shorter.",
+        (
+            Edit(
+                GGUF,
+                "struct gguf_reader {",
+                "uint64_t tell() const {",
+                "before",
+                """\
+    bool has(uint64_t size) const {
+        return size <= nbytes_remain;
+    }
+
+""",
+            ),
+            Edit(
+                GGUF,
+                READ,
+                "// compute the exact size needed for the new ggml_context",
+                "before",
+                """\
+        if (!params.no_alloc && !gr.has(ctx->size)) {
+            GGML_LOG_ERROR("%s: the file ends before its tensors do\\n", __func__);
+            gguf_free(ctx);
+            return nullptr;
+        }
+
+""",
+            ),
+        ),
+    ),
+    Fix(
+        "ggml-cpu: GGML_CPU_ALL_VARIANTS on Linux has I8MM only together with SVE, so Snapdragon X and "
+        "Apple cores in a virtual machine, which lack SVE, run without I8MM.",
+        (
+            Edit(
+                CMAKE,
+                VARIANTS,
+                f"{ADD}armv8.6_1    DOTPROD FP16_VECTOR_ARITHMETIC SVE MATMUL_INT8)",
+                "before",
+                f"            {ADD}armv8.6_0    DOTPROD FP16_VECTOR_ARITHMETIC MATMUL_INT8)\n",
+            ),
+        ),
+    ),
+    Fix(
+        "ggml-cpu: without KleidiAI nothing in the SME variants uses SME, and gcc before 14 cannot compile "
+        "them.",
+        (
+            Edit(
+                CMAKE,
+                VARIANTS,
+                f"{ADD}armv9.2_1    DOTPROD FP16_VECTOR_ARITHMETIC SVE MATMUL_INT8 SME)",
+                "instead",
+                "            # Lutra: no armv9.2_1\n",
+            ),
+            Edit(
+                CMAKE,
+                VARIANTS,
+                f"{ADD}armv9.2_2    DOTPROD FP16_VECTOR_ARITHMETIC SVE MATMUL_INT8 SVE2 SME)",
+                "instead",
+                "            # Lutra: no armv9.2_2\n",
+            ),
+        ),
+    ),
+    Fix(
+        "common: the log, results included, is written by a thread that the end of the process cuts off, so "
+        "a tool's last lines can be lost.",
+        (
+            Edit(
+                "common/log.cpp",
+                "struct common_log * common_log_main(",
+                "log = new common_log;",
+                "after",
+                "        std::atexit([] { common_log_flush(log); });\n",
+            ),
+        ),
+    ),
+)
