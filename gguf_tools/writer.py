@@ -1,16 +1,19 @@
 """A streaming GGUF writer: sizes declared up front, data in order and in pieces, rename at the end.
 
-The data goes to a temporary file in the output's own directory, which becomes the output only when
-every declared byte is on the disk. Whatever fails before, nothing is left behind.
+The data goes to a partial file in the output's own directory, which becomes the output only when every
+declared byte is on the disk. Whatever fails before, nothing is left behind. The partial file is locked while
+it is written: a second writer to the same output is refused, what a killed one left is written over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import stat
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,8 +57,14 @@ def _items(kind: GGUFValueType, values: Iterable[Any]) -> bytes:
 def _value(value: GGUFValue) -> bytes:
     if value.type != GGUFValueType.ARRAY:
         return struct.pack("<I", value.type) + _items(value.type, [value.value])
-    # the gguf package leaves the type of an array's items open: then the first one decides
-    item = value.sub_type or GGUFValueType.get_type(value.value[0])
+    item = value.sub_type
+    if item is None:  # the gguf package leaves it open: then the first item decides
+        if len(value.value) == 0:
+            raise ValueError("an empty array must say what it is an array of")
+        is_bytes = isinstance(value.value, bytes)
+        item = GGUFValueType.UINT8 if is_bytes else GGUFValueType.get_type(value.value[0])
+    if item == GGUFValueType.ARRAY:
+        raise ValueError("arrays of arrays are not supported")
     values = [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v for v in value.value]
     return struct.pack("<IIQ", value.type, item, len(values)) + _items(item, values)
 
@@ -87,7 +96,7 @@ def _header(metadata: Mapping[str, GGUFValue], tensors: Sequence[TensorSpec]) ->
     for key, value in metadata.items():
         try:
             parts += _string(key), _value(value)
-        except (struct.error, KeyError, IndexError, TypeError) as error:
+        except (struct.error, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"key {key!r} cannot be written as {value.type.name}: {error}") from None
     checksums_at = sum(map(len, parts)) - 4 * len(tensors) if CHECKSUMS_KEY in metadata else None
     offset = 0
@@ -100,19 +109,63 @@ def _header(metadata: Mapping[str, GGUFValue], tensors: Sequence[TensorSpec]) ->
     return header + bytes(-len(header) % ALIGNMENT), checksums_at
 
 
+_KINDS = {
+    stat.S_IFDIR: "directory",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+}
+
+
+def require_replaceable(path: str | Path) -> Path:
+    """The file that an output to ``path`` makes or replaces: ``path``, or where it leads as a symbolic link.
+
+    A regular file may be replaced, and a free name taken. Raises ``LutraError`` for a directory, and for a
+    device, pipe or socket, which a rename would replace by a file.
+    """
+    path = Path(path)
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind != stat.S_IFREG:
+            raise LutraError(f"{path}: is a {_KINDS.get(kind, 'special file')}; name a file instead")
+    except FileNotFoundError:
+        pass  # a free name, or a link to one
+    except OSError as error:
+        raise LutraError(f"{path}: cannot be written: {error.strerror}; choose another place") from None
+    return path.resolve() if path.is_symlink() else path
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """An empty file at ``path``, locked until it is closed. BlockingIOError while another writer has it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last writer may have renamed or removed it between the two lines above.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                    os.ftruncate(descriptor, 0)
+                    stack.pop_all()
+                    return os.fdopen(descriptor, "wb", buffering=BUFFER_BYTES)
+
+
 class GGUFWriter:
     """Writes one GGUF file; use as a context manager.
 
     ``metadata`` maps keys to ``GGUFValue`` of the gguf package; ``general.alignment`` is set to 64
     here, and a file with CB tensors gets the CRC-32 of each tensor's data. ``write`` takes the tensors'
     bytes in the declared order, cut anywhere; leaving the ``with`` block without an exception checks that
-    all of them came and puts the file in its place. ``LutraError`` when the directory or disk refuses.
+    all of them came and puts the file in its place: ``path``, or where it leads as a symbolic link.
+    ``LutraError`` when the directory or disk refuses, when ``path`` is no file (``require_replaceable``),
+    and while another writer is at work on it.
     """
 
     def __init__(
         self, path: str | Path, metadata: Mapping[str, GGUFValue], tensors: Iterable[TensorSpec]
     ) -> None:
-        self.path = Path(path)
+        self.path = require_replaceable(path)
         self.tensors = list(tensors)
         self._partial = self.path.with_name(f".{self.path.name}.lutra-partial")
         self._index = 0  # tensor being written
@@ -121,7 +174,7 @@ class GGUFWriter:
         self._check_specs()
         header, self._checksums_at = _header(metadata, self.tensors)
         with self._disk_errors():
-            self._file: BinaryIO = self._partial.open("wb", buffering=BUFFER_BYTES)
+            self._file = _open_locked(self._partial)
         with self._remove_on_error(), self._disk_errors():
             self._file.write(header)
 
@@ -166,15 +219,15 @@ class GGUFWriter:
                     self._file.write(_items(GGUFValueType.UINT32, self._checksums))
                 self._file.flush()
                 os.fsync(self._file.fileno())
-                self._file.close()
                 os.replace(self._partial, self.path)
+                self._file.close()
 
     def abort(self) -> None:
         """Remove what was written."""
+        with contextlib.suppress(OSError):  # first, while it is locked: then it is no other writer's
+            self._partial.unlink()
         with contextlib.suppress(OSError):  # closing flushes, and the disk may still be full
             self._file.close()
-        with contextlib.suppress(OSError):
-            self._partial.unlink()
 
     def _check_specs(self) -> None:
         names: set[str] = set()
@@ -189,32 +242,8 @@ class GGUFWriter:
                     f"{spec.name!r}: {kind} {spec.shape} takes {expected} bytes, not {spec.nbytes}"
                 )
 
-    def _header(self, metadata: dict[str, GGUFValue]) -> bytes:
-        metadata["general.alignment"] = GGUFValue(ALIGNMENT, GGUFValueType.UINT32)
-        # Only here: a stock type's file may be made into another by tools that would keep the key as it is.
-        if any(spec.type in CB_FORMATS for spec in self.tensors):
-            kind = GGUFValueType.ARRAY, GGUFValueType.UINT32
-            metadata.pop(CHECKSUMS_KEY, None)
-            metadata[CHECKSUMS_KEY] = GGUFValue(self._checksums, *kind)  # the last key, filled in at the end
-        parts = [MAGIC, struct.pack("<IQQ", GGUF_VERSION, len(self.tensors), len(metadata))]
-        for key, value in metadata.items():
-            try:
-                parts += _string(key), _value(value)
-            except (struct.error, KeyError, IndexError, TypeError) as error:
-                raise ValueError(f"key {key!r} cannot be written as {value.type.name}: {error}") from None
-        if CHECKSUMS_KEY in metadata:
-            self._checksums_at = sum(map(len, parts)) - 4 * len(self.tensors)
-        offset = 0
-        for spec in self.tensors:
-            n = len(spec.shape)
-            parts += _string(spec.name), struct.pack(f"<I{n}Q", n, *reversed(spec.shape))
-            parts.append(struct.pack("<IQ", spec.type, offset))
-            offset += spec.nbytes + -spec.nbytes % ALIGNMENT
-        header = b"".join(parts)
-        return header + bytes(-len(header) % ALIGNMENT)
-
     @contextlib.contextmanager
-    def _remove_on_error(self) -> Any:
+    def _remove_on_error(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
@@ -222,9 +251,11 @@ class GGUFWriter:
             raise
 
     @contextlib.contextmanager
-    def _disk_errors(self) -> Any:
+    def _disk_errors(self) -> Iterator[None]:
+        hint = "choose another place with -o"
         try:
             yield
+        except BlockingIOError:
+            raise LutraError(f"{self.path}: is being written by another process; {hint}") from None
         except OSError as error:
-            hint = "choose another place with -o"
             raise LutraError(f"{self.path}: cannot be written: {error.strerror}; {hint}") from None
