@@ -12,8 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from fetch_sdist import FetchError, pip_download, read_source
-from overlay import LOCK, Lock, OverlayError, apply_edits, drift, file_hashes, sha256
+from fetch_sdist import FetchError, pip_download, prepare, read_source
+from notices import NoticeError
+from overlay import LOCK, Lock, OverlayError, drift, file_hashes, sha256
 
 
 def main() -> int:
@@ -46,9 +47,12 @@ def main() -> int:
     for name in changed:
         print(f"  {name}")
     try:
-        apply_edits(files)
+        prepare(files)
     except OverlayError as error:
         print(f"error: edits to repair in cpu_kernels/overlay:\n{error}", file=sys.stderr)
+        return 1
+    except NoticeError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     Lock(old.package, args.version, sha256(sdist.read_bytes()), file_hashes(files)).write(args.lock)
     print(f"all anchors match, each in its place; {args.lock.name} is rewritten")

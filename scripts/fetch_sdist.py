@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Brings llama.cpp: pip downloads the pinned llama-cpp-python sdist, the overlay's edits are applied.
 
-Called by CMake when it configures. `--source` takes a local tree (llama.cpp itself or an unpacked
-sdist) or a tarball of either instead, for offline builds and for work on upstream.
+The licence notices of what it holds are gathered beside it in `notices/`. Called by CMake when it
+configures. `--source` takes a local tree (llama.cpp itself or an unpacked sdist) or a tarball of
+either instead, for offline builds and for work on upstream.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "cpu_kernels" / "overlay"))
 
+from notices import NoticeError, notices
 from overlay import Lock, OverlayError, apply_edits, drift, sha256
 
 MARK = "ggml/include/ggml.h"  # tells the root of llama.cpp
@@ -29,6 +31,7 @@ WANTED = (
     "conversion/",
     "convert_hf_to_gguf.py",
     "ggml/",
+    "gguf-py/LICENSE",
     "gguf-py/gguf/",
     "include/",
     "licenses/",
@@ -113,17 +116,17 @@ def read_source(source: Path) -> dict[str, bytes]:
     try:
         with tarfile.open(source) as tar:
             members = [m for m in tar.getmembers() if m.isfile()]
-            roots = [
-                m.name.removesuffix(MARK) for m in members if m.name.endswith("/" + MARK) or m.name == MARK
-            ]
-            if not roots:
+            prefixes = [m.name.removesuffix(MARK) for m in members if f"/{m.name}".endswith(f"/{MARK}")]
+            if not prefixes:
                 raise FetchError(f"{source}: holds neither llama.cpp nor a llama-cpp-python sdist")
-            root = min(roots, key=len)
-            return {
-                m.name.removeprefix(root): tar.extractfile(m).read()
-                for m in members
-                if m.name.startswith(root) and wanted(m.name.removeprefix(root))
-            }
+            prefix = min(prefixes, key=len)
+            files = {}
+            for member in members:
+                name = member.name.removeprefix(prefix)
+                content = tar.extractfile(member) if member.name.startswith(prefix) and wanted(name) else None
+                if content:
+                    files[name] = content.read()
+            return files
     except (OSError, tarfile.TarError) as error:
         raise FetchError(f"{source}: cannot be read: {error}") from error
 
@@ -140,16 +143,25 @@ def write_tree(files: dict[str, bytes], dest: Path) -> None:
             path.unlink()
 
 
+def prepare(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The edited ``files`` (path to contents), and the licence notices of what they hold.
+
+    Raises OverlayError if an edit does not fit, NoticeError if a component has no notice.
+    """
+    texts = {f"notices/{name}.txt": text for name, text in notices(files).items()}
+    return apply_edits(files) | texts
+
+
 def fetch(source: Path | None, dest: Path, cache: Path) -> None:
     """Writes the edited llama.cpp to ``dest``.
 
-    Raises FetchError if there is no source, OverlayError if an edit does not fit it.
+    Raises FetchError if there is no source, and what ``prepare`` raises.
     """
     lock = Lock.read()
     files = read_source(source if source else download(lock, cache))
     for name in drift(files, lock):
         print(f"warning: {name} differs from that of {lock.package} {lock.version}", file=sys.stderr)
-    write_tree(apply_edits(files), dest)
+    write_tree(prepare(files), dest)
 
 
 def main() -> int:
@@ -165,7 +177,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         fetch(args.source, args.dest, args.cache)
-    except (FetchError, OverlayError) as error:
+    except (FetchError, OverlayError, NoticeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

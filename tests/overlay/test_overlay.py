@@ -36,6 +36,7 @@ def upstream(**changes: str) -> dict[str, bytes]:
             files[edit.file] += f"{edit.anchor}\n"
         else:
             files[edit.file] += f"{edit.inside}\n    {edit.anchor}\n"
+    files["LICENSE"] = "Permission is hereby granted\n"
     return {name: text.encode() for name, text in {**files, **changes}.items()}
 
 
@@ -221,7 +222,7 @@ def test_the_python_dependency_is_the_locked_release() -> None:
 
 def test_a_tree_an_sdist_and_tarballs_give_the_same_files(tmp_path: Path) -> None:
     files = upstream()
-    expected = apply_edits(files)
+    expected = fetch_sdist.prepare(files)
     sources = [
         write(files, tmp_path / "llama.cpp"),
         write({f"vendor/llama.cpp/{n}": d for n, d in files.items()}, tmp_path / "sdist"),
@@ -341,6 +342,13 @@ def test_bump_refuses_a_line_that_has_moved_to_another_function(tmp_path: Path) 
     result, lock = bump(tmp_path, upstream(**{name: upstream()[name].decode().replace(place, elsewhere)}))
     assert result.returncode == 1
     assert f"{name}: the anchor lies in {elsewhere}, not in {place}" in result.stderr
+    assert lock["version"] == "1.0"
+
+
+def test_bump_refuses_a_component_without_a_licence_notice(tmp_path: Path) -> None:
+    result, lock = bump(tmp_path, upstream(**{"vendor/new/new.h": "int x;\n"}))
+    assert result.returncode == 1
+    assert "error: new (in vendor/) has no licence notice" in result.stderr
     assert lock["version"] == "1.0"
 
 
