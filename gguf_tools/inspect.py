@@ -56,8 +56,8 @@ class FileInfo:
 
 def read_info(path: str | Path) -> FileInfo:
     """Read a file's header. ``LutraError`` when it is no sound GGUF."""
-    file = GGUFFile(path)
-    tensors = list(file.tensors.values())
+    with GGUFFile(path) as file:
+        tensors = list(file.tensors.values())
     weights = sum(t.weights for t in tensors)
     bits = 8 * sum(t.nbytes for t in tensors)
     return FileInfo(file.path, file.size, bits / weights if weights else 0.0, tensors, file.metadata)
@@ -70,10 +70,10 @@ def check(path: str | Path) -> list[str]:
     libraries of CB tensors and all weights of float tensors.
     """
     try:
-        file = GGUFFile(path)
+        with GGUFFile(path) as file:
+            return [f"{path}: {problem}" for problem in _problems(file)]
     except LutraError as error:
         return [str(error)]
-    return [f"{path}: {problem}" for problem in _problems(file)]
 
 
 def _problems(file: GGUFFile) -> Iterator[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.family import CB_FORMATS
+from gguf_tools.mapped import MappedFile
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -156,7 +158,7 @@ class _Cursor:
 
 
 class GGUFFile:
-    """A mapped GGUF file.
+    """A mapped GGUF file; a context manager, which unmaps it.
 
     ``metadata`` holds the key/values in file order (``GGUFValue`` of the gguf package: value, type,
     sub_type), ``tensors`` the tensors by name in file order. Raises ``LutraError`` on construction
@@ -165,14 +167,29 @@ class GGUFFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._file = MappedFile(self.path)
+        self.size = self._file.size  # bytes of the file
         try:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            reason = getattr(error, "strerror", None) or "the file is empty"
-            raise LutraError(f"{self.path}: cannot be read: {reason}") from None
-        cursor = _Cursor(self.path, self._map)
-        if self._map[:4] != MAGIC:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the file: ``data`` gives nothing any more, arrays that it gave stay valid."""
+        self._file.close()
+
+    def _read(self) -> None:
+        cursor = _Cursor(self.path, self._file.bytes)
+        if cursor.buffer[:4] != MAGIC:
             raise LutraError(f"{self.path}: not a GGUF file (it does not begin with 'GGUF')")
         cursor.at = 4
         self.version: int = cursor.scalar("I", "the version")
@@ -189,11 +206,6 @@ class GGUFFile:
         self.tensors = self._place(cursor, infos)
 
     @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return len(self._map)
-
-    @property
     def architecture(self) -> str:
         """The value of general.architecture, "" when it is missing or no string."""
         value = self.metadata.get("general.architecture")
@@ -206,7 +218,7 @@ class GGUFFile:
 
     def data(self, tensor: TensorInfo) -> NDArray[np.uint8]:
         """The tensor's bytes, mapped and read-only."""
-        return np.frombuffer(self._map, np.uint8, tensor.nbytes, tensor.offset)
+        return self._file.array(np.uint8, (tensor.nbytes,), tensor.offset)
 
     @staticmethod
     def _read_metadata(cursor: _Cursor, n: int) -> dict[str, GGUFValue]:

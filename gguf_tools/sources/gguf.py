@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.floats import to_float32
 from gguf_tools.reader import GGUFFile, TensorInfo, type_name
-from gguf_tools.sources.tensors import Source, SourceTensor
+from gguf_tools.sources.tensors import Source, SourceTensor, keeps_f32
 
 # What a readable tensor's bytes are viewed as.
 _STORED: dict[int, str] = {
@@ -29,33 +30,34 @@ def open_gguf(path: Path) -> Source:
     The metadata is the file's own, without what describes the file and not the model (``split.*``,
     ``general.alignment``). Raises ``LutraError`` for a damaged file and for tensors of other types.
     """
-    files = [GGUFFile(part) for part in _parts(path)]
-    first = files[0]
-    if not first.architecture:
-        raise LutraError(f"{path}: has no general.architecture, so it is no language model")
-    tensors = [_tensor(file, info) for file in files for info in file.tensors.values()]
-    if not tensors:
-        raise LutraError(f"{path}: has no tensors, only a vocabulary; convert the whole model")
-    names = [t.name for t in tensors]
-    if len(set(names)) < len(names):
-        raise LutraError(f"{path}: parts of this split model hold the same tensor; download it again")
-    metadata = {
-        key: value
-        for key, value in first.metadata.items()
-        if not key.startswith("split.") and key != "general.alignment"
-    }
-    return Source(path, first.architecture, metadata, tensors)
+    with ExitStack() as resources:
+        first = resources.enter_context(GGUFFile(path))
+        files = [first, *(resources.enter_context(GGUFFile(part)) for part in _other_parts(first))]
+        if not first.architecture:
+            raise LutraError(f"{path}: has no general.architecture, so it is no language model")
+        tensors = [_tensor(file, info) for file in files for info in file.tensors.values()]
+        if not tensors:
+            raise LutraError(f"{path}: has no tensors, only a vocabulary; convert the whole model")
+        names = [t.name for t in tensors]
+        if len(set(names)) < len(names):
+            raise LutraError(f"{path}: parts of this split model hold the same tensor; download it again")
+        metadata = {
+            key: value
+            for key, value in first.metadata.items()
+            if not key.startswith("split.") and key != "general.alignment"
+        }
+        return Source(path, first.architecture, metadata, tensors, resources.pop_all())
 
 
-def _parts(path: Path) -> list[Path]:
-    """The files of a split model, or just ``path``."""
-    count = GGUFFile(path).get("split.count", 1)
+def _other_parts(first: GGUFFile) -> list[Path]:
+    """The files of a split model but the first; none when the model is not split."""
+    count, path = first.get("split.count", 1), first.path
     if not isinstance(count, int) or count <= 1:
-        return [path]
+        return []
     name = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
     if name is None or int(name[2]) != 1 or int(name[3]) != count:
         raise LutraError(f"{path}: one of {count} parts; give the first, NAME-00001-of-{count:05}.gguf")
-    return [path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    return [path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(1, count)]
 
 
 def _tensor(file: GGUFFile, info: TensorInfo) -> SourceTensor:
@@ -66,9 +68,11 @@ def _tensor(file: GGUFFile, info: TensorInfo) -> SourceTensor:
             "start from an F16, BF16, F32 or Q8_0 file of this model"
         )
     dtype, k = type_name(info.type), info.shape[-1]
-    matrix = file.data(info).view(stored).reshape(info.weights // k, -1)
+    rows = info.weights // k
 
     def load(start: int, stop: int) -> NDArray[np.float32]:
-        return to_float32(matrix[start:stop], dtype, k)
+        return to_float32(file.data(info).view(stored).reshape(rows, -1)[start:stop], dtype, k)
 
-    return SourceTensor(info.name, info.shape, dtype, file.path, load)
+    return SourceTensor(
+        info.name, info.shape, dtype, file.path, load, keeps_f32=keeps_f32(info.name, info.shape)
+    )

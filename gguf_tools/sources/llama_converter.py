@@ -6,10 +6,12 @@ import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gguf_tools.errors import LutraError
+from gguf_tools.sources.families import BY_ARCHITECTURE
 
 SCRIPT = "convert_hf_to_gguf.py"
 
@@ -20,24 +22,23 @@ def script_path() -> Path:
     return Path(os.environ.get("LUTRA_CONVERTER_DIR", default)) / SCRIPT
 
 
-def convert(directory: Path, architecture: str) -> tuple[Path, tempfile.TemporaryDirectory[str]]:
-    """Convert a Hugging Face directory to an F16 GGUF; returns it and the directory that holds it.
+def convert(directory: Path, architecture: str, resources: ExitStack) -> Path:
+    """Convert a Hugging Face directory to an F16 GGUF, which is there until ``resources`` is closed.
 
     Raises ``LutraError`` naming the architecture when the converter or torch is not installed, and
     with the converter's last line when it fails.
     """
     script = script_path()
     if importlib.util.find_spec("torch") is None or not script.is_file():
+        direct = ", ".join(name.removesuffix("ForCausalLM") for name in BY_ARCHITECTURE)
         raise LutraError(
-            f"{directory}: {architecture} is not read directly (Llama, Mistral and Qwen2 are); make an "
+            f"{directory}: {architecture} is not read directly ({direct} are); make an "
             f"F16 GGUF with llama.cpp's {SCRIPT} --outtype f16, then pass that file"
         )
-    keep = tempfile.TemporaryDirectory(prefix="lutra-convert-")
-    out = Path(keep.name) / "model-f16.gguf"
+    out = Path(resources.enter_context(TemporaryDirectory(prefix="lutra-convert-"))) / "model-f16.gguf"
     command = [sys.executable, str(script), str(directory), "--outtype", "f16", "--outfile", str(out)]
     run = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if run.returncode != 0 or not out.is_file():
-        keep.cleanup()
         reason = (run.stderr.strip().splitlines() or ["no message"])[-1]
         raise LutraError(f"{directory}: {architecture}: llama.cpp's converter failed: {reason}")
-    return out, keep
+    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
+from gguf_tools.mapped import MappedFile
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
@@ -19,18 +21,30 @@ MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as stored: ``array`` is the mapping, shaped (BF16 as uint16)."""
+    """A tensor as stored, ``offset`` bytes into its file."""
 
     name: str
     dtype: str
-    path: Path
-    array: NDArray[Any]
+    file: MappedFile
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def path(self) -> Path:
+        """The file that holds it."""
+        return self.file.path
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """The mapping, shaped: float32, float16, or uint16 for BF16. ``ValueError`` when it is closed."""
+        return self.file.array(DTYPES[self.dtype], self.shape, self.offset)
 
 
-def open_safetensors(directory: Path) -> dict[str, StoredTensor]:
+def open_safetensors(directory: Path, resources: ExitStack) -> dict[str, StoredTensor]:
     """All tensors of a model directory, single-file or sharded, part by part in order of their names.
 
-    Raises ``LutraError`` naming the file, and the tensor where there is one.
+    The files stay open until ``resources`` is closed. Raises ``LutraError`` naming the file, and the tensor
+    where there is one.
     """
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.is_file():
@@ -50,7 +64,7 @@ def open_safetensors(directory: Path) -> dict[str, StoredTensor]:
         path = directory / part
         if "/" in part or not path.is_file():
             raise LutraError(f"{index}: names {part!r}, which is not there; download the model again")
-        for tensor in _open_part(path):
+        for tensor in _read_part(resources.enter_context(MappedFile(path))):
             if tensor.name in tensors:
                 raise LutraError(f"{path}: tensor {tensor.name!r} is in another part too")
             tensors[tensor.name] = tensor
@@ -73,26 +87,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _open_part(path: Path) -> list[StoredTensor]:
+def _read_part(file: MappedFile) -> list[StoredTensor]:
     """The tensors of one file in order of their names.
 
     The file: 8 bytes little-endian length of the header, the header (JSON: name -> dtype, shape,
     data_offsets), then the data that the offsets count in.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise LutraError(f"{path}: truncated or no safetensors file; download it again")
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
-        except (ValueError, RecursionError) as error:
-            raise LutraError(f"{path}: damaged header ({error}); download it again") from None
+    length = int.from_bytes(file.bytes[:8], "little")
+    if length > min(file.size - 8, MAX_HEADER):
+        raise LutraError(f"{file.path}: truncated or no safetensors file; download it again")
+    try:
+        header = json.loads(file.bytes[8 : 8 + length], object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise LutraError(f"{file.path}: damaged header ({error}); download it again") from None
     if not isinstance(header, dict):
-        raise LutraError(f"{path}: damaged header; download it again")
+        raise LutraError(f"{file.path}: damaged header; download it again")
     header.pop("__metadata__", None)
-    data = np.memmap(path, np.uint8, "r")[8 + length :] if size > 8 + length else np.zeros(0, np.uint8)
-    return [_open_tensor(path, name, header[name], data) for name in sorted(header)]
+    return [_read_tensor(file, name, header[name], 8 + length) for name in sorted(header)]
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -104,7 +115,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return names
 
 
-def _open_tensor(path: Path, name: str, entry: Any, data: NDArray[np.uint8]) -> StoredTensor:
+def _read_tensor(file: MappedFile, name: str, entry: Any, data: int) -> StoredTensor:
+    """One entry of the header; its offsets count from byte ``data`` of the file."""
+    path = file.path
+
     def natural(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -122,12 +136,11 @@ def _open_tensor(path: Path, name: str, entry: Any, data: NDArray[np.uint8]) -> 
     kind = np.dtype(DTYPES[dtype])
     if not shape or prod(shape) == 0:
         raise LutraError(f"{path}: tensor {name!r} has no weights (shape {list(shape)})")
-    if stop > len(data):
-        raise LutraError(
-            f"{path}: truncated, tensor {name!r} lacks {stop - len(data)} bytes; download it again"
-        )
+    if data + stop > file.size:
+        missing = data + stop - file.size
+        raise LutraError(f"{path}: truncated, tensor {name!r} lacks {missing} bytes; download it again")
     if stop - start != prod(shape) * kind.itemsize:
         raise LutraError(
             f"{path}: tensor {name!r} has {stop - start} bytes, which is not {dtype} {list(shape)}"
         )
-    return StoredTensor(name, dtype, path, data[start:stop].view(kind).reshape(shape))
+    return StoredTensor(name, dtype, file, shape, data + start)

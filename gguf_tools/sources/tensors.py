@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from gguf.gguf_writer import GGUFValue
@@ -13,13 +15,13 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
 
-# Tensors that llama.cpp wants in float32 whatever the others are, as its converter has it: vectors,
-# norms, and the routers of a mixture of experts.
+# Of any architecture: what llama.cpp wants in float32 whatever the others are, as its converter has it:
+# vectors, norms, and the routers of a mixture of experts.
 _F32_SUFFIXES = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
 
 
 def keeps_f32(name: str, shape: tuple[int, ...]) -> bool:
-    """True when GGUF tensor ``name`` stays float32 in a file of any type."""
+    """True when GGUF tensor ``name``, of a family that is not known, stays float32 in a file of any type."""
     return len(shape) < 2 or name.endswith(_F32_SUFFIXES) or not name.endswith(".weight")
 
 
@@ -28,6 +30,7 @@ class SourceTensor:
     """One tensor, read by rows.
 
     ``shape`` is in numpy order (..., rows, k); ``dtype`` names the stored type (F32, F16, BF16, Q8_0).
+    ``keeps_f32``: it is float32 in a file of any type.
     """
 
     name: str
@@ -35,6 +38,7 @@ class SourceTensor:
     dtype: str
     path: Path
     load: Callable[[int, int], NDArray[np.float32]] = field(repr=False)  # rows [start, stop) as (n, k)
+    keeps_f32: bool
 
     @property
     def k(self) -> int:
@@ -63,10 +67,25 @@ class SourceTensor:
 
 @dataclass(frozen=True)
 class Source:
-    """A model: its GGUF metadata (``GGUFValue`` by key, in order) and its tensors."""
+    """A model: its GGUF metadata (``GGUFValue`` by key, in order) and its tensors.
+
+    A context manager: leaving it closes what the tensors are read from.
+    """
 
     path: Path
     architecture: str
     metadata: dict[str, GGUFValue]
     tensors: list[SourceTensor]
-    keep: object = field(default=None, repr=False)  # lives as long as the source, e.g. a temporary directory
+    resources: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files and remove temporary ones: no tensor can be read any more."""
+        self.resources.close()

@@ -15,7 +15,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.inspect import read_info
 from gguf_tools.reader import GGUFFile, type_name
 from gguf_tools.sources.open import open_source
-from gguf_tools.sources.tensors import SourceTensor
+from gguf_tools.sources.tensors import SourceTensor, keeps_f32
 from lutra.cli.arguments import Target
 from lutra.conversion import budget
 from lutra.conversion.budget import Choice, allocate, file_type, ranges, solve
@@ -85,7 +85,14 @@ def test_a_large_knapsack_is_near_its_bound_and_monotone(monkeypatch):
 
 
 def tensor(name: str, *shape: int) -> SourceTensor:
-    return SourceTensor(name, shape, "F16", Path("x"), lambda a, b: np.zeros((b - a, shape[-1]), np.float32))
+    return SourceTensor(
+        name,
+        shape,
+        "F16",
+        Path("x"),
+        lambda a, b: np.zeros((b - a, shape[-1]), np.float32),
+        keeps_f32=keeps_f32(name, shape),
+    )
 
 
 TENSORS = [

@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 
 from gguf_tools.errors import LutraError
-from gguf_tools.sources.tensors import SourceTensor
+from gguf_tools.sources.tensors import SourceTensor, keeps_f32
 from lutra.conversion.plan import Rules, check_type, describe, parse_tensor_type, plan
 
 
 def tensor(name: str, *shape: int) -> SourceTensor:
-    return SourceTensor(name, shape, "F16", Path("x"), lambda a, b: np.zeros((b - a, shape[-1]), np.float32))
+    return SourceTensor(
+        name,
+        shape,
+        "F16",
+        Path("x"),
+        lambda a, b: np.zeros((b - a, shape[-1]), np.float32),
+        keeps_f32=keeps_f32(name, shape),
+    )
 
 
 EMBEDDING = tensor("token_embd.weight", 4096, 256)

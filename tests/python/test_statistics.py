@@ -10,7 +10,7 @@ import pytest
 
 from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.sources.open import Source
-from gguf_tools.sources.tensors import SourceTensor
+from gguf_tools.sources.tensors import SourceTensor, keeps_f32
 from lutra.conversion.calibrate import PRIOR, Statistics, _originals, targets, token_limit
 
 RNG = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def test_targets_make_up_for_half_of_the_drift():
     bias = RNG.standard_normal((256, 256)).astype(np.float32)
     original = x + np.float32(0.01) * x @ bias  # a drift that weights can make up for, but for the damping
     w = RNG.standard_normal((64, 256)).astype(np.float32)
-    tensor = SourceTensor("x", w.shape, "F32", Path("x"), lambda start, stop: w[start:stop])
+    tensor = SourceTensor("x", w.shape, "F32", Path("x"), lambda start, stop: w[start:stop], keeps_f32=False)
     planned = SimpleNamespace(source=tensor, fmt=CB_FORMATS[403])
     blocks = [slice(0, 256)]
     corrections = Statistics.of(x, original, blocks, 1).correction(blocks)[None]
@@ -79,7 +79,9 @@ def test_tokens_shrink_with_the_model():
             shapes |= {f"blk.{i}.attn_{x}.weight": (cached, hidden) for x in "kv"}
             shapes[f"blk.{i}.ffn_up.weight"] = (ffn, hidden)
         tensors = [
-            SourceTensor(n, s, "F16", Path("x"), lambda a, b: np.zeros((0, 0), np.float32))
+            SourceTensor(
+                n, s, "F16", Path("x"), lambda a, b: np.zeros((0, 0), np.float32), keeps_f32=keeps_f32(n, s)
+            )
             for n, s in shapes.items()
         ]
         return Source(Path("x"), "llama", {}, tensors)

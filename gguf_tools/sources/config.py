@@ -1,0 +1,108 @@
+"""config.json of a Hugging Face model: what a decoder needs of it, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_tools.errors import LutraError
+
+# What transformers assumes for every family where config.json is silent.
+_DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+# Numbers that may describe rotary embeddings.
+_ROPE_NUMBERS = (
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+    "extrapolation_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a decoder and its constants; ``rope`` holds what is said about rotary embeddings."""
+
+    path: Path
+    architecture: str  # "LlamaForCausalLM"
+    layers: int
+    context: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    head_dim_given: bool
+    vocab: int
+    tied: bool  # the output matrix is the token embeddings
+    rms_eps: float
+    rope: dict[str, Any]
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the rotary frequencies."""
+        return float(self.rope["rope_theta"])
+
+
+def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults: Mapping[str, int]) -> Config:
+    """Read ``raw``, the object in config.json; ``defaults`` are its family's.
+
+    Raises ``LutraError`` naming the key that is missing or makes no sense.
+    """
+    given = {key: value for key, value in raw.items() if value is not None}
+    values = {**_DEFAULTS, **defaults, **given}
+
+    def number(key: str, default: int | None = None) -> int:
+        value = values.get(key, default)
+        if value is None:
+            raise LutraError(f"{path}: lacks {key!r}; download the model again")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+            raise LutraError(f"{path}: {key!r} is {value!r}, not a positive number")
+        return value
+
+    if method := values.get("quantization_config"):
+        kind = method.get("quant_method", "") if isinstance(method, dict) else method
+        raise LutraError(f"{path}: the model is already quantized ({kind}); start from its original")
+    heads, hidden = number("num_attention_heads"), number("hidden_size")
+    kv_heads = number("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise LutraError(f"{path}: {heads} attention heads cannot share {kv_heads} key-value heads")
+    head_dim = number("head_dim", hidden // heads)
+    if head_dim % 2:
+        raise LutraError(f"{path}: a head_dim of {head_dim} is odd, rotary embeddings need pairs")
+    rope, eps = _rope(path, values), values["rms_norm_eps"]
+    for key, value in {**{k: rope[k] for k in _ROPE_NUMBERS if k in rope}, "rms_norm_eps": eps}.items():
+        if not isinstance(value, int | float) or not 0 < value < 1e30:
+            raise LutraError(f"{path}: {key!r} is {value!r}, not a positive number")
+    return Config(
+        path=path,
+        architecture=architecture,
+        layers=number("num_hidden_layers"),
+        context=number("max_position_embeddings"),
+        hidden=hidden,
+        ffn=number("intermediate_size"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        head_dim_given="head_dim" in values,
+        vocab=number("vocab_size"),
+        tied=bool(values.get("tie_word_embeddings", False)),
+        rms_eps=float(eps),
+        rope=rope,
+    )
+
+
+def _rope(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of rotary embeddings, beside the other keys or under one of their own."""
+    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise LutraError(f"{path}: the scaling of rope is {scaling!r}; download the model again")
+    outer = {key: values.get(key) for key in ("rope_theta", "original_max_position_embeddings")}
+    outer["rope_type"] = scaling.get("type")  # its former name
+    return {key: value for key, value in [*outer.items(), *scaling.items()] if value is not None}

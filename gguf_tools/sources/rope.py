@@ -1,0 +1,58 @@
+"""Rotary embeddings: their keys, Llama 3's frequency factors, and the order of rows that they need."""
+
+from __future__ import annotations
+
+import math
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.errors import LutraError
+from gguf_tools.sources.config import Config
+
+
+def add_scaling(writer: gguf.GGUFWriter, config: Config) -> None:
+    """Add the keys ``rope.scaling.*``. Raises ``LutraError`` for a kind of scaling that has none."""
+    rope = config.rope
+    kind = rope.get("rope_type")
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+        writer.add_rope_scaling_factor(rope["factor"])
+        if kind == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(rope.get("original_max_position_embeddings", config.context))
+            for key, add in (  # what is absent has its default in llama.cpp
+                ("extrapolation_factor", writer.add_rope_scaling_yarn_ext_factor),
+                ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
+                ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
+                ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
+            ):
+                if rope.get(key) is not None:
+                    add(rope[key])
+    elif kind not in (None, "default", "dynamic", "llama3"):  # dynamic: nothing changes within the context
+        raise LutraError(f"{config.path}: rope type {kind!r} is not supported; convert to an F16 GGUF first")
+
+
+def llama3_factors(config: Config) -> NDArray[np.float32] | None:
+    """Llama 3's frequency factors (head_dim / 2,), None without: 1 for short wavelengths, ``factor`` for long
+    ones, between them interpolated in frequency (arXiv 2407.21783 gives the recipe's constants)."""
+    rope = config.rope
+    if rope.get("rope_type") != "llama3":
+        return None
+    factor = rope.get("factor", 8.0)
+    low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
+    context = rope.get("original_max_position_embeddings", 8192)
+    if low >= high:
+        raise LutraError(f"{config.path}: low_freq_factor {low} is not below high_freq_factor {high}")
+    wavelength = 2 * math.pi * config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+    smooth = (context / wavelength - low) / (high - low)
+    factors = np.where(wavelength > context / low, factor, 1 / ((1 - smooth) / factor + smooth))
+    return np.where(wavelength < context / high, 1, factors).astype(np.float32)
+
+
+def interleaved(heads: int, head_dim: int) -> NDArray[np.intp]:
+    """Rows of q or k as llama.cpp's llama graph wants them: per head the two halves, which Hugging
+    Face rotates against each other, interleaved: 0, half, 1, half + 1, ..."""
+    rows = np.arange(heads * head_dim).reshape(heads, 2, head_dim // 2)
+    order: NDArray[np.intp] = rows.swapaxes(1, 2).reshape(-1)
+    return order
