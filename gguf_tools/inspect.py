@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.codebook import block_dtype
 from gguf_tools.formats.family import (
     CB_FORMATS,
     CHECKSUMS_KEY,
@@ -22,7 +23,6 @@ from gguf_tools.formats.family import (
     CBFormat,
 )
 from gguf_tools.formats.floats import to_float32
-from gguf_tools.formats.layout import block_dtype
 from gguf_tools.reader import GGUFFile, TensorInfo, type_name
 from gguf_tools.writer import ALIGNMENT
 

@@ -1,210 +1,255 @@
-"""The numpy reference of the CB layout and arithmetic: a second opinion on the scalar C reference.
+"""A small algebra of bit layouts: where each bit of an array lies in packed bytes.
 
-Written from the description in ``cpu_kernels/formats/cb.h`` and ``cpu_kernels/include/lutra_kernels.h``
-alone, for every member of the family (1 to 6 bits per code, 1 or 2 weights per code). It is for tests,
-tools and reading, not for speed; results equal the C reference's to the last bit.
+A ``Layout`` is *fields* of *modes*. A mode counts i from 0 to extent - 1; i moves the index along one axis
+by ``i * step`` and the bit's place by ``i * stride``. A field is every combination of its modes, from a
+first index and a first bit on: all affine placements, such as rows, nibbles and interleaved vectors. What
+is not affine (bits borrowed from other bytes) takes several fields of one part.
 
-Arrays of a tensor of R rows x K weights, leading dimensions multiplied into R:
+Layouts are built from smaller ones: ``join`` puts them one after another, ``repeat`` puts copies of one
+after another, ``renumber`` spells one axis as the digits of others. Every layout is checked when it is made:
+each index of a part is given exactly once, and each bit belongs to exactly one of them.
 
-    codes       uint8    (R, K / pair)   code c of group g at column g * 32 / pair + c
-    selectors   uint8    (R, K / 32)     table of each group
-    d           float16  (R, K / sb)     scale of each super-block
-    library     int8     (256, pair, 2**bits)
-    data        uint8    (R * row_bytes + library_bytes,)   the tensor as it lies in the file
+Bit 0 is the lowest bit of byte 0, bit 8 the lowest of byte 1. Axis "bit" is the bit of a value, from 0 up;
+arrays have the other axes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from gguf_tools.formats.family import CHUNK, GROUP, LANE, ROWS, CBFormat
-
-# Which lane vector owns each bit of the vectors of one period: a string per vector, bit 7 first. A
-# lane's bits, read vector by vector from bit 0 up, are the bits of its codes from bit 0 up.
-BIT_OWNERS: dict[int, tuple[str, ...]] = {
-    1: ("76543210",),
-    2: ("33221100",),
-    3: ("11170006", "33732262", "57554644"),
-    4: ("11110000",),
-    5: ("11110000", "33332222", "55554444", "77776666", "76543210"),
-    6: ("11110000", "33332222", "33112200"),
-}
+BIT = "bit"
 
 
-def _bit_places(bits: int) -> list[tuple[int, int, int, int]]:
-    """(vector, bit of its bytes, lane vector, bit of the code) for every bit of one period."""
-    seen: dict[int, int] = {}
-    places = []
-    for vector, owners in enumerate(BIT_OWNERS[bits]):
-        for position, lane in enumerate(map(int, reversed(owners))):
-            places.append((vector, position, lane, seen.get(lane, 0)))
-            seen[lane] = seen.get(lane, 0) + 1
-    return places
+@dataclass(frozen=True)
+class Mode:
+    """``extent`` indices of ``axis``, ``step`` apart; their bits lie ``stride`` apart."""
+
+    axis: str
+    extent: int
+    step: int
+    stride: int
 
 
-def block_dtype(fmt: CBFormat) -> np.dtype[Any]:
-    """One strip-super-block as a numpy record; the codes as vectors of 16 bytes."""
-    chunk = np.dtype(
-        [("selector", "u1", (ROWS, CHUNK // GROUP)), ("codes", "u1", (fmt.chunk_code_bytes // LANE, LANE))]
-    )
-    return np.dtype([("d", "<f2", ROWS), ("chunk", chunk, fmt.sb // CHUNK)])
+@dataclass(frozen=True)
+class Field:
+    """Bits of one ``part``: all combinations of ``modes`` from bit ``start`` and the index ``at``."""
+
+    part: str
+    modes: tuple[Mode, ...]
+    start: int = 0
+    at: tuple[tuple[str, int], ...] = ()  # (axis, index); 0 where an axis is not named
+
+    def places(self) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+        """The bit of every combination (one dimension), and its index along each axis."""
+        counts = np.indices([mode.extent for mode in self.modes]).reshape(len(self.modes), -1)
+        bits = np.full(counts.shape[1], self.start)
+        index = {axis: np.full_like(bits, first) for axis, first in self.at}
+        for count, mode in zip(counts, self.modes, strict=True):
+            bits = bits + count * mode.stride
+            index[mode.axis] = index.get(mode.axis, 0) + count * mode.step
+        return bits, index
 
 
-def _check(fmt: CBFormat, rows: int, k: int) -> None:
-    if rows <= 0 or k <= 0 or rows % ROWS or k % fmt.sb:
-        raise ValueError(
-            f"{fmt.name} needs a multiple of {ROWS} rows and of {fmt.sb} weights per row, not {rows} x {k}"
-        )
+@dataclass(frozen=True)
+class Layout:
+    """Packed bytes, described. ``ValueError`` unless every index and every bit is met exactly once."""
+
+    fields: tuple[Field, ...]
+
+    def __post_init__(self) -> None:
+        """Check the whole layout, bit by bit."""
+        for mode in (mode for field in self.fields for mode in field.modes):
+            if mode.extent < 2:
+                raise ValueError(f"{mode}: an extent of {mode.extent} is no mode")
+        places = [field.places() for field in self.fields]
+        bits = np.concatenate([bits for bits, _ in places])
+        if bits.min() < 0:
+            raise ValueError(f"bit {bits.min()} lies before the first")
+        _once(np.bincount(bits), "is shared", "is unused", lambda bit: f"bit {bit}")
+        for part in self.parts:
+            mine = [index for f, (_, index) in zip(self.fields, places, strict=True) if f.part == part]
+            self._check_indices(part, mine)
+
+    def _check_indices(self, part: str, fields: list[dict[str, NDArray[np.int64]]]) -> None:
+        shape = self.shape(part)
+        if any((index[axis] < 0).any() for index in fields for axis in index):
+            raise ValueError(f"{part}: an index is negative")
+        given = np.zeros(prod(shape.values()), np.int64)
+        for index in fields:
+            flat: NDArray[np.int64] = np.zeros(1, np.int64)
+            for axis, size in shape.items():
+                flat = flat * size + index.get(axis, 0)
+            given += np.bincount(flat, minlength=len(given))
+
+        def name(i: int) -> str:
+            at = zip(shape, np.unravel_index(i, tuple(shape.values())), strict=True)
+            return f"{part}: " + " ".join(f"{axis} {index}" for axis, index in at)
+
+        _once(given, "is given twice", "is missed", name)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts, in order."""
+        return tuple(dict.fromkeys(field.part for field in self.fields))
+
+    @property
+    def bits(self) -> int:
+        """The size in bits."""
+        ends = (f.start + sum((m.extent - 1) * m.stride for m in f.modes) for f in self.fields)
+        return 1 + max(ends)
+
+    @property
+    def bytes(self) -> int:
+        """The size in bytes. ``ValueError`` when the last byte is not whole."""
+        if self.bits % 8:
+            raise ValueError(f"{self.bits} bits are not whole bytes")
+        return self.bits // 8
+
+    def shape(self, part: str) -> dict[str, int]:
+        """The axes of a part and their sizes, in the order in which its fields name them."""
+        sizes: dict[str, int] = {}
+        for field in (field for field in self.fields if field.part == part):
+            last = dict(field.at)
+            for mode in field.modes:
+                last[mode.axis] = last.get(mode.axis, 0) + (mode.extent - 1) * mode.step
+            for axis, index in last.items():
+                sizes[axis] = max(sizes.get(axis, 1), index + 1)
+        return sizes
+
+    def repeat(self, times: int, axis: str | Mapping[str, str]) -> Layout:
+        """``times`` copies, one after another: each goes on along ``axis``, or the axis of each part."""
+        if times == 1:
+            return self
+        size, fields = self.bits, []
+        for field in self.fields:
+            along = axis if isinstance(axis, str) else axis[field.part]
+            step = self.shape(field.part).get(along, 1)
+            fields.append(replace(field, modes=(*field.modes, Mode(along, times, step, size))))
+        return Layout(tuple(fields))
+
+    def renumber(self, axis: str, digits: Sequence[tuple[str, int, int]]) -> Layout:
+        """The layout with ``axis`` spelled in digits: (axis, extent, step) each, the lowest first.
+
+        Index i of ``axis`` becomes i % extent * step along the first digit's axis, and so on with
+        i // extent. ``ValueError`` when a mode does not split at the digits.
+        """
+        fields = []
+        for field in self.fields:
+            modes = [part for mode in field.modes for part in _split(mode, axis, digits)]
+            at = {name: index for name, index in field.at if name != axis}
+            rest = dict(field.at).get(axis, 0)
+            for name, extent, step in digits:
+                rest, digit = divmod(rest, extent)
+                at[name] = at.get(name, 0) + digit * step
+            fields.append(
+                replace(field, modes=tuple(modes), at=tuple((name, i) for name, i in at.items() if i))
+            )
+        return Layout(tuple(fields))
+
+    def read(self, part: str, data: NDArray[np.uint8], axes: Sequence[str]) -> NDArray[np.uint16]:
+        """The values of a part, uint16 (n, *axes), from n packed layouts, uint8 (n, bytes)."""
+        out = np.zeros((len(data), *self._sizes(part, axes)), np.uint16)
+        for packed, values, shift, bit, mask in self._views(part, axes, np.ascontiguousarray(data), out):
+            values |= (packed.astype(np.uint16) >> shift & mask) << bit
+        return out
+
+    def write(
+        self, part: str, data: NDArray[np.uint8], axes: Sequence[str], values: NDArray[np.uint16]
+    ) -> None:
+        """Set a part of n packed layouts, zero before and contiguous, from values (n, *axes)."""
+        for packed, value, shift, bit, mask in self._views(part, axes, data, np.ascontiguousarray(values)):
+            packed |= ((value >> bit & mask) << shift).astype(np.uint8)
+
+    def _sizes(self, part: str, axes: Sequence[str]) -> tuple[int, ...]:
+        shape = self.shape(part)
+        if set(shape) - {BIT} - set(axes):
+            raise ValueError(f"{part} has the axes {', '.join(shape)}, not only {', '.join(axes)}")
+        return tuple(shape.get(axis, 1) for axis in axes)
+
+    def _views(
+        self, part: str, axes: Sequence[str], data: NDArray[np.uint8], values: NDArray[np.uint16]
+    ) -> Iterator[tuple[NDArray[Any], NDArray[Any], int, int, int]]:
+        """Pairs of strided views, of bytes and of values: (bytes, values, shift, bit, mask).
+
+        Modes of whole bytes are dimensions of the views. The others are counted out, except a run of
+        neighbouring bits, which is one shift.
+        """
+        sizes = self._sizes(part, axes)
+        step_of = {axis: prod(sizes[i + 1 :]) for i, axis in enumerate(axes)}
+        flat = values.reshape(len(values), -1)
+        for field in (field for field in self.fields if field.part == part):
+            whole = [m for m in field.modes if m.axis != BIT and m.stride % 8 == 0]
+            fine = [m for m in field.modes if m not in whole]
+            run = next((m for m in fine if m.axis == BIT and m.step == m.stride == 1), None)
+            fine = [m for m in fine if m is not run]
+            width = run.extent if run else 1
+            for counts in product(*(range(m.extent) for m in fine)):
+                start, index = field.start, dict(field.at)
+                for i, m in zip(counts, fine, strict=True):
+                    start += i * m.stride
+                    index[m.axis] = index.get(m.axis, 0) + i * m.step
+                bit = index.pop(BIT, 0)
+                if start % 8 + width > 8:
+                    raise ValueError(f"{part}: a run of {width} bits from bit {start} crosses a byte")
+                shape = (len(data), *(m.extent for m in whole))
+                first = sum(step_of[axis] * i for axis, i in index.items())
+                yield (
+                    as_strided(
+                        data[:, start // 8 :],
+                        shape,
+                        (data.strides[0], *(m.stride // 8 * data.strides[1] for m in whole)),
+                    ),
+                    as_strided(
+                        flat[:, first:],
+                        shape,
+                        (flat.strides[0], *(m.step * step_of[m.axis] * flat.strides[1] for m in whole)),
+                    ),
+                    start % 8,
+                    bit,
+                    (1 << width) - 1,
+                )
 
 
-def pack(
-    codes: NDArray[np.uint8],
-    selectors: NDArray[np.uint8],
-    d: NDArray[np.float16],
-    library: NDArray[np.int8],
-    fmt: CBFormat,
-) -> NDArray[np.uint8]:
-    """The bytes of a tensor, strips then library. ``ValueError`` for shapes or codes that do not fit."""
-    rows, k = codes.shape[0], codes.shape[1] * fmt.pair
-    _check(fmt, rows, k)
-    if selectors.shape != (rows, k // GROUP) or d.shape != (rows, k // fmt.sb):
-        raise ValueError(f"selectors {selectors.shape} or d {d.shape} do not fit {rows} x {k} weights")
-    if library.shape != fmt.library_shape or library.dtype != np.int8:
-        raise ValueError(
-            f"a {fmt.name} library is int8 {fmt.library_shape}, not {library.dtype} {library.shape}"
-        )
-    if codes.max() >> fmt.bits:
-        raise ValueError(f"code {codes.max()} does not fit {fmt.bits} bits")
-
-    strips, blocks, chunks = rows // ROWS, k // fmt.sb, fmt.sb // CHUNK
-    data = np.zeros((strips, blocks), block_dtype(fmt))
-    data["d"] = d.reshape(strips, ROWS, blocks).swapaxes(1, 2)
-    by_chunk = selectors.reshape(strips, ROWS, blocks, chunks, CHUNK // GROUP)
-    data["chunk"]["selector"] = by_chunk.transpose(0, 2, 3, 1, 4)
-
-    # Lane vectors of a chunk: row by row, in a row from left to right; then period by period.
-    lanes = 1 + int(max(max(owners) for owners in BIT_OWNERS[fmt.bits]))
-    code_lanes = codes.reshape(strips, ROWS, blocks, chunks, -1, LANE).transpose(0, 2, 3, 1, 4, 5)
-    code_lanes = code_lanes.reshape(strips, blocks, chunks, -1, lanes, LANE)
-    vectors = np.zeros((*code_lanes.shape[:4], len(BIT_OWNERS[fmt.bits]), LANE), np.uint8)
-    for vector, position, lane, bit in _bit_places(fmt.bits):
-        vectors[..., vector, :] |= (code_lanes[..., lane, :] >> bit & 1) << position
-    data["chunk"]["codes"] = vectors.reshape(strips, blocks, chunks, -1, LANE)
-    return np.concatenate([data.reshape(-1).view(np.uint8), library.reshape(-1).view(np.uint8)])
+def join(*layouts: Layout) -> Layout:
+    """The layouts one after another."""
+    fields, start = [], 0
+    for layout in layouts:
+        fields += [replace(field, start=field.start + start) for field in layout.fields]
+        start += layout.bits
+    return Layout(tuple(fields))
 
 
-def unpack(
-    data: NDArray[np.uint8], rows: int, k: int, fmt: CBFormat
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float16], NDArray[np.int8]]:
-    """codes, selectors, d and library of a tensor; the inverse of ``pack``."""
-    _check(fmt, rows, k)
-    if data.shape != (fmt.tensor_bytes(rows, k),):
-        raise ValueError(f"{fmt.name} {rows} x {k} takes {fmt.tensor_bytes(rows, k)} bytes, not {data.shape}")
-    n = rows * fmt.row_bytes(k)
-    library = data[n:].view(np.int8).reshape(fmt.library_shape)
-    strips, blocks, chunks = rows // ROWS, k // fmt.sb, fmt.sb // CHUNK
-    packed = np.ascontiguousarray(data[:n]).view(block_dtype(fmt)).reshape(strips, blocks)
-    d = packed["d"].swapaxes(1, 2).reshape(rows, blocks)
-    selectors = packed["chunk"]["selector"].transpose(0, 3, 1, 2, 4).reshape(rows, -1)
-
-    lanes = 1 + int(max(max(owners) for owners in BIT_OWNERS[fmt.bits]))
-    vectors = packed["chunk"]["codes"].reshape(strips, blocks, chunks, -1, len(BIT_OWNERS[fmt.bits]), LANE)
-    code_lanes = np.zeros((*vectors.shape[:4], lanes, LANE), np.uint8)
-    for vector, position, lane, bit in _bit_places(fmt.bits):
-        code_lanes[..., lane, :] |= (vectors[..., vector, :] >> position & 1) << bit
-    code_lanes = code_lanes.reshape(strips, blocks, chunks, ROWS, -1, LANE)
-    codes = code_lanes.transpose(0, 3, 1, 2, 4, 5).reshape(rows, -1)
-    return codes, selectors, d, library
+def _once(met: NDArray[np.int64], twice: str, never: str, name: Callable[[int], str]) -> None:
+    """Raise ValueError, which names the first offender, unless every count is 1."""
+    for wrong, why in ((met > 1, twice), (met == 0, never)):
+        if wrong.any():
+            raise ValueError(f"{name(int(wrong.argmax()))} {why} ({wrong.sum()} in all)")
 
 
-def entries(
-    codes: NDArray[np.uint8], selectors: NDArray[np.uint8], library: NDArray[np.int8], fmt: CBFormat
-) -> NDArray[np.int8]:
-    """The library entry of every weight, int8 (R, K): ``library[selector, weight of the pair, code]``."""
-    rows, groups = selectors.shape
-    by_group = codes.reshape(rows, groups, -1)
-    picked = [library[selectors[:, :, None], weight, by_group] for weight in range(fmt.pair)]
-    # a pair's weights are 16 apart: all first ones of a group, then all second ones
-    return np.concatenate(picked, axis=2).reshape(rows, groups * GROUP)
-
-
-def dequantize(data: NDArray[np.uint8], rows: int, k: int, fmt: CBFormat) -> NDArray[np.float32]:
-    """The weights d * entry, float32 (rows, k); exact, since 11 bits times 7 bits fit in 24."""
-    codes, selectors, d, library = unpack(data, rows, k, fmt)
-    weights = entries(codes, selectors, library, fmt).astype(np.float32).reshape(rows, -1, fmt.sb)
-    return (d.astype(np.float32)[:, :, None] * weights).reshape(rows, k)
-
-
-def quantize_x(x: NDArray[np.float32], sb: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Activations (..., K) as int8 q (..., K) and float32 scales d (..., K / sb).
-
-    d = amax / 127 and q = round_half_to_even(x * (127 / amax)) per super-block, in float32; d = 0 below
-    an amax of 1e-30, d = NaN where x has a NaN or an infinity (q = 0 in both cases).
-    """
-    blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, sb)
-    amax = np.abs(blocks).max(axis=-1, keepdims=True)  # NaN when there is one
-    finite = np.isfinite(amax)
-    usable = finite & (amax >= np.float32(1e-30))
-    safe = np.where(usable, amax, np.float32(1))
-    scaled = np.where(usable, blocks, np.float32(0)) * (np.float32(127) / safe)
-    q = np.rint(scaled).astype(np.int8)
-    d = np.where(usable, safe / np.float32(127), np.where(finite, np.float32(0), np.float32(np.nan)))
-    return q.reshape(x.shape), d[..., 0].astype(np.float32)
-
-
-def fma(a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.float32]) -> NDArray[np.float32]:
-    """fmaf: a * b + c rounded once to float32.
-
-    The product is exact in float64 (24 + 24 bits), the sum is not; rounding it to 53 and then to 24
-    bits can go wrong when the first rounding lands on a tie of the second. So the sum is rounded to
-    odd instead (its error, found by Knuth's TwoSum, decides between the neighbours), which makes the
-    second rounding right (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        p, q = a.astype(np.float64) * b, c.astype(np.float64)
-        s = p + q
-        p_part = s - q
-        error = (p - p_part) + (q - (s - p_part))
-        even = s.view(np.int64) & 1 == 0
-        odd = np.nextafter(s, np.where(error > 0, np.inf, -np.inf))
-        rounded: NDArray[np.float64] = np.where(np.isfinite(s) & (error != 0) & even, odd, s)
-        return rounded.astype(np.float32)
-
-
-def gemv(
-    data: NDArray[np.uint8],
-    rows: int,
-    k: int,
-    fmt: CBFormat,
-    q: NDArray[np.int8],
-    d: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """W x, float32 (rows,), for one quantized activation row q (k,), d (k / sb,)."""
-    y: NDArray[np.float32] = gemm(data, rows, k, fmt, q[None], d[None])[0]
-    return y
-
-
-def gemm(
-    data: NDArray[np.uint8],
-    rows: int,
-    k: int,
-    fmt: CBFormat,
-    q: NDArray[np.int8],
-    d: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """W x, float32 (n, rows), for n quantized activation rows q (n, k), d (n, k / sb).
-
-    Super-block by super-block in order, acc = fmaf(d_w * d_x, (float)isum, acc) from 0.
-    """
-    codes, selectors, d_w, library = unpack(data, rows, k, fmt)
-    weights = entries(codes, selectors, library, fmt).reshape(rows, -1, fmt.sb)
-    acc = np.zeros((len(q), rows), np.float32)
-    for s in range(k // fmt.sb):
-        # sums of at most 256 * 127 * 127 < 2**24 are exact in float32, in any order
-        x = q[:, s * fmt.sb : (s + 1) * fmt.sb].astype(np.float32)
-        isum = x @ weights[:, s].astype(np.float32).T
-        acc = fma(d_w[:, s].astype(np.float32)[None, :] * d[:, s, None], isum, acc)
-    return acc
+def _split(mode: Mode, axis: str, digits: Sequence[tuple[str, int, int]]) -> Iterator[Mode]:
+    """A mode along ``axis`` as modes along the digits' axes; any other as it is."""
+    if mode.axis != axis:
+        yield mode
+        return
+    extent, step, stride, worth = mode.extent, mode.step, mode.stride, 1
+    for name, size, unit in digits:
+        if extent > 1 and step < worth * size:
+            if step % worth or size % (step // worth):
+                break
+            n = min(extent, worth * size // step)
+            if extent % n:
+                break
+            if n > 1:
+                yield Mode(name, n, step // worth * unit, stride)
+            extent, step, stride = extent // n, step * n, stride * n
+        worth *= size
+    if extent > 1:
+        raise ValueError(f"{mode} does not split at {', '.join(f'{n} {size}' for n, size, _ in digits)}")

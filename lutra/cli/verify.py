@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.codebook import block_dtype
 from gguf_tools.formats.family import CB_FORMATS, CBFormat
-from gguf_tools.formats.layout import block_dtype
 from gguf_tools.inspect import check
 from gguf_tools.reader import GGUFFile, TensorInfo
 from lutra.runtime import kernels

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats import layout
+from gguf_tools.formats import codebook
 from gguf_tools.formats.family import ROWS, CBFormat
 from gguf_tools.sources.tensors import Source, keeps_f32
 from lutra.console import warn
@@ -397,5 +397,5 @@ def dequantized(p: Planned, data: NDArray[np.uint8]) -> NDArray[np.float16]:
     for start in range(0, len(out), step):
         rows = out[start : start + step]
         strips = data[start * row_bytes : (start + len(rows)) * row_bytes]
-        rows[:] = layout.dequantize(np.concatenate([strips, library]), len(rows), k, p.fmt)
+        rows[:] = codebook.dequantize(np.concatenate([strips, library]), len(rows), k, p.fmt)
     return out

@@ -21,7 +21,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats import layout
+from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS, ROWS, CBFormat
 from gguf_tools.reader import GGUFFile, TensorInfo
 from gguf_tools.sources.tensors import Source
@@ -175,9 +175,9 @@ class Codebook:
     def __init__(self, data: NDArray[np.uint8], rows: int, k: int, fmt: CBFormat) -> None:
         import torch
 
-        codes, selectors, d, library = layout.unpack(data, rows, k, fmt)
+        codes, selectors, d, library = codebook.unpack(data, rows, k, fmt)
         places = np.arange(library.size, dtype=np.int32).reshape(library.shape)
-        self._place = torch.from_numpy(layout.entries(codes, selectors, places, fmt)).flatten()
+        self._place = torch.from_numpy(codebook.entries(codes, selectors, places, fmt)).flatten()
         self._d = torch.from_numpy(d.astype(np.float32))
         self._data, self._shape, self._fmt = data, (rows, k), fmt
         self.entries = torch.from_numpy(library.astype(np.float32)).flatten()
@@ -202,7 +202,7 @@ class Codebook:
     def data(self) -> NDArray[np.uint8]:
         """The tensor's bytes with int8 entries and fp16 scales."""
         (rows, k), fmt = self._shape, self._fmt
-        strips = self._data[: -fmt.library_bytes].copy().view(layout.block_dtype(fmt))
+        strips = self._data[: -fmt.library_bytes].copy().view(codebook.block_dtype(fmt))
         d = self._scales().numpy().astype(np.float16).reshape(rows // ROWS, ROWS, k // fmt.sb)
         strips["d"] = d.swapaxes(1, 2).reshape(-1, ROWS)
         library = self.entries.round().clamp(-127, 127).numpy().astype(np.int8)

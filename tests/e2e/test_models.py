@@ -9,7 +9,7 @@ import pytest
 from cli_runner import TINY_CHAT, lutra, require_built
 from gguf_samples import F32, hf_model, random_model, u32, write_gguf
 
-from gguf_tools.formats import layout
+from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.inspect import read_info
 from gguf_tools.reader import GGUFFile
@@ -55,7 +55,7 @@ def dequantized(path, output):
     for t in file.tensors.values():
         if fmt := CB_FORMATS.get(t.type):
             rows = int(np.prod(t.shape[:-1]))
-            w = layout.dequantize(file.data(t), rows, t.shape[-1], fmt)
+            w = codebook.dequantize(file.data(t), rows, t.shape[-1], fmt)
             tensors[t.name] = (F32, t.shape, np.ascontiguousarray(w, np.float32))
         else:
             tensors[t.name] = (t.type, t.shape, file.data(t))

@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # an installed package comes first
 
-from gguf_tools.formats import layout
+from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS, CHUNK, GROUP, CBFormat
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,8 +49,8 @@ def make(fmt: CBFormat) -> dict[str, np.ndarray]:
     x[1, : fmt.sb] = 0
     x[2, : fmt.sb] *= np.float32(1e-32)  # below the smallest amax that is kept
     x[3, 5], x[3, fmt.sb + 9] = np.nan, np.inf
-    q, dx = layout.quantize_x(x, fmt.sb)
-    data = layout.pack(codes, selectors, d, library, fmt)
+    q, dx = codebook.quantize_x(x, fmt.sb)
+    data = codebook.pack(codes, selectors, d, library, fmt)
     return {
         "codes": codes,
         "selectors": selectors,
@@ -58,10 +58,10 @@ def make(fmt: CBFormat) -> dict[str, np.ndarray]:
         "library": library,
         "x": x,
         "data": data,
-        "weights": layout.dequantize(data, ROWS, k, fmt),
+        "weights": codebook.dequantize(data, ROWS, k, fmt),
         "q": q,
         "dx": dx,
-        "y": layout.gemm(data, ROWS, k, fmt, q, dx),
+        "y": codebook.gemm(data, ROWS, k, fmt, q, dx),
     }
 
 

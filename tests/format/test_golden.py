@@ -11,8 +11,8 @@ import pytest
 from make_golden import GOLDEN, MEMBERS, ROWS, columns_of, make
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats import codebook
 from gguf_tools.formats import family as types
-from gguf_tools.formats import layout
 from lutra.runtime.paths import lib_path
 
 HEADER = Path(__file__).parents[2] / "cpu_kernels" / "formats" / "cb.h"
@@ -48,20 +48,11 @@ def test_numpy_reproduces_golden(fmt):
 @members
 def test_unpack_inverts_pack(fmt):
     g = golden(fmt)
-    codes, selectors, d, library = layout.unpack(g["data"], ROWS, columns_of(fmt), fmt)
+    codes, selectors, d, library = codebook.unpack(g["data"], ROWS, columns_of(fmt), fmt)
     assert np.array_equal(codes, g["codes"])
     assert np.array_equal(selectors, g["selectors"])
     assert np.array_equal(d.view(np.uint16), g["d"])
     assert np.array_equal(library, g["library"])
-
-
-@members
-def test_every_bit_has_one_owner(fmt):
-    places = layout._bit_places(fmt.bits)
-    lanes = {lane for _, _, lane, _ in places}
-    assert sorted((lane, bit) for _, _, lane, bit in places) == [
-        (lane, bit) for lane in sorted(lanes) for bit in range(fmt.bits)
-    ]
 
 
 def test_cb3_table_index_needs_no_shift():
@@ -69,7 +60,7 @@ def test_cb3_table_index_needs_no_shift():
     rng = np.random.default_rng(0)
     fmt = next(f for f in MEMBERS if f.name == "CB3_64")
     codes = rng.integers(0, 8, (8, 64), np.uint8)
-    data = layout.pack(
+    data = codebook.pack(
         codes,
         np.zeros((8, 2), np.uint8),
         np.ones((8, 1), np.float16),
@@ -110,13 +101,13 @@ def test_fma_rounds_once():
     a = np.append(a, np.float32([1 + 2**-23, 1 - 2**-24, 2**-30]))
     b = np.append(b, np.float32([2**-24, 2**-24, -(2**-30)]))
     c = np.append(c, np.float32([1, 1 + 2**-23, 1 + 2**-23]))
-    got = layout.fma(a, b, c)
+    got = codebook.fma(a, b, c)
     for i in range(len(a)):
         exact = Fraction(float(a[i])) * Fraction(float(b[i])) + Fraction(float(c[i]))
         assert got[i] == to_f32(exact), (a[i], b[i], c[i])
     # what float64 alone gets wrong: a product of 1 + 2**-11 + 2**-24, a tie, and 2**-60 to break it
     a, c = np.float32([1 + 2**-12]), np.float32([2**-60])
-    assert layout.fma(a, a, c)[0] == np.float32(1 + 2**-11 + 2**-23)
+    assert codebook.fma(a, a, c)[0] == np.float32(1 + 2**-11 + 2**-23)
     assert np.float32(float(a[0]) ** 2 + 2**-60) == np.float32(1 + 2**-11)
 
 
@@ -125,11 +116,11 @@ def test_pack_refuses_what_does_not_fit(fmt):
     g = golden(fmt)
     arrays = [g["codes"], g["selectors"], g["d"].view(np.float16), g["library"]]
     with pytest.raises(ValueError, match="multiple of 8 rows"):
-        layout.pack(arrays[0][:7], *arrays[1:], fmt)
+        codebook.pack(arrays[0][:7], *arrays[1:], fmt)
     with pytest.raises(ValueError, match="do not fit"):
-        layout.pack(arrays[0], arrays[1][:8], *arrays[2:], fmt)
+        codebook.pack(arrays[0], arrays[1][:8], *arrays[2:], fmt)
     with pytest.raises(ValueError, match="bits"):
-        layout.pack(arrays[0] | np.uint8(1 << fmt.bits), *arrays[1:], fmt)
+        codebook.pack(arrays[0] | np.uint8(1 << fmt.bits), *arrays[1:], fmt)
 
 
 # ---- the numbers of cb.h ---------------------------------------------------------------------

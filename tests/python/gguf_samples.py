@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGUFValueType as T
 from gguf.gguf_writer import GGUFValue
 
-from gguf_tools.formats import layout
+from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.writer import GGUFWriter, TensorSpec
 
@@ -76,7 +76,7 @@ def random_model(path, metadata, shapes, given=None):
 def cb_tensor(type_id: int, rows: int, k: int, seed: int = 0) -> tuple[int, tuple[int, ...], np.ndarray]:
     """A valid CB tensor for ``write_gguf``."""
     fmt, rng = CB_FORMATS[type_id], np.random.default_rng(seed)
-    data = layout.pack(
+    data = codebook.pack(
         rng.integers(0, 1 << fmt.bits, (rows, k // fmt.pair), np.uint8),
         rng.integers(0, 256, (rows, k // 32), np.uint8),
         rng.uniform(0.001, 0.01, (rows, k // fmt.sb)).astype(np.float16),

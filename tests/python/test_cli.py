@@ -24,7 +24,7 @@ from cli_runner import (
 )
 from gguf_samples import F16, METADATA, cb_tensor, hf_model, sample_gguf, write_gguf
 
-from gguf_tools.formats import layout
+from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS, LAYOUT_VERSION_KEY
 from gguf_tools.inspect import read_info
 from gguf_tools.reader import GGUFFile
@@ -103,7 +103,7 @@ def qwen(tmp_path_factory):
 def decoded(file: GGUFFile, name: str) -> np.ndarray:
     tensor = file.tensors[name]
     rows = int(np.prod(tensor.shape[:-1]))
-    return layout.dequantize(file.data(tensor), rows, tensor.shape[-1], CB_FORMATS[tensor.type])
+    return codebook.dequantize(file.data(tensor), rows, tensor.shape[-1], CB_FORMATS[tensor.type])
 
 
 @pytest.mark.parametrize(("kind", "decibel"), [("cb2", 10), ("cb3", 15), ("cb4", 21)])

@@ -7,7 +7,7 @@ import pytest
 from sklearn.cluster import KMeans
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats import layout
+from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS
 from lutra.runtime.paths import lib_path
 from pyquant import encode, learn
@@ -29,7 +29,7 @@ def error_of(w, fmt, importance=None, **options):
     """Weighted squared error after learning and encoding, as the reference decoder sees it."""
     library = learn(w, fmt, importance=importance, **options)
     strips = encode(w, library, fmt, importance=importance)
-    decoded = layout.dequantize(np.concatenate([strips, library.view(np.uint8).reshape(-1)]), *w.shape, fmt)
+    decoded = codebook.dequantize(np.concatenate([strips, library.view(np.uint8).reshape(-1)]), *w.shape, fmt)
     weight = np.ones(w.shape[1]) if importance is None else importance
     return float((np.square(w - decoded, dtype=np.float64) * weight).sum())
 
@@ -100,7 +100,7 @@ def test_importance_lowers_the_weighted_error(name):
     w = gaussian(128, 512)
     importance = np.exp(2 * gaussian(1, 512, seed=4))[0]
     library = learn(w, FORMATS[name])
-    decoded = layout.dequantize(
+    decoded = codebook.dequantize(
         np.concatenate([encode(w, library, FORMATS[name]), library.view(np.uint8).reshape(-1)]),
         128,
         512,
@@ -129,7 +129,7 @@ def test_strips_unpack_to_what_was_encoded(name):
     strips = encode(w, library, fmt)
     codes, selectors, d, _ = encode_shape(w, library, Shape.of(fmt))
     data = np.concatenate([strips, library.view(np.uint8).reshape(-1)])
-    got_codes, got_selectors, got_d, got_library = layout.unpack(data, *w.shape, fmt)
+    got_codes, got_selectors, got_d, got_library = codebook.unpack(data, *w.shape, fmt)
     assert np.array_equal(np.asarray(got_codes).reshape(codes.shape), codes)
     assert np.array_equal(np.asarray(got_selectors).reshape(selectors.shape), selectors)
     assert np.array_equal(np.asarray(got_d).view(np.uint16).reshape(d.shape), d.view(np.uint16))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats import layout
+from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS
 from lutra.runtime.paths import lib_path
 from pyquant import gptq
@@ -44,7 +44,7 @@ def test_feedback_pays_and_is_what_the_file_says(name):
     w, hessian = correlated(64, 512)
     encoded = quantize(w, hessian, fmt, threads=2)
     data = np.concatenate([encoded.strips(), encoded.library.reshape(-1).view(np.uint8)])
-    decoded = layout.dequantize(data, *w.shape, fmt)
+    decoded = codebook.dequantize(data, *w.shape, fmt)
     assert np.array_equal(decoded, encoded.weights())
     assert encoded.loss[-1] == pytest.approx(relative_error(w, decoded, hessian), rel=1e-3)
     assert encoded.loss == sorted(encoded.loss, reverse=True)

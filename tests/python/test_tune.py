@@ -10,7 +10,7 @@ from cli_runner import TINY_CHAT, assert_error, lutra, require_built
 from gguf_samples import hf_model, write_gguf
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats import layout
+from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS, cb_format
 from gguf_tools.reader import GGUFFile
 from gguf_tools.sources.open import keeps_f32, open_source
@@ -69,7 +69,7 @@ def divergence(source, path) -> float:
     for name, info in file.tensors.items():
         fmt = CB_FORMATS.get(info.type)
         data = file.data(info)
-        w = layout.dequantize(data, *info.shape, fmt) if fmt else data.view(np.float32).reshape(info.shape)
+        w = codebook.dequantize(data, *info.shape, fmt) if fmt else data.view(np.float32).reshape(info.shape)
         weights[name] = torch.from_numpy(w.copy())
     tokens = torch.tensor(pieces(4, 32, seed=1))
     p, q = (network.forward(w, tokens).log_softmax(-1) for w in (original, weights))
@@ -127,8 +127,8 @@ def test_only_what_is_continuous_changes_and_divergence_falls(tmp_path, source, 
     for name, info in before.tensors.items():
         old, new = before.data(info), after.data(after.tensors[name])
         if fmt := CB_FORMATS.get(info.type):
-            codes, selectors, d, library = layout.unpack(old, *info.shape, fmt)
-            tuned = layout.unpack(new, *info.shape, fmt)
+            codes, selectors, d, library = codebook.unpack(old, *info.shape, fmt)
+            tuned = codebook.unpack(new, *info.shape, fmt)
             assert np.array_equal(codes, tuned[0]), name
             assert np.array_equal(selectors, tuned[1]), name
             changed += [not np.array_equal(d, tuned[2]), not np.array_equal(library, tuned[3])]

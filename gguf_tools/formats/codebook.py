@@ -1,0 +1,194 @@
+"""The numpy reference of CB tensors, layout and arithmetic: a second opinion on the scalar C reference.
+
+Written from the layout in ``strip`` and the description in ``cpu_kernels/include/lutra_kernels.h`` alone,
+for every member of the family (1 to 6 bits per code, 1 or 2 weights per code). It is for tests, tools and
+reading, not for speed; results equal the C reference's to the last bit.
+
+Arrays of a tensor of R rows x K weights, leading dimensions multiplied into R:
+
+    codes       uint8    (R, K / pair)   code c of group g at column g * 32 / pair + c
+    selectors   uint8    (R, K / 32)     table of each group
+    d           float16  (R, K / sb)     scale of each super-block
+    library     int8     (256, pair, 2**bits)
+    data        uint8    (R * row_bytes + library_bytes,)   the tensor as it lies in the file
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_tools.formats import strip
+from gguf_tools.formats.family import GROUP, ROWS, CBFormat
+from gguf_tools.formats.layout import Layout
+
+CODE, SELECTOR, D = ("row", "group", "position"), ("row", "group"), ("row",)  # axes of the parts in a block
+
+
+def block_layout(fmt: CBFormat) -> Layout:
+    """Where everything lies in one strip-super-block."""
+    return strip.block(fmt.bits, fmt.pair, fmt.sb)
+
+
+def block_dtype(fmt: CBFormat) -> np.dtype[Any]:
+    """One strip-super-block as a numpy record with the field ``d``, float16 (8,)."""
+    return np.dtype(
+        {"names": ["d"], "formats": [("<f2", ROWS)], "offsets": [0], "itemsize": block_layout(fmt).bytes}
+    )
+
+
+def _check(fmt: CBFormat, rows: int, k: int) -> None:
+    if rows <= 0 or k <= 0 or rows % ROWS or k % fmt.sb:
+        raise ValueError(
+            f"{fmt.name} needs a multiple of {ROWS} rows and of {fmt.sb} weights per row, not {rows} x {k}"
+        )
+
+
+def pack(
+    codes: NDArray[np.uint8],
+    selectors: NDArray[np.uint8],
+    d: NDArray[np.float16],
+    library: NDArray[np.int8],
+    fmt: CBFormat,
+) -> NDArray[np.uint8]:
+    """The bytes of a tensor, strips then library. ``ValueError`` for shapes or codes that do not fit."""
+    rows, k = codes.shape[0], codes.shape[1] * fmt.pair
+    _check(fmt, rows, k)
+    if selectors.shape != (rows, k // GROUP) or d.shape != (rows, k // fmt.sb):
+        raise ValueError(f"selectors {selectors.shape} or d {d.shape} do not fit {rows} x {k} weights")
+    if library.shape != fmt.library_shape or library.dtype != np.int8:
+        raise ValueError(
+            f"a {fmt.name} library is int8 {fmt.library_shape}, not {library.dtype} {library.shape}"
+        )
+    if codes.max() >> fmt.bits:
+        raise ValueError(f"code {codes.max()} does not fit {fmt.bits} bits")
+
+    layout, blocks = block_layout(fmt), k // fmt.sb
+    data = np.zeros((rows // ROWS * blocks, layout.bytes), np.uint8)
+    layout.write("d", data, D, _by_block(d.astype("<f2").view(np.uint16), blocks))
+    layout.write("selector", data, SELECTOR, _by_block(selectors, blocks))
+    layout.write("code", data, CODE, _by_block(codes, blocks))
+    return np.concatenate([data.reshape(-1), library.reshape(-1).view(np.uint8)])
+
+
+def _by_block(values: NDArray[Any], blocks: int) -> NDArray[np.uint16]:
+    """Rows (R, n) as strip-super-blocks (R / 8 * blocks, 8, n / blocks), in the order of the file."""
+    by_block = values.reshape(-1, ROWS, blocks, values.shape[1] // blocks).swapaxes(1, 2)
+    return by_block.reshape(-1, ROWS, values.shape[1] // blocks).astype(np.uint16)
+
+
+def _by_row(values: NDArray[np.uint16], blocks: int) -> NDArray[np.uint16]:
+    """The inverse of ``_by_block``; values (n, 8, ...)."""
+    by_row = values.reshape(len(values) // blocks, blocks, ROWS, -1).swapaxes(1, 2)
+    return by_row.reshape(len(values) // blocks * ROWS, -1)
+
+
+def unpack(
+    data: NDArray[np.uint8], rows: int, k: int, fmt: CBFormat
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float16], NDArray[np.int8]]:
+    """codes, selectors, d and library of a tensor; the inverse of ``pack``."""
+    _check(fmt, rows, k)
+    if data.shape != (fmt.tensor_bytes(rows, k),):
+        raise ValueError(f"{fmt.name} {rows} x {k} takes {fmt.tensor_bytes(rows, k)} bytes, not {data.shape}")
+    n = rows * fmt.row_bytes(k)
+    library = data[n:].view(np.int8).reshape(fmt.library_shape)
+    layout, blocks = block_layout(fmt), k // fmt.sb
+    packed = data[:n].reshape(-1, layout.bytes)
+    codes, selectors = (
+        _by_row(layout.read(part, packed, axes), blocks).astype(np.uint8)
+        for part, axes in (("code", CODE), ("selector", SELECTOR))
+    )
+    d = _by_row(layout.read("d", packed, D), blocks).view("<f2")
+    return codes, selectors, d, library
+
+
+def entries(
+    codes: NDArray[np.uint8], selectors: NDArray[np.uint8], library: NDArray[np.int8], fmt: CBFormat
+) -> NDArray[np.int8]:
+    """The library entry of every weight, int8 (R, K): ``library[selector, weight of the pair, code]``."""
+    rows, groups = selectors.shape
+    by_group = codes.reshape(rows, groups, -1)
+    picked = [library[selectors[:, :, None], weight, by_group] for weight in range(fmt.pair)]
+    # a pair's weights are 16 apart: all first ones of a group, then all second ones
+    return np.concatenate(picked, axis=2).reshape(rows, groups * GROUP)
+
+
+def dequantize(data: NDArray[np.uint8], rows: int, k: int, fmt: CBFormat) -> NDArray[np.float32]:
+    """The weights d * entry, float32 (rows, k); exact, since 11 bits times 7 bits fit in 24."""
+    codes, selectors, d, library = unpack(data, rows, k, fmt)
+    weights = entries(codes, selectors, library, fmt).astype(np.float32).reshape(rows, -1, fmt.sb)
+    return (d.astype(np.float32)[:, :, None] * weights).reshape(rows, k)
+
+
+def quantize_x(x: NDArray[np.float32], sb: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Activations (..., K) as int8 q (..., K) and float32 scales d (..., K / sb).
+
+    d = amax / 127 and q = round_half_to_even(x * (127 / amax)) per super-block, in float32; d = 0 below
+    an amax of 1e-30, d = NaN where x has a NaN or an infinity (q = 0 in both cases).
+    """
+    blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, sb)
+    amax = np.abs(blocks).max(axis=-1, keepdims=True)  # NaN when there is one
+    finite = np.isfinite(amax)
+    usable = finite & (amax >= np.float32(1e-30))
+    safe = np.where(usable, amax, np.float32(1))
+    scaled = np.where(usable, blocks, np.float32(0)) * (np.float32(127) / safe)
+    q = np.rint(scaled).astype(np.int8)
+    d = np.where(usable, safe / np.float32(127), np.where(finite, np.float32(0), np.float32(np.nan)))
+    return q.reshape(x.shape), d[..., 0].astype(np.float32)
+
+
+def fma(a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.float32]) -> NDArray[np.float32]:
+    """fmaf: a * b + c rounded once to float32.
+
+    The product is exact in float64 (24 + 24 bits), the sum is not; rounding it to 53 and then to 24
+    bits can go wrong when the first rounding lands on a tie of the second. So the sum is rounded to
+    odd instead (its error, found by Knuth's TwoSum, decides between the neighbours), which makes the
+    second rounding right (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        p, q = a.astype(np.float64) * b, c.astype(np.float64)
+        s = p + q
+        p_part = s - q
+        error = (p - p_part) + (q - (s - p_part))
+        even = s.view(np.int64) & 1 == 0
+        odd = np.nextafter(s, np.where(error > 0, np.inf, -np.inf))
+        rounded: NDArray[np.float64] = np.where(np.isfinite(s) & (error != 0) & even, odd, s)
+        return rounded.astype(np.float32)
+
+
+def gemv(
+    data: NDArray[np.uint8],
+    rows: int,
+    k: int,
+    fmt: CBFormat,
+    q: NDArray[np.int8],
+    d: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """W x, float32 (rows,), for one quantized activation row q (k,), d (k / sb,)."""
+    y: NDArray[np.float32] = gemm(data, rows, k, fmt, q[None], d[None])[0]
+    return y
+
+
+def gemm(
+    data: NDArray[np.uint8],
+    rows: int,
+    k: int,
+    fmt: CBFormat,
+    q: NDArray[np.int8],
+    d: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """W x, float32 (n, rows), for n quantized activation rows q (n, k), d (n, k / sb).
+
+    Super-block by super-block in order, acc = fmaf(d_w * d_x, (float)isum, acc) from 0.
+    """
+    codes, selectors, d_w, library = unpack(data, rows, k, fmt)
+    weights = entries(codes, selectors, library, fmt).reshape(rows, -1, fmt.sb)
+    acc = np.zeros((len(q), rows), np.float32)
+    for s in range(k // fmt.sb):
+        # sums of at most 256 * 127 * 127 < 2**24 are exact in float32, in any order
+        x = q[:, s * fmt.sb : (s + 1) * fmt.sb].astype(np.float32)
+        isum = x @ weights[:, s].astype(np.float32).T
+        acc = fma(d_w[:, s].astype(np.float32)[None, :] * d[:, s, None], isum, acc)
+    return acc
