@@ -1,0 +1,169 @@
+"""The families of Hugging Face models: what each says is what llama.cpp has, and one module adds one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf_samples import hf_model, read_hf, write_safetensors
+
+import gguf_tools
+from gguf_tools.sources.config import read_config
+from gguf_tools.sources.families import BY_ARCHITECTURE, FAMILIES, llama
+from gguf_tools.sources.open import open_source
+
+ARCHITECTURES = pytest.mark.parametrize("architecture", BY_ARCHITECTURE)
+
+
+def values(source):
+    return {key: value.value for key, value in source.metadata.items()}
+
+
+def config_of(model, family, architecture):
+    raw = json.loads((model / "config.json").read_text())
+    return read_config(model / "config.json", raw, architecture, family.architectures[architecture])
+
+
+def test_no_two_families_serve_one_architecture():
+    names = [name for family in FAMILIES for name in family.architectures]
+    assert len(names) == len(set(names)) == len(BY_ARCHITECTURE)
+
+
+@ARCHITECTURES
+def test_llama_cpp_knows_the_tensors_of_a_block(tmp_path, architecture):
+    family = BY_ARCHITECTURE[architecture]
+    config = config_of(hf_model(tmp_path / "m", architecture), family, architecture)
+    known = {gguf.TENSOR_NAMES[tensor].format(bid=0) for tensor in gguf.MODEL_TENSORS[family.arch]}
+    matrices = [name for shared in family.matrices(config) for name in shared.rows]
+    names = [*family.vectors(config), *matrices]
+    assert {f"blk.0.{name}" for name in names} <= known
+    assert len(names) == len(set(names))
+
+
+@ARCHITECTURES
+def test_rows_are_reordered_within_their_tensor(tmp_path, architecture):
+    family = BY_ARCHITECTURE[architecture]
+    config = config_of(hf_model(tmp_path / "m", architecture), family, architecture)
+    for shared in family.matrices(config):
+        for name, rows in shared.rows.items():
+            order = family.row_order(name, config)
+            assert order is None or sorted(order) == list(range(rows))
+
+
+@ARCHITECTURES
+def test_vectors_alone_stay_f32(tmp_path, architecture):
+    """As llama.cpp's converter writes these families."""
+    for tensor in open_source(hf_model(tmp_path / "m", architecture)).tensors:
+        assert tensor.keeps_f32 == (len(tensor.shape) == 1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "context"),
+    [("LlamaForCausalLM", 2048), ("MistralForCausalLM", 131072), ("Qwen2ForCausalLM", 32768)],
+)
+def test_defaults_are_those_of_transformers(tmp_path, architecture, context):
+    model = hf_model(tmp_path / "m", architecture, max_position_embeddings=None)
+    found = values(open_source(model))
+    arch = found["general.architecture"]
+    assert found[f"{arch}.context_length"] == context
+    assert (f"{arch}.attention.key_length" in found) == (arch == "llama")
+
+
+@pytest.mark.parametrize("says", [True, None])
+def test_granites_vocabulary_has_no_bos(tmp_path, monkeypatch, says):
+    """In a Llama of its size, whatever tokenizer_config.json says."""
+    model = hf_model(tmp_path / "m", "LlamaForCausalLM")
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": says}))
+    (model / "tokenizer.json").write_text(
+        json.dumps({**json.loads((model / "tokenizer.json").read_text()), "post_processor": None})
+    )
+    assert values(open_source(model)).get("tokenizer.ggml.add_bos_token") is says
+    monkeypatch.setattr(llama, "_NO_BOS", 264)
+    found = values(open_source(model))
+    assert found["tokenizer.ggml.add_bos_token"] is False
+    assert list(found)[-1] == "tokenizer.ggml.add_bos_token"
+
+
+def test_a_bias_is_reordered_with_its_rows(tmp_path, monkeypatch):
+    """Qwen2's biases, in Llama's order."""
+    family = BY_ARCHITECTURE["Qwen2ForCausalLM"]
+    reordered = replace(family, row_order=BY_ARCHITECTURE["LlamaForCausalLM"].row_order)
+    monkeypatch.setitem(BY_ARCHITECTURE, "Qwen2ForCausalLM", reordered)
+    source = open_source(hf_model(tmp_path / "m"))
+    tensors = {t.name: t.read() for t in source.tensors}
+    bias = read_hf(source.path, "model.layers.0.self_attn.k_proj.bias")
+    assert np.array_equal(tensors["blk.0.attn_k.bias"], bias.reshape(2, 32).T.reshape(1, -1))
+
+
+MADE_UP = """
+from dataclasses import replace
+
+import gguf
+
+from gguf_tools.sources.families import qwen2
+from gguf_tools.sources.family import norms_before
+
+
+def vectors(config):
+    return norms_before(config) | {"attn_q_norm": config.head_dim, "attn_k_norm": config.head_dim}
+
+
+FAMILY = replace(
+    qwen2.FAMILY,
+    arch=gguf.MODEL_ARCH.QWEN3,
+    architectures={"MadeUpForCausalLM": {"head_dim": 64}},
+    vectors=vectors,
+)
+"""
+
+# Prints architecture, length of a head and names of tensors of a model.
+OPEN = """
+import sys
+
+from gguf_tools.sources.open import open_source
+
+with open_source(sys.argv[1]) as source:
+    length = source.metadata["qwen3.attention.key_length"].value
+    print(source.architecture, length, *(t.name for t in source.tensors))
+"""
+
+
+def test_one_module_adds_a_family(tmp_path):
+    """A copy of gguf_tools in which a module is new reads a model that it did not know."""
+    package = tmp_path / "gguf_tools"
+    shutil.copytree(Path(gguf_tools.__file__).parent, package)
+    model = hf_model(tmp_path / "m")
+    names = [t.name for t in open_source(model).tensors]
+    stored = {name: read_hf(model, name) for name in stored_names(model)}
+    norms = {f"model.layers.0.self_attn.{x}_norm.weight": np.ones(64, np.float32) for x in "qk"}
+    write_safetensors(model / "model.safetensors", stored | norms)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "architectures": ["MadeUpForCausalLM"]}))
+
+    def read():
+        command = [sys.executable, "-c", OPEN, str(model)]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
+
+    assert "MadeUpForCausalLM is not read directly" in read().stderr
+    (package / "sources" / "families" / "made_up.py").write_text(MADE_UP)
+    done = read()
+    assert done.returncode == 0, done.stderr
+    arch, length, *found = done.stdout.split()
+    assert (arch, length) == ("qwen3", "64")
+    assert sorted(found) == sorted([*names, "blk.0.attn_q_norm.weight", "blk.0.attn_k_norm.weight"])
+
+
+def stored_names(model):
+    raw = (model / "model.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    return [name for name in header if name != "__metadata__"]
