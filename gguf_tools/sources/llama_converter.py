@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -25,8 +26,8 @@ def script_path() -> Path:
 def convert(directory: Path, architecture: str, resources: ExitStack) -> Path:
     """Convert a Hugging Face directory to an F16 GGUF, which is there until ``resources`` is closed.
 
-    Raises ``LutraError`` naming the architecture when the converter or torch is not installed, and
-    with the converter's last line when it fails.
+    Raises ``LutraError`` naming the architecture when the converter or torch is not installed, with
+    the converter's last line when it fails, and where the converter would run the model's own code.
     """
     script = script_path()
     if importlib.util.find_spec("torch") is None or not script.is_file():
@@ -35,6 +36,11 @@ def convert(directory: Path, architecture: str, resources: ExitStack) -> Path:
             f"{directory}: {architecture} is not read directly ({direct} are); make an "
             f"F16 GGUF with llama.cpp's {SCRIPT} --outtype f16, then pass that file"
         )
+    if code := _own_code(directory):
+        raise LutraError(
+            f"{code}: {architecture} comes with Python code (auto_map), which lutra does not run; if you "
+            f"trust it, make an F16 GGUF with llama.cpp's {SCRIPT} --outtype f16, then pass that file"
+        )
     out = Path(resources.enter_context(TemporaryDirectory(prefix="lutra-convert-"))) / "model-f16.gguf"
     command = [sys.executable, str(script), str(directory), "--outtype", "f16", "--outfile", str(out)]
     run = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
@@ -42,3 +48,15 @@ def convert(directory: Path, architecture: str, resources: ExitStack) -> Path:
         reason = (run.stderr.strip().splitlines() or ["no message"])[-1]
         raise LutraError(f"{directory}: {architecture}: llama.cpp's converter failed: {reason}")
     return out
+
+
+def _own_code(directory: Path) -> Path | None:
+    """The file that asks for code of the model's author: the converter lets transformers run that."""
+    for path in sorted(directory.glob("*.json")):
+        try:
+            value = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and "auto_map" in value:
+            return path
+    return None

@@ -522,3 +522,17 @@ def test_other_architectures_through_upstream(tmp_path, monkeypatch):
     assert all(t.read().size for t in source.tensors)
     script.write_text("raise SystemExit('no such model')")
     refused(model, "MixtralForCausalLM", "no such model")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_the_code_of_a_model_is_not_run(tmp_path, monkeypatch, name):
+    """llama.cpp's converter trusts the directory: transformers would import what auto_map names."""
+    monkeypatch.setattr(llama_converter.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(tmp_path))
+    ran = tmp_path / "ran"
+    (tmp_path / "convert_hf_to_gguf.py").write_text(f"open({str(ran)!r}, 'w')")
+    model = hf_model(tmp_path / "m")
+    edit(model, "config.json", architectures=["MixtralForCausalLM"])
+    edit(model, name, auto_map={"AutoTokenizer": ["tokenization.Evil", None]})
+    refused(model, f"{name}: MixtralForCausalLM comes with Python code", "if you trust it")
+    assert not ran.exists()
