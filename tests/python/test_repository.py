@@ -1,0 +1,53 @@
+"""What the documents say about the repository is so: files, versions, licence lines."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import lutra
+
+ROOT = Path(__file__).resolve().parents[2]
+TRACKED = subprocess.run(
+    ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.splitlines()
+DOCUMENTS = [name for name in TRACKED if name.endswith(".md")]
+BUILT = ("lutra/lib", "lutra/bin", "lutra/licenses", "lutra/converter")  # in the package, not in the sources
+
+
+def existing(pattern: str) -> list[str]:
+    """The files and directories that a document means: `a/<set>/*.c` stands for any that fit."""
+    return [str(p.relative_to(ROOT)) for p in ROOT.glob(re.sub(r"<\w+>", "*", pattern))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_path_that_a_document_names_exists(document: str) -> None:
+    top = "|".join(sorted({re.escape(name.split("/")[0]) for name in TRACKED if "/" in name}))
+    text = (ROOT / document).read_text()
+    named = re.findall(rf"`((?:{top})/[\w./<>*-]*)`", text)
+    wrong = [name for name in named if not name.startswith(BUILT) and not existing(name.rstrip("/"))]
+    assert not wrong
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / document).read_text())
+    wrong = [
+        link for link in links if "://" not in link and not (ROOT / document).parent.joinpath(link).exists()
+    ]
+    assert not wrong
+
+
+def test_one_version_everywhere() -> None:
+    patterns = {
+        "pyproject.toml": r'^version = "(.+)"',
+        "CITATION.cff": r"^version: (.+)",
+        "CHANGELOG.md": r"^## \[(\d.+?)\]",
+    }
+    for name, pattern in patterns.items():
+        found = re.search(pattern, (ROOT / name).read_text(), re.MULTILINE)
+        assert found, name
+        assert found[1] == lutra.__version__, name
