@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
@@ -45,7 +44,7 @@ class FileInfo:
     tensors: list[TensorInfo]
     metadata: dict[str, GGUFValue]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """What ``lutra info FILE --json`` prints of a file; shapes in numpy order."""
         tensors = [
             {"name": t.name, "type": type_name(t.type), "shape": list(t.shape), "bytes": t.nbytes}

@@ -112,10 +112,10 @@ def _added_tokens(directory: Path) -> dict[int, dict[str, Any]]:
         raise LutraError(f"{path}: damaged added_tokens_decoder; download it again") from None
 
 
-def _special_vocab(directory: Path, **options: Any) -> SpecialVocab:
+def _special_vocab(directory: Path, *, load_merges: bool = False, n_vocab: int | None = None) -> SpecialVocab:
     """gguf's special tokens; whether bos and eos are added is what the tokenizer's post-processor does,
     where tokenizer_config.json says otherwise (newer versions of the gguf package agree)."""
-    special = SpecialVocab(directory, **options)
+    special = SpecialVocab(directory, load_merges=load_merges, n_vocab=n_vocab)
     if not (directory / "tokenizer.json").is_file():
         return special
     outer = read_json(directory / "tokenizer.json").get("post_processor") or {}
