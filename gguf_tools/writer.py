@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.family import CB_FORMATS, CHECKSUMS_KEY
+from gguf_tools.interrupts import shielded
 from gguf_tools.reader import MAGIC, SCALARS, tensor_nbytes, type_name
 
 GGUF_VERSION = 3
@@ -172,22 +173,29 @@ class GGUFWriter:
         self._written = 0  # bytes of it
         self._checksums = [0] * len(self.tensors)
         self._check_specs()
-        header, self._checksums_at = _header(metadata, self.tensors)
-        with self._disk_errors():
-            self._file = _open_locked(self._partial)
-        with self._remove_on_error(), self._disk_errors():
-            self._file.write(header)
+        self._header, self._checksums_at = _header(metadata, self.tensors)
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> GGUFWriter:
-        return self
+        try:
+            self._open()
+            return self
+        except BaseException:  # a signal at the end of _open is raised here, too
+            self._abort()
+            raise
 
+    @shielded
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.finish()
-        else:
-            self.abort()
+        if kind:
+            self._abort()
+            return
+        try:
+            self._finish()
+        except BaseException:
+            self._abort()
+            raise
 
     def write(self, data: bytes | NDArray[Any]) -> None:
         """The next bytes of the current tensor; a complete tensor is padded and the next one begins."""
@@ -199,6 +207,7 @@ class GGUFWriter:
         spec = self.tensors[self._index] if self._index < len(self.tensors) else None
         if spec is None or self._written + len(view) > spec.nbytes:
             raise ValueError(f"more bytes than declared for {spec.name if spec else 'the file'!r}")
+        assert self._file  # entered
         with self._disk_errors():
             self._file.write(view)
             self._checksums[self._index] = zlib.crc32(view, self._checksums[self._index])
@@ -207,23 +216,32 @@ class GGUFWriter:
                 self._file.write(bytes(-spec.nbytes % ALIGNMENT))
                 self._index, self._written = self._index + 1, 0
 
-    def finish(self) -> None:
-        """Flush to the disk, rename into place. ``ValueError`` when declared bytes are missing."""
-        with self._remove_on_error():
-            if self._index < len(self.tensors):
-                spec = self.tensors[self._index]
-                raise ValueError(f"{spec.name!r}: {self._written} of {spec.nbytes} bytes were written")
-            with self._disk_errors():
-                if self._checksums_at is not None:
-                    self._file.seek(self._checksums_at)
-                    self._file.write(_items(GGUFValueType.UINT32, self._checksums))
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                os.replace(self._partial, self.path)
-                self._file.close()
+    @shielded
+    def _open(self) -> None:
+        with self._disk_errors():
+            self._file = _open_locked(self._partial)
+            self._file.write(self._header)
 
-    def abort(self) -> None:
+    def _finish(self) -> None:
+        """Flush to the disk, rename into place. ``ValueError`` when declared bytes are missing."""
+        if self._index < len(self.tensors):
+            spec = self.tensors[self._index]
+            raise ValueError(f"{spec.name!r}: {self._written} of {spec.nbytes} bytes were written")
+        assert self._file  # entered
+        with self._disk_errors():
+            if self._checksums_at is not None:
+                self._file.seek(self._checksums_at)
+                self._file.write(_items(GGUFValueType.UINT32, self._checksums))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            os.replace(self._partial, self.path)
+            self._file.close()
+
+    @shielded
+    def _abort(self) -> None:
         """Remove what was written."""
+        if not self._file:
+            return
         with contextlib.suppress(OSError):  # first, while it is locked: then it is no other writer's
             self._partial.unlink()
         with contextlib.suppress(OSError):  # closing flushes, and the disk may still be full
@@ -241,14 +259,6 @@ class GGUFWriter:
                 raise ValueError(
                     f"{spec.name!r}: {kind} {spec.shape} takes {expected} bytes, not {spec.nbytes}"
                 )
-
-    @contextlib.contextmanager
-    def _remove_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.abort()
-            raise
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:

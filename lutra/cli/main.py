@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
 from gguf_tools.errors import LutraError
+from gguf_tools.interrupts import ignore_signals, raise_signals
 from lutra import __version__
 
 # A verb is a module of this package with HELP, EXAMPLE, add_arguments(parser) and run(args) -> exit code.
@@ -44,7 +43,15 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``lutra`` with ``argv`` and return its exit code: 0, 1 for an error, 2 for wrong usage, 130."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        raise_signals()  # `kill` must clean up as Ctrl-C does
+        return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        ignore_signals()
+        return _error("interrupted", 130)
+
+
+def _run(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):  # names in a file may be no text of this terminal
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -58,15 +65,13 @@ def main(argv: list[str] | None = None) -> int:
         return _error(f"no verb '{verb}'; choose one of {', '.join(VERBS)}", 2)
     module = importlib.import_module(f"lutra.cli.{verb}")
     parser = _Parser(
-        prog=f"lutra.cli.{verb}",
+        prog=f"lutra {verb}",
         description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
         epilog=module.EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    # `kill` must clean up as Ctrl-C does, so it becomes an exception too.
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         return module.run(parser.parse_args(argv[1:]))
     except LutraError as error:
@@ -79,14 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         return _error(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except MemoryError:
         return _error("out of memory; close other programs or use a smaller model", 1)
-    except KeyboardInterrupt:
-        return _error("interrupted", 130)
 
 
 def _error(message: str, code: int) -> int:
     print(f"lutra: error: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + signal.SIGTERM)

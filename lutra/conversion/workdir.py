@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,7 @@ import gguf_tools
 import lutra
 import pyquant
 from gguf_tools.errors import LutraError
+from gguf_tools.interrupts import shielded
 from lutra.console import warn
 from lutra.runtime.paths import lib_dir
 
@@ -46,34 +49,69 @@ class WorkDirectory:
 
     def __enter__(self) -> WorkDirectory:
         try:
-            self.path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise LutraError(
-                f"{self.path}: cannot be made: {error.strerror}; choose another place with -o"
-            ) from None
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise LutraError(f"{self.path}: another conversion to this output is running") from None
-        self._begin()
-        return self
+            self._open()
+            return self
+        except BaseException as error:  # a signal at the end of _open is raised here, too
+            self._close(error)
+            raise
 
+    @shielded
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        done = len(self.done())
-        if kind is None or not done:
-            shutil.rmtree(self.path, ignore_errors=True)
-        assert self._lock is not None  # entered
-        os.close(self._lock)
-        if kind is None or not done:
+        self._close(error)
+
+    @shielded
+    def _open(self) -> None:
+        """Make and lock the directory, and decide what of its content counts."""
+        while self._lock is None:
+            try:
+                self.path.mkdir(exist_ok=True)
+                lock = os.open(self.path, os.O_RDONLY)
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and self.path.parent.is_dir():
+                    continue  # another conversion, which ended, has just removed it
+                raise LutraError(
+                    f"{self.path}: cannot be made: {error.strerror}; choose another place with -o"
+                ) from None
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(lock)
+                raise LutraError(
+                    f"{self.path}: another conversion to this output is running; wait for it, "
+                    "or choose another output with -o"
+                ) from None
+            if self._is_there(lock):
+                self._lock = lock
+            else:
+                os.close(lock)
+        self._begin()
+
+    def _is_there(self, lock: int) -> bool:
+        """Whether the directory is still the one that was locked."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(lock), self.path.stat())
+        return False
+
+    @shielded
+    def _close(self, error: BaseException | None) -> None:
+        """Remove the directory or, if an error leaves tensors in it, say so; give the lock back."""
+        if self._lock is None:  # not ours
             return
-        kept = f"{done} finished tensors are kept in {self.path}; the same command goes on from there"
-        if isinstance(error, LutraError):
-            raise LutraError(f"{error} ({kept})") from None
-        print(f"lutra: {kept}", file=sys.stderr)
+        done = len(self.done()) if error else 0
+        if not done:
+            shutil.rmtree(self.path, ignore_errors=True)
+            if self.path.exists():
+                warn(f"{self.path}: cannot be removed; nothing in it is needed")
+        os.close(self._lock)
+        self._lock = None
+        if done:
+            kept = f"{done} finished tensors are kept in {self.path}"
+            next_ = f"the same command goes on from there, rm -r {shlex.quote(str(self.path))} drops them"
+            if isinstance(error, LutraError):
+                raise LutraError(f"{error} ({kept}; {next_})") from None
+            print(f"lutra: {kept}; {next_}", file=sys.stderr)
 
     def done(self) -> list[Path]:
         """The files of finished tensors."""

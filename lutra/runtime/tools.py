@@ -8,20 +8,31 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from gguf_tools.errors import LutraError
+from gguf_tools.interrupts import shielded
 from lutra.runtime.paths import tool_path
 
 
-def stop(process: subprocess.Popen) -> None:
-    """End a child that still runs, and reap it."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+@shielded
+def _start(command: list[str], children: list[subprocess.Popen[bytes]], options: dict[str, Any]) -> None:
+    """Start a child; a signal finds it among ``children``."""
+    env = os.environ | {"GGML_NO_BACKTRACE": "1"}  # it would start a debugger, where there is one
+    children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, **options))
+
+
+@shielded
+def _stop(children: list[subprocess.Popen[bytes]]) -> None:
+    """End children that still run, and reap them."""
+    for process in children:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def run_tool(
@@ -56,13 +67,13 @@ def pass_through(name: str, arguments: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _child(command: list[str], **options: object) -> Iterator[subprocess.Popen]:
-    env = os.environ | {"GGML_NO_BACKTRACE": "1"}  # it would start a debugger, where there is one
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, **options)  # type: ignore[call-overload]
+def _child(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    children: list[subprocess.Popen[bytes]] = []
     try:
-        yield process
+        _start(command, children, options)
+        yield children[0]
     finally:
-        stop(process)
+        _stop(children)
 
 
 def failure(output: str, code: int) -> str:
