@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 import pytest
-from cli_runner import TINY_CHAT, killed_after, lutra, require_built
+from cli_runner import TINY_CHAT, lutra, require_built, signalled
 from gguf_samples import random_model, u32
 
 from gguf_tools.formats.family import CB_FORMATS
@@ -187,7 +187,9 @@ def test_calibrated_experts_are_better(options, calibrated, tmp_path):
 def test_a_killed_calibration_goes_on(options, calibrated, tmp_path):
     output = tmp_path / "resumed.gguf"
     arguments = [*options, "--threads", 2, "-o", output]
-    killed_after(4, signal.SIGKILL, *arguments)
+    save = "lutra.conversion.workdir:WorkDirectory.save"
+    done = signalled(signal.SIGKILL, save, "convert", *arguments, nth=5)
+    assert done.returncode == -signal.SIGKILL
     done = lutra("convert", *arguments)
     assert done.returncode == 0, done.stderr
     assert "going on: " in done.stderr

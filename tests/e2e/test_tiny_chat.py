@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 
 import pytest
-from cli_runner import command, environment, heed_interrupts, lutra
+from cli_runner import lutra, signalled
 
 from lutra.runtime.kernels import supported_sets
 from lutra.runtime.tools import run_tool
@@ -62,20 +61,16 @@ def test_a_prompt_larger_than_the_context_is_refused(tiny_chat):
 
 
 def test_interrupt_stops_the_answer_and_not_the_program(tiny_chat):
-    process = subprocess.Popen(
-        command("chat", tiny_chat("cb4"), "--temp", "1.5", "--seed", "1"),
-        env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        bufsize=0, preexec_fn=heed_interrupts,
-    )  # fmt: skip
-    process.stdin.write(b"Tell me a very long story.\n")
-    process.stdin.flush()
-    assert process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    process.stdout.readline()
-    output, stderr = process.communicate(f"{FRANCE}\n".encode(), timeout=120)
-    assert process.returncode == 0, stderr
-    assert b"Traceback" not in stderr
-    assert len(output.splitlines()) == 1, (output, stderr)
+    chat = ["chat", tiny_chat("cb4"), "--temp", "1.5", "--seed", "1"]
+    lines = f"Tell me a very long story.\n{FRANCE}\n"
+    whole = lutra(*chat, input=lines).stdout.splitlines()[0]
+    done = signalled(signal.SIGINT, "lutra.runtime.model:Sampler.sample", *chat, nth=5, input=lines)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    stopped, next_answer = done.stdout.splitlines()
+    assert stopped.endswith(" [stopped]")
+    assert whole.startswith(stopped.removesuffix(" [stopped]"))
+    assert next_answer
 
 
 def test_limit_of_tokens(tiny_chat):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ TINY_CHAT = ROOT / "models" / "tiny-chat"
 def lutra(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None, **options):
     """Run ``lutra`` and return the finished process, its output as text."""
     return subprocess.run(
-        command(*args), cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=300, **options
+        command(*args), cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=600, **options
     )
 
 
@@ -35,27 +33,17 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path} | (extra or {})
 
 
-def heed_interrupts() -> None:
-    """For ``preexec_fn``: a test run in the background ignores SIGINT, and its children inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def signalled(
+    number: int, function: str, *args: object, nth: int = 1, **options
+) -> subprocess.CompletedProcess:
+    """``lutra`` with ``args``, which sends itself a signal when it calls ``function`` for the ``nth`` time.
 
-
-def killed_after(count: int, number: int, *args: object) -> subprocess.Popen:
-    """``lutra convert`` with ``args``, stopped by a signal when it has finished ``count`` tensors."""
-    work = args[-1].with_name(f".{args[-1].name}.lutra-work")
-    process = subprocess.Popen(
-        command("convert", *args),
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_interrupts,
+    ``function`` is "module:name" or "module:class.name". No clock decides how far the program has come.
+    """
+    program = [sys.executable, Path(__file__).with_name("signalled.py"), number, function, nth, *args]
+    return subprocess.run(
+        list(map(str, program)), env=environment(), capture_output=True, text=True, timeout=600, **options
     )
-    while len(list(work.glob("*.tensor"))) < count:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.send_signal(number)
-    process.said = process.communicate(timeout=60)[1]
-    return process
 
 
 def assert_error(done: subprocess.CompletedProcess, *fragments: str) -> None:

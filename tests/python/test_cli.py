@@ -8,7 +8,6 @@ import random
 import resource
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -17,10 +16,9 @@ from cli_runner import (
     assert_error,
     command,
     environment,
-    heed_interrupts,
-    killed_after,
     lutra,
     require_built,
+    signalled,
 )
 from gguf_samples import F16, METADATA, cb_tensor, hf_model, sample_gguf, write_gguf
 
@@ -192,6 +190,9 @@ def test_dry_run_writes_nothing(kind, qwen, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+SAVE = "lutra.conversion.workdir:WorkDirectory.save"
+
+
 def model_with(path, name: str, array: np.ndarray):
     rng = np.random.default_rng(0)
     tensors = {
@@ -260,22 +261,24 @@ def test_the_source_is_never_overwritten_and_an_old_output_is(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_conversion_leaves_nothing(number, code, tmp_path):
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "fcntl:flock",  # the directory has just been made
+        "lutra.conversion.jobs:_run",
+        "lutra.conversion.workdir:WorkDirectory.save",
+        "gguf_tools.writer:GGUFWriter.write",
+    ],
+)
+def test_an_interrupted_conversion_leaves_nothing(number, code, moment, tmp_path):
     require_built()
-    w = np.random.default_rng(0).standard_normal((4096, 2048))
-    source = model_with(tmp_path / "m.gguf", "blk.0.ffn_up.weight", w)
+    source = model_with(tmp_path / "m.gguf", "blk.0.ffn_up.weight", np.ones((512, 256)))
     (tmp_path / "out").mkdir()
-    process = subprocess.Popen(
-        command("convert", source, "--type", "cb4", "--no-calibration", "-o", tmp_path / "out" / "x.gguf"),
-        env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
-    )  # fmt: skip
-    while not list((tmp_path / "out").iterdir()):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "Traceback" not in stderr
+    type_ = "f16" if "writer" in moment else "cb4"
+    options = ["--type", type_, "--no-calibration", "-o", tmp_path / "out" / "x.gguf"]
+    done = signalled(number, moment, "convert", source, *options)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -291,9 +294,9 @@ def test_a_stopped_conversion_goes_on_where_it_was(number, tmp_path):
     options = [source, "--type", "cb4", "--no-calibration", "--threads", 1, "-o"]
     whole, stopped, changed = (tmp_path / name for name in ("whole.gguf", "stopped.gguf", "changed.gguf"))
     assert lutra("convert", *options, whole).returncode == 0
-    process = killed_after(1, number, *options, stopped)
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
-    assert number != signal.SIGINT or "the same command goes on from there" in process.said
+    done = signalled(number, SAVE, "convert", *options, stopped, nth=2)
+    assert done.returncode == (130 if number == signal.SIGINT else -number)
+    assert number != signal.SIGINT or "the same command goes on from there" in done.stderr
     # What is finished is taken from the directory as it is: a changed byte goes into the file.
     work, copy = tmp_path / ".stopped.gguf.lutra-work", tmp_path / ".changed.gguf.lutra-work"
     copy.mkdir()
@@ -322,7 +325,7 @@ def test_other_options_start_anew(tmp_path):
         tmp_path / "m.gguf", {f"blk.{i}.ffn_up.weight": (F16, w[i].shape, w[i]) for i in (0, 1)}
     )
     options = [source, "--type", "cb4", "--no-calibration", "-o", tmp_path / "x.gguf"]
-    killed_after(1, signal.SIGKILL, *options)
+    assert signalled(signal.SIGKILL, SAVE, "convert", *options, nth=2).returncode == -signal.SIGKILL
     done = lutra("convert", "--seed", 1, *options)
     assert done.returncode == 0
     assert "starting anew" in done.stderr

@@ -221,5 +221,6 @@ def test_speed(model):
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)["files"]
     assert row["generation_tps"] > 0
-    assert row["prompt_tps"] > row["prompt_sd"] >= 0
+    assert row["prompt_tps"] > 0
+    assert row["prompt_sd"] >= 0
     assert "ppl" not in row

@@ -143,7 +143,7 @@ def test_mutations_give_only_lutra_errors(tmp_path, seed):
     assert check(tmp_path / "cb.gguf") == []
     path: Path = tmp_path / "mutated.gguf"
     outcomes = {"read": 0, "refused": 0}
-    started = time.monotonic()
+    started = time.process_time()
     for _ in range(500):
         data = bytearray(rng.choice([sample, cb]))
         span = rng.choice([64, 700, len(data)])  # favour the header
@@ -165,4 +165,4 @@ def test_mutations_give_only_lutra_errors(tmp_path, seed):
             outcomes["refused"] += 1
         assert all("\n" not in problem and len(problem) < 1000 for problem in problems)
     assert min(outcomes.values()) > 10, outcomes
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
