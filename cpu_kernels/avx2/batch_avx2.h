@@ -2,7 +2,7 @@
 // panel of gemm.
 //
 // A register tile is a few rows x all columns, with one vector of int32 sums each, over a super-block.
-// How entries meet activations is the set's: product_<set>.h comes first.
+// How entries meet activations is the set's, see product.h.
 #ifndef LUTRA_AVX2_BATCH_AVX2_H
 #define LUTRA_AVX2_BATCH_AVX2_H
 
@@ -107,22 +107,11 @@ LUTRA_INLINE void gemv(int cb, int sb, int64_t k, int64_t n_strips, const uint8_
 
 LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
                         const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    switch (n) {
-    case 1:
-        batch_columns(cb, sb, 1, k, n_strips, strips, library, columns);
-        break;
-    case 2:
-        batch_columns(cb, sb, 2, k, n_strips, strips, library, columns);
-        break;
-    case 3:
-        batch_columns(cb, sb, 3, k, n_strips, strips, library, columns);
-        break;
-    case 4:
-        batch_columns(cb, sb, 4, k, n_strips, strips, library, columns);
-        break;
-    default: // 0 too
+    if (n > BATCH_COLUMNS) {
         gemm(cb, sb, k, n_strips, strips, library, n, columns);
+        return;
     }
+    LUTRA_CONSTANT(n, BATCH_COLUMNS, batch_columns(cb, sb, N, k, n_strips, strips, library, columns))
 }
 
 #endif

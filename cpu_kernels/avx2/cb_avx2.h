@@ -1,24 +1,10 @@
-// What the AVX2 kernels share: the table lookups of a row. `cb` (2, 3 or 4) and `sb` are constants at
-// every call, so each kernel compiles to straight code for its type.
+// What the AVX2 kernels share: the table lookups of a row.
 #ifndef LUTRA_AVX2_CB_AVX2_H
 #define LUTRA_AVX2_CB_AVX2_H
 
-#include "../dispatch/kernels.h"
+#include "../common.h"
 
 #include <immintrin.h>
-
-#define LUTRA_INLINE static inline __attribute__((always_inline))
-
-// Entries of one tensor type: bytes of a chunk, of a strip-super-block, of a table.
-LUTRA_INLINE int64_t cb_chunk_bytes(int cb) {
-    return cb == 2   ? sizeof(struct lutra_cb2_chunk)
-           : cb == 3 ? sizeof(struct lutra_cb3_chunk)
-                     : sizeof(struct lutra_cb4_chunk);
-}
-
-LUTRA_INLINE int64_t cb_block_bytes(int cb, int sb) {
-    return 2 * LUTRA_ROWS + sb / LUTRA_CHUNK * cb_chunk_bytes(cb);
-}
 
 LUTRA_INLINE __m128i load128(const void *p) {
     return _mm_loadu_si128((const __m128i *)p);

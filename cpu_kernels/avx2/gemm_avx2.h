@@ -1,8 +1,10 @@
 // gemm: a super-block of some strips is decoded once into a panel in L1 and meets all columns.
 //
-// How entries meet activations is the set's: product_<set>.h comes first.
+// How entries meet activations is the set's, see product.h.
 #ifndef LUTRA_AVX2_GEMM_AVX2_H
 #define LUTRA_AVX2_GEMM_AVX2_H
+
+#include "product.h"
 
 enum {
     GEMM_COLUMNS = 4, // columns per register tile
@@ -93,12 +95,7 @@ LUTRA_INLINE void gemm_columns(int cb, int sb, int n, int panels, int64_t s, con
         load_x(cb, sb, column[c].q + s * sb, x + c * x_vectors(sb));
     }
     int t = 0;
-    for (; panels - t >= GEMM_STRIPS; t += GEMM_STRIPS) {
-        gemm_tile(sb, GEMM_STRIPS, n, s, panel + t, x, column, row + t * LUTRA_ROWS);
-    }
-    for (; t < panels; t++) {
-        gemm_tile(sb, 1, n, s, panel + t, x, column, row + t * LUTRA_ROWS);
-    }
+    LUTRA_TILES(t, panels, GEMM_STRIPS, gemm_tile(sb, TILE, n, s, panel + t, x, column, row + t * LUTRA_ROWS))
 }
 
 LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
@@ -115,15 +112,8 @@ LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_
                     gemm_decode(cb, sb, block, library, &panel[t]);
                 }
                 int64_t c = first;
-                for (; end - c >= 4; c += 4) {
-                    gemm_columns(cb, sb, 4, panels, s, panel, columns + c, strip * LUTRA_ROWS);
-                }
-                for (; end - c >= 2; c += 2) {
-                    gemm_columns(cb, sb, 2, panels, s, panel, columns + c, strip * LUTRA_ROWS);
-                }
-                if (c < end) {
-                    gemm_columns(cb, sb, 1, panels, s, panel, columns + c, strip * LUTRA_ROWS);
-                }
+                LUTRA_TILES(c, end, GEMM_COLUMNS,
+                            gemm_columns(cb, sb, TILE, panels, s, panel, columns + c, strip * LUTRA_ROWS))
             }
         }
     }

@@ -1,5 +1,3 @@
-#include "product_avx2.h"
-
 #include "batch_avx2.h"
 
 void lutra_batch_cb4_2x4_avx2(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,

@@ -2,7 +2,7 @@
 #ifndef LUTRA_AVX2_QUANTIZE_AVX2_H
 #define LUTRA_AVX2_QUANTIZE_AVX2_H
 
-#include "../dispatch/kernels.h"
+#include "../common.h"
 
 #include <immintrin.h>
 #include <math.h>
@@ -22,7 +22,7 @@ static inline uint32_t amax_bits(int sb, const float *x) {
     return (uint32_t)_mm_cvtsi128_si32(m);
 }
 
-static inline void quantize_1x1(int sb, int64_t k, const float *x, int8_t *q, float *d) {
+static inline void quantize(int sb, int64_t k, const float *x, int8_t *q, float *d) {
     // Packing two registers twice leaves 4-byte units in the order 0 2 4 6 1 3 5 7 (of 8 weights each
     // lane pair); this puts them back.
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);

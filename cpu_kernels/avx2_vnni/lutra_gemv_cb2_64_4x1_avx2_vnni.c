@@ -1,5 +1,3 @@
-#include "product_avx2_vnni.h"
-
 #include "../avx2/batch_avx2.h"
 
 void lutra_gemv_cb2_64_4x1_avx2_vnni(int64_t k, int64_t n_strips, const uint8_t *strips,

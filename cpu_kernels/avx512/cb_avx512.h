@@ -1,5 +1,4 @@
-// What the AVX-512 kernels share: the table lookups. `cb` (2, 3 or 4) and `sb` are constants at every
-// call, so each kernel compiles to straight code for its type.
+// What the AVX-512 kernels share: the table lookups.
 //
 // A group of a row, 32 weights, becomes one 256-bit vector in order of k by one PSHUFB. Nothing is put
 // together from parts, which would cost shuffles: tables and codes are loaded with a broadcast, and
@@ -7,7 +6,7 @@
 #ifndef LUTRA_AVX512_CB_AVX512_H
 #define LUTRA_AVX512_CB_AVX512_H
 
-#include "../avx2/cb_avx2.h" // sizes of chunks and blocks, loads, load_d
+#include "../avx2/cb_avx2.h" // loads, load_d, sum_lanes
 
 #include <string.h>
 

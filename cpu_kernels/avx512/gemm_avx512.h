@@ -136,8 +136,8 @@ LUTRA_INLINE void columns_times_panels(int sb, int n, int panels, int64_t s, con
     }
 }
 
-LUTRA_INLINE void gemm_32x8(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
-                            const int8_t *library, int64_t n, const struct lutra_column *columns) {
+LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
+                       const int8_t *library, int64_t n, const struct lutra_column *columns) {
     const int64_t strip_bytes = k / sb * cb_block_bytes(cb, sb);
     struct panel panel[PANELS];
     for (int64_t first = 0; first < n; first += BLOCK_COLUMNS) {
@@ -154,18 +154,9 @@ LUTRA_INLINE void gemm_32x8(int cb, int sb, int64_t k, int64_t n_strips, const u
                     decode(cb, sb, pair, library, &panel[t]);
                 }
                 int64_t c = first;
-                for (; end - c >= 8; c += 8) {
-                    columns_times_panels(sb, 8, panels, s, panel, columns + c, strip * LUTRA_ROWS, rows);
-                }
-                for (; end - c >= 4; c += 4) {
-                    columns_times_panels(sb, 4, panels, s, panel, columns + c, strip * LUTRA_ROWS, rows);
-                }
-                for (; end - c >= 2; c += 2) {
-                    columns_times_panels(sb, 2, panels, s, panel, columns + c, strip * LUTRA_ROWS, rows);
-                }
-                if (c < end) {
-                    columns_times_panels(sb, 1, panels, s, panel, columns + c, strip * LUTRA_ROWS, rows);
-                }
+                LUTRA_TILES(
+                    c, end, TILE_COLUMNS,
+                    columns_times_panels(sb, TILE, panels, s, panel, columns + c, strip * LUTRA_ROWS, rows))
             }
         }
     }

@@ -20,8 +20,7 @@ struct span {
 };
 
 LUTRA_INLINE void make_entries(int cb, const int8_t *library, uint8_t *entries) {
-    const int bytes = LUTRA_TABLES * (cb == 2 ? 32 : cb == 3 ? 8 : 16);
-    for (int i = 0; i < bytes; i += 64) {
+    for (int i = 0; i < LUTRA_TABLES * cb_table_bytes(cb); i += 64) {
         const __m512i v = _mm512_loadu_si512(library + i);
         _mm512_store_si512(entries + i, _mm512_xor_si512(v, _mm512_set1_epi8((char)128)));
     }
@@ -113,31 +112,15 @@ LUTRA_INLINE void strips_times_columns(int cb, int sb, int n, int64_t k, int64_t
     }
 }
 
-LUTRA_INLINE void gemv_8x1_avx512(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                                  const int8_t *library, const int8_t *q, const float *d, float *y) {
+LUTRA_INLINE void gemv(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
+                       const int8_t *library, const int8_t *q, const float *d, float *y) {
     const struct lutra_column column = {q, d, y};
     strips_times_columns(cb, sb, 1, k, n_strips, strips, library, &column);
 }
 
-LUTRA_INLINE void batch_8x8_avx512(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                                   const int8_t *library, int64_t n, const struct lutra_column *columns) {
-#define CASE(n)                                                                                              \
-    case n:                                                                                                  \
-        strips_times_columns(cb, sb, n, k, n_strips, strips, library, columns);                              \
-        break;
-    switch (n) {
-        CASE(1)
-        CASE(2)
-        CASE(3)
-        CASE(4)
-        CASE(5)
-        CASE(6)
-        CASE(7)
-        CASE(8)
-    default:
-        break;
-    }
-#undef CASE
+LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
+                        const int8_t *library, int64_t n, const struct lutra_column *columns) {
+    LUTRA_CONSTANT(n, LUTRA_BATCH, strips_times_columns(cb, sb, N, k, n_strips, strips, library, columns))
 }
 
 #endif

@@ -1,5 +1,5 @@
 // The batch body of the NEON kernels, with and without dot product: 2 rows x n columns meet in registers,
-// n from 1 to 8. `cb`, `sb` and `n` are constants at every call of the inner functions.
+// n from 1 to 8, a constant of the inner functions.
 #ifndef LUTRA_NEON_BATCH_NEON_H
 #define LUTRA_NEON_BATCH_NEON_H
 
@@ -59,36 +59,9 @@ LUTRA_INLINE void batch_2xn(int cb, int sb, int n, int64_t k, int64_t n_strips, 
     }
 }
 
-LUTRA_INLINE void batch_2x8(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                            const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    switch (n) {
-    case 1:
-        batch_2xn(cb, sb, 1, k, n_strips, strips, library, columns);
-        break;
-    case 2:
-        batch_2xn(cb, sb, 2, k, n_strips, strips, library, columns);
-        break;
-    case 3:
-        batch_2xn(cb, sb, 3, k, n_strips, strips, library, columns);
-        break;
-    case 4:
-        batch_2xn(cb, sb, 4, k, n_strips, strips, library, columns);
-        break;
-    case 5:
-        batch_2xn(cb, sb, 5, k, n_strips, strips, library, columns);
-        break;
-    case 6:
-        batch_2xn(cb, sb, 6, k, n_strips, strips, library, columns);
-        break;
-    case 7:
-        batch_2xn(cb, sb, 7, k, n_strips, strips, library, columns);
-        break;
-    case 8:
-        batch_2xn(cb, sb, 8, k, n_strips, strips, library, columns);
-        break;
-    default:
-        break;
-    }
+LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
+                        const int8_t *library, int64_t n, const struct lutra_column *columns) {
+    LUTRA_CONSTANT(n, LUTRA_BATCH, batch_2xn(cb, sb, N, k, n_strips, strips, library, columns))
 }
 
 #endif

@@ -1,24 +1,11 @@
 // What the NEON kernels share: the table lookups of a row, and its products with activations. neon_dotprod/
-// includes this header too; its compiler flags select the dot-product instruction below. `cb` (2, 3 or 4) and
-// `sb` are constants at every call, so each kernel compiles to straight code for its type.
+// includes this header too; its compiler flags select the dot-product instruction below.
 #ifndef LUTRA_NEON_CB_NEON_H
 #define LUTRA_NEON_CB_NEON_H
 
-#include "../dispatch/kernels.h"
+#include "../common.h"
 
 #include <arm_neon.h>
-
-#define LUTRA_INLINE static inline __attribute__((always_inline))
-
-LUTRA_INLINE int64_t cb_chunk_bytes(int cb) {
-    return cb == 2   ? sizeof(struct lutra_cb2_chunk)
-           : cb == 3 ? sizeof(struct lutra_cb3_chunk)
-                     : sizeof(struct lutra_cb4_chunk);
-}
-
-LUTRA_INLINE int64_t cb_block_bytes(int cb, int sb) {
-    return 2 * LUTRA_ROWS + sb / LUTRA_CHUNK * cb_chunk_bytes(cb);
-}
 
 LUTRA_INLINE uint8x16_t low_nibbles(uint8x16_t v) {
     return vandq_u8(v, vdupq_n_u8(15));

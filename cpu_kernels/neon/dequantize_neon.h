@@ -1,5 +1,4 @@
-// The dequantize body of the NEON kernels: one row of a strip to floats. `cb` and `sb` are constants at
-// every call.
+// The dequantize body of the NEON kernels: one row of a strip to floats.
 #ifndef LUTRA_NEON_DEQUANTIZE_NEON_H
 #define LUTRA_NEON_DEQUANTIZE_NEON_H
 
@@ -14,8 +13,8 @@ LUTRA_INLINE void dequantize_16(int8x16_t entries, float d, float *y) {
     vst1q_f32(y + 12, vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(high)), d));
 }
 
-LUTRA_INLINE void dequantize_1x1(int cb, int sb, int64_t k, const uint8_t *block, const int8_t *library,
-                                 int row, float *y) {
+LUTRA_INLINE void dequantize(int cb, int sb, int64_t k, const uint8_t *block, const int8_t *library, int row,
+                             float *y) {
     for (int64_t s = 0; s < k / sb; s++, block += cb_block_bytes(cb, sb)) {
         float d_of_row[LUTRA_ROWS];
         vst1q_f32(d_of_row, load_d(block));

@@ -1,4 +1,4 @@
-// The gemm body of the plain NEON kernels; `cb` and `sb` are constants at every call.
+// The gemm body of the plain NEON kernels.
 #ifndef LUTRA_NEON_GEMM_NEON_H
 #define LUTRA_NEON_GEMM_NEON_H
 
@@ -42,8 +42,8 @@ LUTRA_INLINE void gemm_tile(int sb, int64_t s, const struct gemm_panel *panel,
     gemm_store(s, panel->d[1], column->d[s], sum_lanes(acc + 4), column->y + row + 4);
 }
 
-LUTRA_INLINE void gemm_8x1(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
-                           const int8_t *library, int64_t n, const struct lutra_column *columns) {
+LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
+                       const int8_t *library, int64_t n, const struct lutra_column *columns) {
     struct gemm_panel panel;
     for (int64_t first = 0; first < n; first += GEMM_BLOCK) {
         const int64_t end = first + GEMM_BLOCK < n ? first + GEMM_BLOCK : n;

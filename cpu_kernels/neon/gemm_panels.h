@@ -1,6 +1,4 @@
-// The order of a gemm on decoded panels, for the sets with products of 4 or 8 bytes per lane. Their headers
-// define the four parts below, each with its own order of the bytes; `cb`, `sb` and `width` are constants
-// at every call.
+// The order of a gemm on decoded panels, for the sets with products of 4 or 8 bytes per lane.
 //
 // A super-block of GEMM_STRIPS strips is decoded into panels. Then the activations of 8 columns at a time
 // are packed into a tile, which meets all panels. The float sums of the strips and of up to GEMM_COLUMNS
@@ -8,54 +6,13 @@
 #ifndef LUTRA_NEON_GEMM_PANELS_H
 #define LUTRA_NEON_GEMM_PANELS_H
 
-#include "cb_neon.h"
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#include "../neon_i8mm/panel_neon_i8mm.h"
+#else
+#include "../neon_dotprod/panel_neon_dotprod.h"
+#endif
 
 #include <string.h>
-
-enum {
-    GEMM_STRIPS = 16, // 32 KiB of panels
-    GEMM_COLUMNS = 64 // as many of sums
-};
-
-// Entries and d of 8 rows x sb weights.
-struct gemm_panel {
-    int8x16_t w[LUTRA_ROWS * 256 / 16];
-    float32x4_t d[4];
-};
-
-// q and d of up to 8 columns x sb weights.
-struct gemm_tile {
-    int8x16_t x[8 * 256 / 16];
-    float d[8];
-};
-
-// Two vectors of sums for every column.
-typedef float32x4_t gemm_sums[2 * GEMM_COLUMNS];
-
-// A block of a strip -> its panel.
-LUTRA_INLINE void gemm_decode(int cb, int sb, const uint8_t *block, const int8_t *library,
-                              struct gemm_panel *panel);
-
-// sb activations of `width` columns at q -> x of a tile.
-LUTRA_INLINE void gemm_pack(int sb, int width, const int8_t *const q[8], int8x16_t *x);
-
-// sums[2 * width] += panel x tile.
-LUTRA_INLINE void gemm_multiply(int sb, int width, const struct gemm_panel *panel,
-                                const struct gemm_tile *tile, float32x4_t *restrict sums);
-
-// The sums of one strip -> y[row] to y[row + 7] of n columns.
-LUTRA_INLINE void gemm_finish(const float32x4_t *sums, int64_t n, const struct lutra_column *columns,
-                              int64_t row);
-
-// The float of an integer sum i, |i| <= 2^22, without a conversion: the accumulator starts at the bits
-// of 1.5 * 2^23, a float whose last place is 1, so that it holds the float 1.5 * 2^23 + i.
-LUTRA_INLINE int32x4_t sum_start(void) {
-    return vreinterpretq_s32_f32(vdupq_n_f32(0x1.8p23f));
-}
-
-LUTRA_INLINE float32x4_t sum_float(int32x4_t acc) {
-    return vsubq_f32(vreinterpretq_f32_s32(acc), vdupq_n_f32(0x1.8p23f));
-}
 
 // Super-block s of the n <= width columns at `columns` -> tile. A tile that is wider than n repeats the last
 // column.
@@ -81,8 +38,8 @@ LUTRA_INLINE void gemm_columns(int sb, int width, int64_t s, int64_t n_strips,
     }
 }
 
-LUTRA_INLINE void gemm_8x8(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                           const int8_t *library, int64_t n, const struct lutra_column *columns) {
+LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
+                       const int8_t *library, int64_t n, const struct lutra_column *columns) {
     const int64_t block_bytes = cb_block_bytes(cb, sb), strip_bytes = k / sb * block_bytes;
     struct gemm_panel panels[GEMM_STRIPS];
     gemm_sums sums[GEMM_STRIPS];
@@ -96,16 +53,9 @@ LUTRA_INLINE void gemm_8x8(int cb, int sb, int64_t k, int64_t n_strips, const ui
                     gemm_decode(cb, sb, strips + (strip + i) * strip_bytes + s * block_bytes, library,
                                 &panels[i]);
                 }
-                int64_t c = 0;
-                for (; width - c > 6; c += 8) {
-                    gemm_columns(sb, 8, s, height, panels, width, columns, sums, c);
-                }
-                for (; width - c > 2; c += 4) {
-                    gemm_columns(sb, 4, s, height, panels, width, columns, sums, c);
-                }
-                for (; width - c > 0; c += 2) {
-                    gemm_columns(sb, 2, s, height, panels, width, columns, sums, c);
-                }
+                int64_t pair = 0; // of columns
+                LUTRA_TILES(pair, (width + 1) / 2, 4,
+                            gemm_columns(sb, 2 * TILE, s, height, panels, width, columns, sums, 2 * pair))
             }
             for (int64_t i = 0; i < height; i++) {
                 gemm_finish(sums[i], width, columns, (strip + i) * LUTRA_ROWS);

@@ -1,5 +1,5 @@
 // The gemv body of the NEON kernels, with and without dot product: 8 rows x 1 column, one vector of int32
-// sums per row. `cb` and `sb` are constants at every call.
+// sums per row.
 #ifndef LUTRA_NEON_GEMV_NEON_H
 #define LUTRA_NEON_GEMV_NEON_H
 
@@ -107,8 +107,8 @@ LUTRA_INLINE void gemv_chunks(int cb, int chunks, const uint8_t **block, const i
     }
 }
 
-LUTRA_INLINE void gemv_8x1(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *block,
-                           const int8_t *library, const int8_t *q, const float *d, float *y) {
+LUTRA_INLINE void gemv(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *block,
+                       const int8_t *library, const int8_t *q, const float *d, float *y) {
     // acc is never reset: modulo 2^32, the sum of a super-block is what the sums have grown by
     int32x4_t acc[LUTRA_ROWS], before0 = vdupq_n_s32(0), before1 = vdupq_n_s32(0);
 #pragma GCC unroll 8

@@ -2,5 +2,5 @@
 
 void lutra_batch_cb4_64_2x8_neon(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,
                                  int64_t n, const struct lutra_column *columns) {
-    batch_2x8(4, 64, k, n_strips, strips, library, n, columns);
+    batch(4, 64, k, n_strips, strips, library, n, columns);
 }

@@ -2,5 +2,5 @@
 
 void lutra_dequantize_cb4_64_1x1_neon(int64_t k, const uint8_t *strip, const int8_t *library, int row,
                                       float *y) {
-    dequantize_1x1(4, 64, k, strip, library, row, y);
+    dequantize(4, 64, k, strip, library, row, y);
 }

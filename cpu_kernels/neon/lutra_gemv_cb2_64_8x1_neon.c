@@ -2,5 +2,5 @@
 
 void lutra_gemv_cb2_64_8x1_neon(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,
                                 const int8_t *q, const float *d, float *y) {
-    gemv_8x1(2, 64, k, n_strips, strips, library, q, d, y);
+    gemv(2, 64, k, n_strips, strips, library, q, d, y);
 }

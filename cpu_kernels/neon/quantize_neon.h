@@ -2,7 +2,7 @@
 #ifndef LUTRA_NEON_QUANTIZE_NEON_H
 #define LUTRA_NEON_QUANTIZE_NEON_H
 
-#include "../dispatch/kernels.h"
+#include "../common.h"
 
 #include <arm_neon.h>
 #include <math.h>
@@ -21,7 +21,7 @@ static inline float amax_of(int sb, const float *x) {
     return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(vmaxvq_u32(max[0]))), 0);
 }
 
-static inline void quantize_1x1(int sb, int64_t k, const float *x, int8_t *q, float *d) {
+static inline void quantize(int sb, int64_t k, const float *x, int8_t *q, float *d) {
     for (int64_t s = 0; s < k / sb; s++, x += sb, q += sb) {
         const float amax = amax_of(sb, x);
         const bool finite = amax < INFINITY; // false for NaN too

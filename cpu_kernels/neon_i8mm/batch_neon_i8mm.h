@@ -1,11 +1,10 @@
 // The batch body of the NEON i8mm kernels: 4 rows x up to 8 columns meet in registers. The rows of a chunk
 // are decoded straight into operands of SMMLA; the activations of a super-block are packed once for a group
-// of strips, as in gemm. `cb`, `sb` and `width`, the number of columns made even, are constants at every
-// call of the inner functions.
+// of strips, as in gemm. `width`, the number of columns made even, is a constant of the inner functions.
 #ifndef LUTRA_NEON_I8MM_BATCH_NEON_I8MM_H
 #define LUTRA_NEON_I8MM_BATCH_NEON_I8MM_H
 
-#include "gemm_neon_i8mm.h"
+#include "../neon/gemm_panels.h"
 
 // Rows `row` and `row` + 1 of a chunk -> w[k / 8]: 8 bytes of one row, 8 of the next.
 LUTRA_INLINE void batch_decode(int cb, const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[8]) {
@@ -77,17 +76,10 @@ LUTRA_INLINE void batch_4xn(int cb, int sb, int width, int64_t k, int64_t n_stri
     }
 }
 
-LUTRA_INLINE void batch_4x8(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                            const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    if (n > 6) {
-        batch_4xn(cb, sb, 8, k, n_strips, strips, library, n, columns);
-    } else if (n > 4) {
-        batch_4xn(cb, sb, 6, k, n_strips, strips, library, n, columns);
-    } else if (n > 2) {
-        batch_4xn(cb, sb, 4, k, n_strips, strips, library, n, columns);
-    } else if (n > 0) {
-        batch_4xn(cb, sb, 2, k, n_strips, strips, library, n, columns);
-    }
+LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
+                        const int8_t *library, int64_t n, const struct lutra_column *columns) {
+    LUTRA_CONSTANT((n + 1) / 2, LUTRA_BATCH / 2,
+                   batch_4xn(cb, sb, 2 * N, k, n_strips, strips, library, n, columns))
 }
 
 #endif

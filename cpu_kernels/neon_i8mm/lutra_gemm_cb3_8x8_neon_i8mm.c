@@ -1,6 +1,6 @@
-#include "gemm_neon_i8mm.h"
+#include "../neon/gemm_panels.h"
 
 void lutra_gemm_cb3_8x8_neon_i8mm(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,
                                   int64_t n, const struct lutra_column *columns) {
-    gemm_8x8(3, 256, k, n_strips, strips, library, n, columns);
+    gemm(3, 256, k, n_strips, strips, library, n, columns);
 }

@@ -1,5 +1,4 @@
-// The batch body of the SVE-256 kernels, up to 8 columns; `cb`, `sb` and `pairs` are constants at every
-// call.
+// The batch body of the SVE-256 kernels, up to 8 columns.
 #ifndef LUTRA_SVE256_BATCH_SVE256_H
 #define LUTRA_SVE256_BATCH_SVE256_H
 
@@ -88,8 +87,8 @@ LUTRA_INLINE void batch_store(int n, float (*const sums)[2][8], const struct lut
     }
 }
 
-LUTRA_INLINE void batch_8x8(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                            const int8_t *library, int64_t n_columns, const struct lutra_column *columns) {
+LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
+                        const int8_t *library, int64_t n_columns, const struct lutra_column *columns) {
     struct batch_block b;
     const int n = (int)n_columns;
     const int64_t strip_bytes = k / sb * cb_block_bytes(cb, sb);
@@ -101,20 +100,7 @@ LUTRA_INLINE void batch_8x8(int cb, int sb, int64_t k, int64_t n_strips, const u
             for (int i = 0; i < count; i++) {
                 const uint8_t *block = strips + (first + i) * strip_bytes + s * cb_block_bytes(cb, sb);
                 decode(cb, sb, block, library, &b.w);
-                switch ((n + 1) / 2) {
-                case 4:
-                    batch_tile(sb, 4, &b, b.sums[i]);
-                    break;
-                case 3:
-                    batch_tile(sb, 3, &b, b.sums[i]);
-                    break;
-                case 2:
-                    batch_tile(sb, 2, &b, b.sums[i]);
-                    break;
-                case 1:
-                    batch_tile(sb, 1, &b, b.sums[i]);
-                    break;
-                }
+                LUTRA_CONSTANT((n + 1) / 2, BATCH_PAIRS, batch_tile(sb, N, &b, b.sums[i]))
             }
         }
         for (int i = 0; i < count; i++) {

@@ -1,5 +1,4 @@
 // What the SVE-256 kernels share: the table lookups of a row. The vector length is 256 bits exactly.
-// `cb` (2, 3 or 4) and `sb` are constants at every call, so each kernel compiles to straight code.
 #ifndef LUTRA_SVE256_CB_SVE256_H
 #define LUTRA_SVE256_CB_SVE256_H
 

@@ -1,4 +1,4 @@
-// The gemm body of the SVE-256 kernels; `cb`, `sb` and `quads` are constants at every call.
+// The gemm body of the SVE-256 kernels.
 #ifndef LUTRA_SVE256_GEMM_SVE256_H
 #define LUTRA_SVE256_GEMM_SVE256_H
 
@@ -28,33 +28,31 @@ struct gemm_block {
     float sums[GEMM_STRIPS][GEMM_QUADS][LUTRA_ROWS / 2][8];
 };
 
-LUTRA_INLINE int tile_quads(int left) {
-    return left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-}
-
-// Activations of super-block s; columns from n on repeat the last one.
-LUTRA_INLINE void gemm_pack(int sb, int64_t s, int n, const struct lutra_column *columns,
-                            struct gemm_block *b) {
-    const int all = (n + 3) / 4;
-    for (int first = 0, quads; first < all; first += quads) {
-        quads = tile_quads(all - first);
-        for (int quad = first; quad < first + quads; quad++) {
-            const int8_t *q[4];
-            for (int i = 0; i < 4; i++) {
-                const struct lutra_column *column = &columns[4 * quad + i < n ? 4 * quad + i : n - 1];
-                q[i] = column->q + s * sb;
-                b->d_x[quad][2 * i] = b->d_x[quad][2 * i + 1] = column->d[s];
-            }
-            int8_t *x = b->x[first * sb / LUTRA_GROUP + quad - first][0];
-            for (int k = 0; k < sb; k += LUTRA_GROUP, x += quads * sizeof(b->x[0])) {
-                const svint64_t x0 = svreinterpret_s64_s8(svld1(ALL, q[0] + k));
-                const svint64_t x1 = svreinterpret_s64_s8(svld1(ALL, q[1] + k));
-                const svint64_t x2 = svreinterpret_s64_s8(svld1(ALL, q[2] + k));
-                const svint64_t x3 = svreinterpret_s64_s8(svld1(ALL, q[3] + k));
-                svst4(ALL, (int64_t *)x, svcreate4(x0, x1, x2, x3));
-            }
+// Activations of super-block s, the quads of one tile; columns from n on repeat the last one.
+LUTRA_INLINE void gemm_pack_tile(int sb, int quads, int first, int64_t s, int n,
+                                 const struct lutra_column *columns, struct gemm_block *b) {
+    for (int quad = first; quad < first + quads; quad++) {
+        const int8_t *q[4];
+        for (int i = 0; i < 4; i++) {
+            const struct lutra_column *column = &columns[4 * quad + i < n ? 4 * quad + i : n - 1];
+            q[i] = column->q + s * sb;
+            b->d_x[quad][2 * i] = b->d_x[quad][2 * i + 1] = column->d[s];
+        }
+        int8_t *x = b->x[first * sb / LUTRA_GROUP + quad - first][0];
+        for (int k = 0; k < sb; k += LUTRA_GROUP, x += quads * sizeof(b->x[0])) {
+            const svint64_t x0 = svreinterpret_s64_s8(svld1(ALL, q[0] + k));
+            const svint64_t x1 = svreinterpret_s64_s8(svld1(ALL, q[1] + k));
+            const svint64_t x2 = svreinterpret_s64_s8(svld1(ALL, q[2] + k));
+            const svint64_t x3 = svreinterpret_s64_s8(svld1(ALL, q[3] + k));
+            svst4(ALL, (int64_t *)x, svcreate4(x0, x1, x2, x3));
         }
     }
+}
+
+LUTRA_INLINE void gemm_pack(int sb, int64_t s, int n, const struct lutra_column *columns,
+                            struct gemm_block *b) {
+    int quad = 0;
+    LUTRA_TILES(quad, (n + 3) / 4, TILE_QUADS, gemm_pack_tile(sb, TILE, quad, s, n, columns, b))
 }
 
 // No load moves above and no SMMLA of these sums below: with 24 sums there is no register to spare.
@@ -129,8 +127,8 @@ LUTRA_INLINE void store_columns(int n, float (*sums)[LUTRA_ROWS / 2][8], const s
     }
 }
 
-LUTRA_INLINE void gemm_8x24(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
-                            const int8_t *library, int64_t n_columns, const struct lutra_column *columns) {
+LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
+                       const int8_t *library, int64_t n_columns, const struct lutra_column *columns) {
     struct gemm_block b;
     const int64_t strip_bytes = k / sb * cb_block_bytes(cb, sb);
     for (int64_t column = 0; column < n_columns; column += 4 * GEMM_QUADS) {
@@ -146,18 +144,8 @@ LUTRA_INLINE void gemm_8x24(int cb, int sb, int64_t k, int64_t n_strips, const u
                 for (int i = 0; i < strips; i++) {
                     decode(cb, sb, blocks + (strip + i) * strip_bytes + s * cb_block_bytes(cb, sb), library,
                            &b.w);
-                    for (int quad = 0, quads; quad < all; quad += quads) {
-                        quads = tile_quads(all - quad);
-                        if (quads == 6) {
-                            gemm_tile(sb, 6, quad, &b, b.sums[i] + quad);
-                        } else if (quads == 4) {
-                            gemm_tile(sb, 4, quad, &b, b.sums[i] + quad);
-                        } else if (quads == 2) {
-                            gemm_tile(sb, 2, quad, &b, b.sums[i] + quad);
-                        } else {
-                            gemm_tile(sb, 1, quad, &b, b.sums[i] + quad);
-                        }
-                    }
+                    int quad = 0;
+                    LUTRA_TILES(quad, all, TILE_QUADS, gemm_tile(sb, TILE, quad, &b, b.sums[i] + quad))
                 }
             }
             for (int i = 0; i < strips; i++) {

@@ -2,5 +2,5 @@
 
 void lutra_gemm_cb2_8x24_sve256(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,
                                 int64_t n, const struct lutra_column *columns) {
-    gemm_8x24(2, 256, k, n_strips, strips, library, n, columns);
+    gemm(2, 256, k, n_strips, strips, library, n, columns);
 }

@@ -4,10 +4,10 @@
 //     row 0 x column 0, row 0 x column 1, row 1 x column 0, row 1 x column 1
 //
 // The float sums keep this order until they are stored.
-#ifndef LUTRA_NEON_I8MM_GEMM_NEON_I8MM_H
-#define LUTRA_NEON_I8MM_GEMM_NEON_I8MM_H
+#ifndef LUTRA_NEON_I8MM_PANEL_NEON_I8MM_H
+#define LUTRA_NEON_I8MM_PANEL_NEON_I8MM_H
 
-#include "../neon/gemm_panels.h"
+#include "../neon/panel.h"
 
 // 16 bytes of two rows or columns -> two operands. ST2 writes 8 bytes of each in turn.
 LUTRA_INLINE void store_pair(int8x16_t to[2], int8x16_t a, int8x16_t b) {

@@ -1,9 +1,9 @@
 // The parts of the NEON dot-product gemm: SDOT by lane multiplies 4 rows x 4 weights by 4 of the 16
 // activations in a vector of one column.
-#ifndef LUTRA_NEON_DOTPROD_GEMM_NEON_DOTPROD_H
-#define LUTRA_NEON_DOTPROD_GEMM_NEON_DOTPROD_H
+#ifndef LUTRA_NEON_DOTPROD_PANEL_NEON_DOTPROD_H
+#define LUTRA_NEON_DOTPROD_PANEL_NEON_DOTPROD_H
 
-#include "../neon/gemm_panels.h"
+#include "../neon/panel.h"
 
 // Panel: w[k / 16][rows 0..3, rows 4..7][k % 16 / 4], a vector is 4 rows x 4 weights; d[rows].
 LUTRA_INLINE void gemm_decode(int cb, int sb, const uint8_t *block, const int8_t *library,
