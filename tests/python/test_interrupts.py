@@ -169,11 +169,15 @@ def test_a_shielded_function_is_left_whole():
     with pytest.raises(KeyboardInterrupt):
         outer()
     assert done == ["inner", "outer"]
-    outer_in_thread = threading.Thread(target=outer)
-    outer_in_thread.start()
+    thread = threading.Thread(target=outer)
+
+    def run_thread():
+        thread.start()
+        thread.join()
+
     with pytest.raises(KeyboardInterrupt):  # here, not there
-        outer_in_thread.join()
-    outer_in_thread.join()
+        run_thread()
+    thread.join()
     assert done == ["inner", "outer"] * 2
 
 
