@@ -34,11 +34,19 @@ def test_every_path_that_a_document_names_exists(document: str) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / document).read_text())
-    wrong = [
-        link for link in links if "://" not in link and not (ROOT / document).parent.joinpath(link).exists()
-    ]
+    wrong = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / document).read_text()):
+        name, _, heading = link.partition("#")
+        target = (ROOT / document).parent / name if name else ROOT / document
+        if "://" not in link and not (target.exists() and (not heading or heading in headings(target))):
+            wrong.append(link)
     assert not wrong
+
+
+def headings(document: Path) -> set[str]:
+    """The headings of a document, as links name them."""
+    titles = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def test_one_version_everywhere() -> None:
