@@ -20,7 +20,6 @@ try:
     import torch
 except ImportError:
     torch = None
-needs_torch = pytest.mark.skipif(torch is None, reason="--tune computes with torch, which is not installed")
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -76,7 +75,7 @@ def divergence(source, path) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-@needs_torch
+@pytest.mark.torch
 @pytest.mark.parametrize("model", MODELS)
 def test_network_computes_what_transformers_does(tmp_path, model):
     transformers = pytest.importorskip("transformers", reason="the reference is not installed")
@@ -97,7 +96,7 @@ def test_network_computes_what_transformers_does(tmp_path, model):
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
 
 
-@needs_torch
+@pytest.mark.torch
 def test_gradients_are_those_of_the_weights(quantized):
     file = GGUFFile(quantized)
     codebook = tune._open(file, file.tensors["blk.0.attn_k.weight"])
@@ -112,7 +111,7 @@ def test_gradients_are_those_of_the_weights(quantized):
         assert difference == pytest.approx(float((gradient * change).sum()), rel=2e-2)
 
 
-@needs_torch
+@pytest.mark.torch
 def test_only_what_is_continuous_changes_and_divergence_falls(tmp_path, source, quantized, monkeypatch):
     monkeypatch.setattr(tune, "BATCH", 64)
     monkeypatch.setattr(tune, "TABLE_RATE", 1.0)  # in few steps far enough for another int8
@@ -138,7 +137,7 @@ def test_only_what_is_continuous_changes_and_divergence_falls(tmp_path, source, 
     assert any(changed[1::2])
 
 
-@needs_torch
+@pytest.mark.torch
 def test_nothing_is_left_of_a_tuning_that_fails(tmp_path, source, quantized):
     output = tmp_path / "out" / "tuned.gguf"
     output.parent.mkdir()
@@ -147,7 +146,7 @@ def test_nothing_is_left_of_a_tuning_that_fails(tmp_path, source, quantized):
     assert list(output.parent.iterdir()) == []
 
 
-@needs_torch
+@pytest.mark.torch
 def test_what_it_cannot_compute_is_refused(source):
     tune.require(source)
     with pytest.raises(LutraError, match=r"'gemma3'.*convert without"):
