@@ -15,7 +15,7 @@ import pytest
 from gguf import GGUFReader, GGUFValueType
 from gguf.gguf_writer import GGUFValue
 from gguf_samples import METADATA, sample_gguf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_tools import writer as writer_module
@@ -165,6 +165,7 @@ def write_values(directory, metadata):
     return path
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(st.dictionaries(st.text("abc.", min_size=1), KEY_VALUES, max_size=8))
 def test_values_are_read_as_they_were_written(metadata):
     """Every type, alone and in arrays of any length, by our reader and by the gguf package's."""
