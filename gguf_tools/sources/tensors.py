@@ -14,6 +14,7 @@ from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
+from gguf_tools.interrupts import shielded
 
 # Of any architecture: what llama.cpp wants in float32 whatever the others are, as its converter has it:
 # vectors, norms, and the routers of a mixture of experts.
@@ -86,6 +87,7 @@ class Source:
     ) -> None:
         self.close()
 
+    @shielded
     def close(self) -> None:
         """Close the files and remove temporary ones: no tensor can be read any more."""
         self.resources.close()
