@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+
+def say(message: str) -> None:
+    """One line of progress on standard error."""
+    print(f"lutra: {message}", file=sys.stderr)
 
 
 def warn(message: str) -> None:
@@ -15,7 +20,7 @@ def warn(message: str) -> None:
     print(f"lutra: warning: {message}", file=sys.stderr)
 
 
-def progress(total: int, unit: str, title: str = "") -> tqdm:
+def progress(total: int, unit: str, title: str = "") -> tqdm[NoReturn]:
     """A bar with the time left, on standard error; it goes away when done."""
     from tqdm import tqdm
 

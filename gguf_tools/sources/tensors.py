@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from gguf_tools.errors import LutraError
 from gguf_tools.interrupts import shielded
 
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+
 # Of any architecture: what llama.cpp wants in float32 whatever the others are, as its converter has it:
 # vectors, norms, and the routers of a mixture of experts.
 _F32_SUFFIXES = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.codebook import block_dtype
-from gguf_tools.formats.family import CB_FORMATS, CBFormat
-from gguf_tools.inspect import check
-from gguf_tools.reader import GGUFFile, TensorInfo
-from lutra.runtime import kernels
-from lutra.runtime.kernels import Kernel
 
 EPILOG = """\
 Checks the header, the layout version, sizes and ranges; then known dot products with every kernel that
@@ -25,45 +15,6 @@ example:
   lutra verify model-cb4.gguf
 """
 
-# y of one made-up strip times one made-up row (``golden_input``), as float32 bits by the reference.
-GOLDEN: dict[str, tuple[int, ...]] = {
-    "CB2": (0xC268F7F0, 0xC1957122, 0x42628D29, 0x430CA0AE, 0xC2B429E3, 0xC26C9726, 0xC1596851, 0xC3016206),
-    "CB3": (0xC1974F9F, 0x42DFB766, 0x41EB74E9, 0x42686BB0, 0xC220964D, 0x421AB859, 0xC2EB0143, 0x42C2374B),
-    "CB4": (0x428C64CA, 0xC2EF516B, 0xC2040F6F, 0xC21E7479, 0xC298B52A, 0x42BFD0E6, 0x40A3458B, 0xC1143E1C),
-    "CB2_64": (
-        0xC094F55C,
-        0xC1336F20,
-        0x42488A68,
-        0xC1B41E9B,
-        0x419BF691,
-        0xC247327B,
-        0xC2A6DBF9,
-        0x408749CB,
-    ),
-    "CB3_64": (
-        0xC1B6E010,
-        0x4237E54D,
-        0xC20EAD97,
-        0x4246EB0F,
-        0x42059500,
-        0xC1D257DF,
-        0xC0A945D2,
-        0xBFB1999A,
-    ),
-    "CB4_64": (
-        0xC21E2E2A,
-        0xC1950AA8,
-        0x4288936C,
-        0xC13BCD0B,
-        0xC22C632B,
-        0x42B3D5FB,
-        0x426FEB0A,
-        0xC28ABCDD,
-    ),
-}
-
-STRIPS = 3  # per tensor: the first, one in the middle, the last
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
@@ -72,114 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a line per check. Raises LutraError when one fails."""
-    file = GGUFFile(args.file)
-    cb_tensors = [t for t in file.tensors.values() if t.type in CB_FORMATS]
+    from gguf_tools.reader import GGUFFile
+    from lutra.measure.conformance import checks
+
     failures = 0
-    for what, problems in checks(file, cb_tensors):
+    for what, problems in checks(GGUFFile(args.file)):
         print(f"{'FAIL' if problems else 'ok  '} {what}", *(f"     {p}" for p in problems), sep="\n")
         failures += bool(problems)
     if failures:
         raise LutraError(f"{args.file}: {failures} checks failed; convert or download the file again")
     return 0
-
-
-def checks(file: GGUFFile, cb_tensors: list[TensorInfo]) -> Iterator[tuple[str, list[str]]]:
-    """(what is checked, what is wrong with it)."""
-    yield f"{file.path}: {len(file.tensors)} tensors, sizes and ranges", check(file.path)
-    listed = [k for k in kernels.kernels() if k.supported]
-    for fmt in CB_FORMATS.values():
-        yield f"{fmt.name}: golden dot products", golden_problems(fmt, listed)
-    for fmt in dict.fromkeys(CB_FORMATS[t.type] for t in cb_tensors):
-        tensors = [t for t in cb_tensors if t.type == fmt.type]
-        problems = [p for t in tensors for p in tensor_problems(file, t, fmt, listed)]
-        yield f"{fmt.name}: strips of {len(tensors)} tensors, all kernels alike", problems
-
-
-def tensor_problems(file: GGUFFile, tensor: TensorInfo, fmt: CBFormat, listed: list[Kernel]) -> list[str]:
-    """Kernels that differ from the reference on strips of a tensor."""
-    data, k = file.data(tensor), tensor.shape[-1]
-    library = data[-fmt.library_bytes :].view(np.int8)
-    strips = data[: -fmt.library_bytes].reshape(-1, 8 * fmt.row_bytes(k))
-    chosen = strips[np.unique(np.linspace(0, len(strips) - 1, STRIPS).astype(int))]
-    found = problems_against_reference(fmt, chosen, library, activations(k), listed)
-    return [f"tensor {tensor.name!r}: {problem}" for problem in found]
-
-
-# ---- made-up data --------------------------------------------------------------------------
-
-
-def random_bytes(n: int, seed: int) -> NDArray[np.uint8]:
-    """The same bytes everywhere and always: a 32-bit linear congruential generator, its highest bytes."""
-    state, out = seed, bytearray(n)
-    for i in range(n):
-        state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
-        out[i] = state >> 24
-    return np.frombuffer(bytes(out), np.uint8)
-
-
-def activations(k: int, seed: int = 1) -> NDArray[np.float32]:
-    """A row of k multiples of 1/32 in [-4, 4)."""
-    return ((random_bytes(k, seed).astype(np.float32) - 128) / 32).astype(np.float32)
-
-
-def golden_input(fmt: CBFormat) -> tuple[NDArray, NDArray, NDArray]:
-    """One strip of two super-blocks uint8 (1, bytes), a library int8, a row of activations float32."""
-    k = 2 * fmt.sb
-    strip = random_bytes(8 * fmt.row_bytes(k), fmt.type).copy()
-    blocks = strip.view(block_dtype(fmt))
-    blocks["d"] = (1 + np.arange(blocks["d"].size).reshape(blocks["d"].shape) / 16) / 64
-    library = np.maximum(random_bytes(fmt.library_bytes, fmt.bits).view(np.int8), -127)
-    return strip[None], library, activations(k)
-
-
-# ---- kernels against what is right ---------------------------------------------------------
-
-
-def golden_problems(fmt: CBFormat, listed: list[Kernel]) -> list[str]:
-    """Kernels that do not give the golden bits, or differ from the reference on the golden input."""
-    strips, library, x = golden_input(fmt)
-    reference = next(k for k in listed if k.op == "gemv" and k.type == fmt.type and k.set == "ref")
-    y = kernels.gemv(reference, strips, library, *quantized(fmt, x, listed))
-    problems = problems_against_reference(fmt, strips, library, x, listed)
-    return problems + ([] if bits(y) == GOLDEN[fmt.name] else [f"{reference.name}: not the golden values"])
-
-
-def problems_against_reference(
-    fmt: CBFormat, strips: NDArray, library: NDArray, x: NDArray, listed: list[Kernel]
-) -> list[str]:
-    """Kernels of ``fmt`` whose results differ from the reference set's in any bit."""
-    of_type = [k for k in listed if k.type == (fmt.sb if k.op == "quantize" else fmt.type)]
-    expected = {k.op: result(k, fmt, strips, library, x, listed) for k in of_type if k.set == "ref"}
-    return [
-        f"{k.name}: differs from the reference"
-        for k in of_type
-        if result(k, fmt, strips, library, x, listed) != expected[k.op]
-    ]
-
-
-def result(
-    k: Kernel, fmt: CBFormat, strips: NDArray, library: NDArray, x: NDArray, listed: list[Kernel]
-) -> bytes:
-    """What a kernel computes, as bytes."""
-    if k.op == "quantize":
-        return b"".join(a.tobytes() for a in kernels.quantize(k, x))
-    if k.op == "dequantize":
-        return kernels.dequantize(k, strips[0], library, x.size).tobytes()
-    column = quantized(fmt, x, listed)
-    if k.op == "gemv":
-        return kernels.gemv(k, strips, library, *column).tobytes()
-    # Five columns: more than a tile of any kernel and not a multiple of it.
-    return kernels.gemm(
-        k, strips, library, [quantized(fmt, np.roll(x, i), listed) for i in range(5)]
-    ).tobytes()
-
-
-def quantized(fmt: CBFormat, x: NDArray, listed: list[Kernel]) -> tuple[NDArray, NDArray]:
-    """Activations as the reference quantizes them."""
-    reference = next(k for k in listed if k.op == "quantize" and k.type == fmt.sb and k.set == "ref")
-    return kernels.quantize(reference, x)
-
-
-def bits(y: NDArray[np.float32]) -> tuple[int, ...]:
-    """Floats as their 32 bits."""
-    return tuple(y.view(np.uint32).tolist())

@@ -6,30 +6,28 @@ target and the sum of the costs is least, is a multiple-choice knapsack problem.
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
-import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.catalog import RECIPES, TYPES, Type
 from gguf_tools.sources.tensors import Source, SourceTensor
-from gguf_tools.writer import TensorSpec, file_bytes, padded
-from lutra.cli.arguments import Target
-from lutra.cli.convert import FILE_TYPES, metadata, write
+from gguf_tools.writer import file_bytes, padded
 from lutra.console import mib, table
-from lutra.conversion.llama_quantize import temporary
-from lutra.conversion.plan import CB_TYPES, OUTPUT, Planned, Rules, fit, override, plan
+from lutra.conversion.options import ConversionOptions, Target
+from lutra.conversion.output import metadata, temporary, tensor_specs, write_floats
+from lutra.conversion.plan import Planned, Rules, fixed_type, is_tied, plan, plan_as
 from lutra.conversion.sensitivity import NOISE, measure
-from lutra.runtime.paths import CALIBRATION_TEXT
+from lutra.conversion.text import CALIBRATION_TEXT
 
-# The types to choose from: signal to quantization noise in dB, measured on normally distributed weights.
-SNR = {"cb2": 12.4, "cb3": 17.4, "cb4": 23.3, "q5_k": 28.8, "q6_k": 35.0, "q8_0": 45.4, "f16": 73.6}
 CALIBRATION = 3.0  # dB that calibration adds to codebooks: what single matrices show
+CANDIDATES = sorted((kind for kind in TYPES.values() if kind.snr), key=lambda kind: kind.snr or 0.0)
 
 STATES = 1 << 13  # combinations of the first n matrices that are followed; the knapsack is exact below
 
@@ -38,34 +36,32 @@ STATES = 1 << 13  # combinations of the first n matrices that are followed; the 
 class Choice:
     """A type that a tensor may have, its bytes, and its cost."""
 
-    type: str
+    type: Type
     nbytes: int
     cost: float
 
 
-def meet(source: Source, rules: Rules, args: argparse.Namespace) -> Rules:
-    """``rules`` with the types that cost least within ``args.target``, measured on the model.
+def plan_within(source: Source, options: ConversionOptions, output: Path) -> tuple[Rules, str]:
+    """The rules with the types that cost least within ``options.target``, and what was measured, as text.
 
-    Prints the plan (on standard output in a dry run); ``args.type`` becomes the type of most weights. Raises
-    LutraError when the file cannot be as small as that.
+    Raises LutraError when the file cannot be as small as that.
     """
-    calibrated = bool(args.calibration)
-    example = argparse.Namespace(**vars(args) | {"type": "cb4"})
-    planned = plan(source.tensors, Rules("cb4"))
-    specs = [TensorSpec(p.source.name, p.type, p.source.shape, p.nbytes) for p in planned]
-    header = file_bytes(metadata(source, planned, example), specs) - sum(padded(p.nbytes) for p in planned)
+    assert options.target
+    calibrated = options.calibration_text is not None
+    planned = plan(source.tensors, Rules(RECIPES["cb4"]))
+    specs = tensor_specs(planned)
+    header = file_bytes(metadata(source, planned, options.record()), specs) - sum(
+        padded(p.nbytes) for p in planned
+    )
     # What cannot be met is refused before anything is measured.
-    allocate(source.tensors, rules, {}, args.target, header, calibrated)
-    with temporary(args.output, "sensitivity") as model:
-        write(model, source, plan(source.tensors, Rules("f16")), example, {})
-        text = args.calibration or CALIBRATION_TEXT
-        costs, how = measure(model, source.tensors, text, args.threads)
-    rules = allocate(source.tensors, rules, costs, args.target, header, calibrated)
-    planned = plan(source.tensors, rules)
-    args.type = file_type(planned)
-    lines = [f"{how}, of {text.name}", "", describe_mix(planned, costs, calibrated), ""]
-    print("\n".join(lines), file=sys.stdout if args.dry_run else sys.stderr)
-    return rules
+    allocate(source.tensors, options.rules, {}, options.target, header, calibrated)
+    with temporary(output, "sensitivity") as model:
+        write_floats(model, source, "f16", options.threads, options.record())
+        text = options.calibration_text or CALIBRATION_TEXT
+        costs, how = measure(model, source.tensors, text, options.threads)
+    rules = allocate(source.tensors, options.rules, costs, options.target, header, calibrated)
+    mix = describe_mix(plan(source.tensors, rules), costs, calibrated)
+    return rules, f"{how}, of {text.name}\n\n{mix}\n"
 
 
 def allocate(
@@ -83,7 +79,7 @@ def allocate(
     """
     weights = sum(t.rows * t.k for t in tensors)
     capacity = target.nbytes - header if target.nbytes else int((target.bpw or 0.0) * weights / 8)
-    tied = all(t.name != OUTPUT for t in tensors)
+    tied = is_tied(tensors)
     items = [choices(t, rules, tied, costs.get(t.name, 0.0), calibrated) for t in tensors]
     chosen = solve(items, capacity)
     if chosen is None:
@@ -92,25 +88,27 @@ def allocate(
             possible = f"{math.ceil((least + header) / 1e5) / 10}M to {(most + header) / 1e6:.1f}M"
         else:
             possible = f"{math.ceil(800 * least / weights) / 100} to {8 * most / weights:.2f}"
-        raise LutraError(f"{' '.join(target.option)}: too small for this model, possible are {possible}")
+        raise LutraError(f"{target.option} {target.text}: too small for this model, possible are {possible}")
     return replace(rules, solved={t.name: c.type for t, c in zip(tensors, chosen, strict=True)})
 
 
 def choices(tensor: SourceTensor, rules: Rules, tied: bool, cost: float, calibrated: bool) -> list[Choice]:
     """What ``tensor`` can be under ``rules``; ``cost`` is that of noise in it."""
-    fixed = override(tensor, rules, tied)
+    fixed = fixed_type(tensor, rules, tied)
     found = []
-    for name in [fixed] if fixed else SNR:
-        planned = fit(tensor, name)
+    for kind in [fixed] if fixed else CANDIDATES:
+        planned = plan_as(tensor, kind)
         if fixed or not planned.instead_of:
-            found.append(Choice(name, padded(planned.nbytes), predict(name, cost, calibrated)))
+            found.append(Choice(kind, padded(planned.nbytes), predict(kind, cost, calibrated)))
     return found
 
 
-def predict(name: str, cost: float, calibrated: bool) -> float:
+def predict(kind: Type, cost: float, calibrated: bool) -> float:
     """The cost of a type from that of noise; 0 for types that are not chosen from."""
-    snr = SNR.get(name, np.inf) + (CALIBRATION if calibrated and name in CB_TYPES else 0.0)
-    return cost * 10 ** ((NOISE - snr) / 10)
+    if kind.snr is None:
+        return 0.0
+    snr = kind.snr + (CALIBRATION if calibrated and kind.is_codebook else 0.0)
+    return float(cost * 10 ** ((NOISE - snr) / 10))
 
 
 def solve(items: Sequence[Sequence[Choice]], capacity: int) -> list[Choice] | None:
@@ -142,33 +140,19 @@ def solve(items: Sequence[Sequence[Choice]], capacity: int) -> list[Choice] | No
     return chosen[::-1]
 
 
-def file_type(planned: Sequence[Planned]) -> str:
-    """The type that most weights have, of those that a file can be said to be of."""
-    weights = Counter({"f16": 0})
-    for p in planned:
-        if (name := family(p)) in FILE_TYPES:
-            weights[name] += p.weights
-    return weights.most_common(1)[0][0]
-
-
-def family(p: Planned) -> str:
-    """The type as it is asked for, whatever the size of its super-blocks."""
-    return p.type_name.lower().removesuffix("_64")
-
-
 def describe_mix(planned: Sequence[Planned], costs: Mapping[str, float], calibrated: bool) -> str:
     """The plan by kind of matrix: which layers have which type, with the cost predicted."""
     layers: dict[tuple[str, str], list[int]] = {}
     nbytes: Counter[tuple[str, str]] = Counter()
-    predicted: Counter[tuple[str, str]] = Counter()
+    predicted: dict[tuple[str, str], float] = defaultdict(float)
     for p in planned:
-        if p.source.name not in costs:
+        if p.name not in costs:
             continue
-        place = re.fullmatch(r"blk\.(\d+)\.(.+)", p.source.name)
-        key = place[2] if place else p.source.name, p.type_name
+        place = re.fullmatch(r"blk\.(\d+)\.(.+)", p.name)
+        key = place[2] if place else p.name, p.type_name
         layers.setdefault(key, []).extend([int(place[1])] if place else [])
         nbytes[key] += p.nbytes
-        predicted[key] += predict(family(p), costs[p.source.name], calibrated)
+        predicted[key] += predict(p.type, costs[p.name], calibrated)
     roles = list(dict.fromkeys(role for role, _ in layers))
     rows = [("matrix", "type", "layers", "MiB", "cost")]
     for key in sorted(layers, key=lambda key: (roles.index(key[0]), min(layers[key], default=0))):
@@ -180,7 +164,7 @@ def describe_mix(planned: Sequence[Planned], costs: Mapping[str, float], calibra
         [
             table(rows, right=(3, 4)),
             "",
-            f"{mib(total)}, {bpw:.3f} bits per weight; predicted KL divergence {predicted.total():.4f}",
+            f"{mib(total)}, {bpw:.3f} bits per weight; predicted KL divergence {sum(predicted.values()):.4f}",
         ]
     )
 

@@ -8,9 +8,7 @@ that the original has (half of the way: all of it would fit the noise of a small
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,32 +17,22 @@ from numpy.typing import NDArray
 from gguf_tools.errors import LutraError
 from gguf_tools.formats import codebook
 from gguf_tools.formats.family import ROWS, CBFormat
-from gguf_tools.sources.tensors import Source, keeps_f32
+from gguf_tools.sources.tensors import EMBEDDING, OUTPUT, Source
 from lutra.console import warn
 from lutra.conversion.jobs import Jobs
-from lutra.conversion.plan import EMBEDDING, OUTPUT, Planned
+from lutra.conversion.plan import Planned
+from lutra.conversion.statistics import Array, Statistics
+from lutra.conversion.text import PIECE, TOKENS
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime.matmul_inputs import Observer, Stop
-from lutra.runtime.model import Model
-from lutra.runtime.template import ChatTemplate, Message
-from pyquant.gptq import SLAB, Encoded, column_blocks, multiply, quantize, slices
+from pyquant.gptq import SLAB, Encoded, column_blocks, multiply, quantize
 
-PIECE = 256  # tokens of a sequence
-TOKENS = 16384  # calibration tokens, at most
 SMALL = 1 << 25  # weights of a model that is done in a minute with twice as many, and a second round
-RIDGE = 0.02  # of the Hessian's mean diagonal, in the regression on the drift
-SHIFT = 0.5  # of the way from the output behind the quantized layers to the original one
 OUTPUT_SHARE = 0.8  # of tied embeddings' Hessian: blocks make up for errors of inputs, not of outputs
-PRIOR = 512  # tokens of all that count beside the tokens of one expert
 LOGITS = 1 << 27  # predictions that the runtime keeps at most, half a gigabyte; nobody reads them
 MEMORY = 3 << 30  # bytes of both copies' activations, keys and values
 AT_ONCE = 2  # matrices that are encoded together in one process; each may take a gigabyte
 CACHED = ("attn_k.weight", "attn_v.weight", "attn_qkv.weight")
-
-Array = NDArray[np.float32]
-
-
-# ---- the text ------------------------------------------------------------------------------
 
 
 def token_limit(source: Source) -> int:
@@ -53,7 +41,7 @@ def token_limit(source: Source) -> int:
     Per token and copy the runtime keeps the keys and values of all layers in half precision, and in single
     precision about three vectors as wide as the blocks' widest matrix and four of the residual stream.
     """
-    of_blocks = [t for t in source.tensors if t.name.startswith("blk.") and not keeps_f32(t.name, t.shape)]
+    of_blocks = [t for t in source.tensors if t.name.startswith("blk.") and not t.keeps_f32]
     experts = source.metadata.get(f"{source.architecture}.expert_used_count")
     used = int(experts.value) if experts else 1
     cached = sum(t.rows for t in of_blocks if t.name.endswith(CACHED))
@@ -64,122 +52,7 @@ def token_limit(source: Source) -> int:
     return max(PIECE, min(2 * TOKENS if is_small else TOKENS, fitting))
 
 
-def read_pieces(path: Path, model: Model, limit: int) -> list[list[int]]:
-    """The calibration text as sequences of PIECE tokens, spread evenly over it if it has more than ``limit``.
-
-    ``model`` tokenizes.
-    JSON lines hold {"text": ...} or {"messages": [...]} (through the model's chat template, if it has one
-    that works); any other file is one text. Raises LutraError when there is less than one sequence.
-    """
-    documents = list(read_documents(path))
-    render = _renderer(model, documents)
-    tokens = [token for document in documents for token in model.tokenize(render(document))]
-    if len(tokens) < PIECE:
-        raise LutraError(f"{path}: {len(tokens)} tokens; calibration needs {PIECE}, better {TOKENS}")
-    # The last sequence of a short text overlaps the one before it, so that all of the text is used.
-    count = min(limit // PIECE, -(-len(tokens) // PIECE))
-    starts = np.linspace(0, len(tokens) - PIECE, count).astype(int)
-    return [tokens[start : start + PIECE] for start in starts]
-
-
-def read_documents(path: Path) -> Iterator[str | list[Message]]:
-    """Texts and conversations of a calibration text. Raises LutraError naming the line that is neither."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LutraError(f"{path}: cannot be read as a UTF-8 text: {error}") from None
-    if path.suffix != ".jsonl":
-        yield text
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            document = entry["text"] if "text" in entry else entry["messages"]
-            if not isinstance(document, str) and not all(
-                isinstance(message["role"], str) and isinstance(message["content"], str)
-                for message in document
-            ):
-                raise TypeError
-            yield document
-        except (ValueError, KeyError, TypeError):
-            raise LutraError(f'{path}:{number}: needs {{"text": ...}} or {{"messages": [...]}}') from None
-
-
-def _renderer(model: Model, documents: Sequence[str | list[Message]]) -> Callable[[str | list[Message]], str]:
-    """How documents become text: conversations through the model's template, or as plain lines."""
-    template = ChatTemplate.of(model) if model.chat_template else None
-
-    def render(document: str | list[Message]) -> str:
-        if isinstance(document, str):
-            return document
-        if template:
-            return template.render(document, prompt=False)
-        return "\n".join(message["content"] for message in document)
-
-    try:
-        list(map(render, documents))
-    except LutraError as error:
-        warn(f"{error}; dialogues of the calibration text are taken as plain lines")
-        template = None
-    return render
-
-
 # ---- the pass ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of the inputs of a matrix: the Hessian X^T X / tokens, and the drift (X0 - X)^T X / tokens.
-
-    Both float32 (blocks, b, b), of the ``column_blocks`` of the matrix; zero beyond its last column.
-    """
-
-    tokens: int
-    hessian: Array
-    drift: Array
-
-    @classmethod
-    def of(cls, inputs: Array, original: Array, blocks: Sequence[slice], threads: int) -> Statistics:
-        """From inputs (tokens, k) behind the quantized layers and in the original model."""
-        tokens, b = len(inputs), blocks[0].stop
-        hessian, drift = (np.zeros((len(blocks), b, b), np.float32) for _ in range(2))
-        scale = np.float32(1 / max(tokens, 1))
-        for i, columns in enumerate(blocks):
-            m = columns.stop - columns.start
-            _sums(
-                inputs[:, columns], original[:, columns], hessian[i, :m, :m], drift[i, :m, :m], scale, threads
-            )
-        return cls(tokens, hessian, drift)
-
-    def blended(self, prior: Statistics) -> Statistics:
-        """With those of all tokens counting as PRIOR more."""
-        share = np.float32(self.tokens / (self.tokens + PRIOR))
-        hessian = share * self.hessian + (1 - share) * prior.hessian
-        return Statistics(self.tokens, hessian, share * self.drift + (1 - share) * prior.drift)
-
-    def correction(self, blocks: Sequence[slice]) -> Array:
-        """Adding ``w @ correction``, block by block, moves the outputs of weights w towards those of the
-        original model, as far as these inputs can make up for the drift.
-        """
-        out = np.zeros_like(self.drift)
-        for i, columns in enumerate(blocks):
-            m = columns.stop - columns.start
-            h = self.hessian[i, :m, :m].copy()
-            h[np.diag_indices(m)] += max(RIDGE * h.trace() / m, np.finfo(np.float32).tiny)
-            out[i, :m, :m] = np.float32(SHIFT) * np.linalg.solve(h, self.drift[i, :m, :m].T).T
-        return out
-
-
-def _sums(x: Array, original: Array, hessian: Array, drift: Array, scale: np.float32, threads: int) -> None:
-    """x^T x and (original - x)^T x, times ``scale``; of the former, which is symmetric, half is computed."""
-
-    def part(rows: slice) -> None:
-        own = x[:, rows]
-        hessian[rows, rows.start :] = scale * (own.T @ x[:, rows.start :])
-        hessian[rows.start :, rows] = hessian[rows, rows.start :].T
-        drift[rows] = scale * ((original[:, rows] - own).T @ x)
-
-    slices(x.shape[1], part, threads)
 
 
 def targets(p: Planned, corrections: Array | None, threads: int) -> NDArray[np.float16]:
@@ -206,7 +79,7 @@ def targets(p: Planned, corrections: Array | None, threads: int) -> NDArray[np.f
     return out
 
 
-def survey(model: Path, names: set[str], tokens: Sequence[int], threads: int) -> list[list[str]]:
+def matmul_order(model: Path, names: set[str], tokens: Sequence[int], threads: int) -> list[list[str]]:
     """The matrices among ``names`` that the graph of ``model`` uses, in its order; those with the same inputs
     together. Raises LutraError when the runtime cannot compute the model.
     """
@@ -241,7 +114,7 @@ def embedding_hessian(
         block[np.diag_indices(columns.stop - columns.start)] = 1
     if not tied:
         return identity
-    observer = Observer(model, pieces, {p.source.name}, threads=threads, predictions=LOGITS, lookups=False)
+    observer = Observer(model, pieces, {p.name}, threads=threads, predictions=LOGITS, lookups=False)
     try:
         for stop in observer:
             assert stop.inputs is not None  # no lookups
@@ -251,7 +124,7 @@ def embedding_hessian(
             return h
     finally:
         observer.close()
-    raise LutraError(f"{model}: the graph does not multiply by {p.source.name}")
+    raise LutraError(f"{model}: the graph does not multiply by {p.name}")
 
 
 def calibrate(
@@ -266,7 +139,7 @@ def calibrate(
     seed: int,
     threads: int,
 ) -> Iterator[Planned]:
-    """Quantize the matrices in ``groups`` (of ``survey``) into ``work``; yields each as it is finished.
+    """Quantize the matrices in ``groups`` (of ``matmul_order``) into ``work``; yields each as it is finished.
 
     ``model`` is their source as an F16 GGUF; ``tied``: its token embeddings are the output matrix too. What
     ``work`` has is not done again: the graph goes on with it. Warns about experts that no token reached.
@@ -284,21 +157,21 @@ def calibrate(
     try:
         for before, now in zip(original, quantized, strict=True):
             group = group_of.pop(now.name, [])  # tied embeddings come again as the output matrix
-            left = [p for p in group if p.source.name not in work]
+            left = [p for p in group if p.name not in work]
             if left:
                 hessian, corrections = _problem(before, now, group[0], embedding, threads)
                 calls = (
-                    (p.source.name, targets(p, corrections, threads), hessian, p.fmt,
+                    (p.name, targets(p, corrections, threads), hessian, p.fmt,
                      _row_weight(p, pieces), rounds, seed)
                     for p in left
                 )  # fmt: skip
                 results = jobs.run(encode, calls, at_once=min(AT_ONCE, len(left)))
                 for p, encoded in zip(left, results, strict=True):
                     parts = encoded.strips(threads), encoded.library
-                    work.save(p.source.name, parts, encoded.loss[-1])
+                    work.save(p.name, parts, encoded.loss[-1])
                 del hessian, corrections
             if now.experts is not None and group:
-                idle += [f"{p.source.name} {e}" for p in group for e in _idle(now.experts, p)]
+                idle += [f"{p.name} {e}" for p in group for e in _idle(now.experts, p)]
             yield from group
             now.replace(dequantized(planned[now.name], work.load(now.name)[0]))
     finally:
@@ -310,9 +183,9 @@ def calibrate(
 
 def _row_weight(p: Planned, pieces: Sequence[Sequence[int]]) -> Array | None:
     """For the rows of tokens: half by how often each occurs in the text, half alike."""
-    if p.source.name not in (EMBEDDING, OUTPUT):
+    if p.name not in (EMBEDDING, OUTPUT):
         return None
-    counts = np.bincount(np.concatenate(pieces), minlength=p.source.rows).astype(np.float32)
+    counts: Array = np.bincount(np.concatenate(pieces), minlength=p.source.rows).astype(np.float32)
     return counts + counts.mean()
 
 
@@ -384,7 +257,8 @@ def _originals(before: Stop, now: Stop) -> Array:
 
 def _idle(experts: NDArray[np.int32], p: Planned) -> list[int]:
     """The experts of a stack that no token reached."""
-    return np.setdiff1d(np.arange(p.source.shape[0]), experts).tolist()
+    idle: list[int] = np.setdiff1d(np.arange(p.source.shape[0]), experts).tolist()
+    return idle
 
 
 def dequantized(p: Planned, data: NDArray[np.uint8]) -> NDArray[np.float16]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.family import CBFormat
 from lutra.conversion.plan import Planned
-from lutra.runtime import quantize as ggml
+from lutra.runtime import quantize
 from pyquant import encode, learn
 
 BLOCK_WEIGHTS = 1 << 23  # weights in memory at a time, as float32
@@ -35,7 +36,7 @@ class Matrix:
         rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
         return cls((tensor.rows, tensor.k), rows, tensor.read)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Callable[..., Matrix], tuple[NDArray[np.float32], int]]:
         return _in_memory, (self.read(0, self.shape[0]), self.matrix_rows)
 
     def blocks(
@@ -67,7 +68,7 @@ def codebook(
     seed: int,
     *,
     threads: int,
-) -> list[NDArray]:
+) -> list[NDArray[Any]]:
     """A tensor of a codebook type in pieces; the library, learned from the whole tensor, comes last.
 
     ``importance`` as ``Matrix.blocks`` takes it. Raises LutraError with ``name`` for weights that cannot be
@@ -88,6 +89,6 @@ def stock(p: Planned, importance: NDArray[np.float32] | None, threads: int) -> I
     """A tensor of one of upstream's types in pieces."""
     for rows, weights in Matrix.of(p).blocks(importance):
         try:
-            yield ggml.quantize(rows, p.type, weights, threads)
+            yield quantize.quantize(rows, p.id, weights, threads)
         except ValueError as error:
-            raise LutraError(f"{p.source.path}: tensor {p.source.name!r}: {error}") from None
+            raise LutraError(f"{p.source.path}: tensor {p.name!r}: {error}") from None

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from gguf_tools.formats.family import GROUP
 from gguf_tools.reader import GGUFFile
-from gguf_tools.sources.tensors import SourceTensor, keeps_f32
+from gguf_tools.sources.tensors import SourceTensor
 from lutra.console import progress
-from lutra.conversion.calibrate import TOKENS as CALIBRATION_TOKENS
-from lutra.conversion.calibrate import read_pieces
+from lutra.conversion import text as calibration
 from lutra.runtime.model import Model
 
 NOISE = 17.4  # dB below the weights: the error of 3-bit types
@@ -40,12 +39,12 @@ def measure(
     ``model`` has ``tensors`` in F16 and is written to: the runtime maps it and sees the changes. It is
     restored in the end. Raises LutraError when it cannot be loaded or the text is too short.
     """
-    matrices = [t for t in tensors if not keeps_f32(t.name, t.shape)]
+    matrices = [t for t in tensors if not t.keeps_f32]
     weights = sum(t.rows * t.k for t in matrices)
     tokens = 4 * TOKENS if 4 * TOKENS * weights * len(matrices) < WORK else TOKENS
     groups = group([t.name for t in matrices], WORK / weights / tokens)
     runtime = Model(model, threads=threads, n_ctx=LENGTH)
-    pieces = read_pieces(text, runtime, CALIBRATION_TOKENS)
+    pieces = calibration.read_pieces(text, runtime, calibration.TOKENS)
     spread = np.unique(np.linspace(0, len(pieces) - 1, tokens // LENGTH).astype(int))
     pieces = [pieces[i][:LENGTH] for i in spread]
     expected = [_predict(runtime, piece) for piece in pieces]
@@ -109,11 +108,13 @@ def _rms(w: Array) -> Array:
     """Root mean square of each weight's group, or of its row where rows are not whole groups; shape of w."""
     size = GROUP if w.shape[1] % GROUP == 0 else w.shape[1]
     squares = (w**2).reshape(len(w), -1, size).mean(axis=2)
-    return np.sqrt(squares).repeat(size, axis=1)
+    rms: Array = np.sqrt(squares).repeat(size, axis=1)
+    return rms
 
 
 def _predict(runtime: Model, tokens: list[int]) -> Array:
     """Logarithms of the probabilities of what follows each token, (tokens, vocabulary)."""
-    logits = np.ctypeslib.as_array(runtime.logits(tokens), (len(tokens), runtime.n_vocab))
+    logits: Array = np.ctypeslib.as_array(runtime.logits(tokens), (len(tokens), runtime.n_vocab))
     logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    log_p: Array = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return log_p

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -43,10 +43,15 @@ RATIO_RATE = 1e-3  # scales and norms by so much of themselves
 BETAS = 0.9, 0.95
 
 
-def require(source: Source) -> None:
-    """Raise LutraError, before any work, when torch is missing or ``source`` is a network unknown here."""
+def require_torch() -> None:
+    """Raise LutraError when torch is missing."""
     if importlib.util.find_spec("torch") is None:
         raise LutraError("--tune needs torch: run pip install torch, or convert without it")
+
+
+def require(source: Source) -> None:
+    """Raise LutraError, before any work, when torch is missing or ``source`` is a network unknown here."""
+    require_torch()
     Network.of(source)
 
 
@@ -71,7 +76,7 @@ class Network:
         """From GGUF metadata. Raises LutraError for what ``forward`` would compute wrongly."""
         arch = source.architecture
 
-        def value(key: str, default: object = None) -> object:
+        def value(key: str, default: Any = None) -> Any:
             found = source.metadata.get(f"{arch}.{key}")
             return default if found is None else found.value
 
@@ -238,7 +243,8 @@ class Norm:
 
     def data(self) -> NDArray[np.uint8]:
         """The tensor's bytes."""
-        return self.weights().numpy().view(np.uint8)
+        data: NDArray[np.uint8] = self.weights().numpy().view(np.uint8)
+        return data
 
 
 def _open(file: GGUFFile, info: TensorInfo) -> Codebook | Norm | Tensor:

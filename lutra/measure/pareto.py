@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import LutraError
 
@@ -116,7 +116,7 @@ def place_labels(axis: Axes, points: Sequence[Point]) -> None:
     places = [(5, 4, "left", "bottom"), (-5, -4, "right", "top"), (8, 0, "left", "center")]
     places += [(0, 8, "center", "bottom"), (0, -8, "center", "top"), (-8, 0, "right", "center")]
     for p in points:
-        tried = []
+        tried: list[tuple[int, int, Any, Any]] = []
         for dx, dy, ha, va in places:
             text = axis.annotate(
                 p.label, (p.size, p.value), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=9

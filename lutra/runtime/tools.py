@@ -36,7 +36,7 @@ def _stop(children: list[subprocess.Popen[bytes]]) -> None:
 
 
 def run_tool(
-    name: str, arguments: list[str], on_output: Callable[[str], None] | None = None, *, ok: int = 0
+    name: str, arguments: list[str], on_output: Callable[[str], object] | None = None, *, ok: int = 0
 ) -> str:
     """Run a tool and return everything it printed, standard output and error together.
 

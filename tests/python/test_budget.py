@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,15 @@ from cli_runner import assert_error, lutra, require_built
 from gguf_samples import hf_model
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.catalog import TYPES
 from gguf_tools.inspect import read_info
 from gguf_tools.reader import GGUFFile, type_name
 from gguf_tools.sources.open import open_source
 from gguf_tools.sources.tensors import SourceTensor, keeps_f32
-from lutra.cli.arguments import Target
 from lutra.conversion import budget
-from lutra.conversion.budget import Choice, allocate, file_type, ranges, solve
-from lutra.conversion.plan import Rules, plan
+from lutra.conversion.budget import Choice, allocate, ranges, solve
+from lutra.conversion.options import ConversionOptions, Target
+from lutra.conversion.plan import Rules, main_type, plan
 from lutra.conversion.sensitivity import group, measure
 
 # ---- the knapsack ----------------------------------------------------------------------------
@@ -31,9 +32,7 @@ def random_items(rng: np.random.Generator, count: int, kinds: int) -> list[list[
     for _ in range(count):
         sizes = np.sort(rng.integers(1, 60, kinds))
         costs = np.sort(rng.exponential(1.0, kinds))[::-1] * rng.choice([0.1, 1.0, 10.0])
-        items.append(
-            [Choice(str(i), int(n), float(c)) for i, (n, c) in enumerate(zip(sizes, costs, strict=True))]
-        )
+        items.append([Choice(TYPES["f16"], int(n), float(c)) for n, c in zip(sizes, costs, strict=True)])
     return items
 
 
@@ -62,7 +61,10 @@ def test_a_large_knapsack_is_near_its_bound_and_monotone(monkeypatch):
     monkeypatch.setattr(budget, "STATES", 1 << 10)
     rng = np.random.default_rng(0)
     items = [
-        [Choice(str(bits), int(bits * n + rng.integers(999)), float(s * 4.0**-bits)) for bits in (2, 3, 4, 6)]
+        [
+            Choice(TYPES["f16"], int(bits * n + rng.integers(999)), float(s * 4.0**-bits))
+            for bits in (2, 3, 4, 6)
+        ]
         for n, s in zip(rng.integers(10_000, 90_000, 60), rng.exponential(1.0, 60), strict=True)
     ]
     least = sum(item[0].nbytes for item in items)
@@ -104,13 +106,20 @@ TENSORS = [
 COSTS = {t.name: 0.1 if "attn_v" in t.name else 0.01 for t in TENSORS if len(t.shape) == 2}
 
 
+def asked(kind: str, *tensor_types: str, **options) -> Rules:
+    """What ``lutra convert --type kind`` with these options asks for."""
+    return ConversionOptions(kind, tensor_types=tensor_types, threads=1, **options).rules
+
+
 def solved(text: str, rules: Rules | None = None) -> dict[str, str]:
-    rules = allocate(TENSORS, rules or Rules("f16"), COSTS, Target.parse_bpw(text), 0, False)
+    rules = allocate(TENSORS, rules or asked("f16"), COSTS, Target.parse_bpw(text), 0, False)
     return {p.source.name: p.type_name for p in plan(TENSORS, rules)}
 
 
 def bpw(types: dict[str, str]) -> float:
-    planned = plan(TENSORS, Rules("f16", solved={name: kind.lower() for name, kind in types.items()}))
+    planned = plan(
+        TENSORS, replace(asked("f16"), solved={name: TYPES[kind.lower()] for name, kind in types.items()})
+    )
     return 8 * sum(p.nbytes for p in planned) / sum(p.weights for p in planned)
 
 
@@ -131,17 +140,17 @@ def test_targets_are_kept(wanted):
 
 
 def test_overrides_stay_in_force():
-    types = solved("7", Rules("f16", tensor_types=[("attn_v", "cb2")], embedding_type="q8_0"))
+    types = solved("7", asked("f16", "attn_v=cb2", embedding_type="q8_0"))
     assert {types[f"blk.{i}.attn_v.weight"] for i in range(4)} == {"CB2"}
     assert types["token_embd.weight"] == "Q8_0"
 
 
 def test_the_file_is_of_the_type_that_most_weights_have():
-    assert file_type(plan(TENSORS, Rules("cb3"))) == "cb4"  # mostly embeddings
+    assert main_type(plan(TENSORS, asked("cb3"))).name == "cb4"  # mostly embeddings
     assert (
-        file_type(plan(TENSORS, Rules("cb3", embedding_type="q4_k"))) == "cb3"
+        main_type(plan(TENSORS, asked("cb3", embedding_type="q4_k"))).name == "cb3"
     )  # no file is of tensors' q4_k
-    assert file_type(plan(TENSORS[1:], Rules("q8_0"))) == "q8_0"
+    assert main_type(plan(TENSORS[1:], asked("f16", ".=q8_0"))).name == "q8_0"
 
 
 def test_what_is_too_small_is_refused_with_the_range():
@@ -167,7 +176,7 @@ def test_sizes(text, nbytes):
 
 @pytest.mark.parametrize("text", ["400", "M", "-1M", "1e3M", "0M", "400T", "x"])
 def test_no_sizes(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="400M"):
+    with pytest.raises(LutraError, match="400M"):
         Target.parse_size(text)
 
 

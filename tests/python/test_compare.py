@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli_runner import assert_error, lutra, require_built
+from cli_runner import ROOT, assert_error, lutra, require_built
 from gguf import GGUFValueType as T
 from gguf.gguf_writer import GGUFValue
 from gguf_samples import cb_tensor, hf_model, write_gguf
 
 from gguf_tools.inspect import read_info
-from lutra.cli import compare
+from lutra.measure import tables
 from lutra.measure.pareto import Point, frontier
 
 # ---- parts -----------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ def test_the_frontier_is_what_nothing_beats():
     ],
 )
 def test_labels_are_what_differs_in_the_names(files, model, labels):
-    assert compare.names(files) == (model, labels)
+    assert tables.names(files) == (model, labels)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_labels_are_what_differs_in_the_names(files, model, labels):
     ],
 )
 def test_numbers_have_as_many_digits_as_their_error_allows(value, error, shown):
-    assert compare.plus_minus(value, error) == shown
+    assert tables.plus_minus(value, error) == shown
 
 
 def results(**measured) -> dict:
@@ -73,13 +73,13 @@ def results(**measured) -> dict:
 
 def test_the_table_has_what_was_measured():
     size, divergence = results(), results(kld_mean=0.12345, kld_error=0.0021, same_top=81.27)
-    assert compare.table(size).splitlines() == [
+    assert tables.table(size).splitlines() == [
         "| model | size, MiB | bits per weight |",
         "|-------|----------:|----------------:|",
         "| cb3   |       3.0 |            3.31 |",
         "| f16   |      16.0 |           16.00 |",
     ]
-    assert compare.table(divergence).splitlines()[2:] == [
+    assert tables.table(divergence).splitlines()[2:] == [
         "| cb3   |       3.0 |            3.31 | 0.1235 ± 0.0021 |         81.3 % |",
         "| f16   |      16.0 |           16.00 |                 |                |",
     ]
@@ -88,7 +88,7 @@ def test_the_table_has_what_was_measured():
 def test_the_conditions_can_be_published():
     shown = results(tokens=126, ppl=9.0)
     shown["text"] = {"file": "/home/me/t.txt", "ctx": 128, "chunks": 2}
-    assert compare.conditions(shown).splitlines() == [
+    assert tables.conditions(shown).splitlines() == [
         "- text: t.txt, 2 chunks of 128, 126 predicted tokens; KL divergence and same top token against "
         "m-f16.gguf; ± standard error",
         "- f16: lutra convert --seed 0",
@@ -97,10 +97,10 @@ def test_the_conditions_can_be_published():
 
 
 def test_the_picture_leaves_out_what_has_no_place_on_it():
-    divergence, perplexity = compare.panels(results(ppl=9.0, ppl_error=1.0, kld_mean=0.1, kld_error=0.01))
+    divergence, perplexity = tables.panels(results(ppl=9.0, ppl_error=1.0, kld_mean=0.1, kld_error=0.01))
     assert [(p.label, p.size, p.value, p.error) for p in divergence.points] == [("cb3", 3, 0.1, 0.01)]
     assert [(p.label, p.value, p.error) for p in perplexity.points] == [("cb3", 9.0, 0)]
-    assert compare.panels(results(kld_mean=0.0, kld_error=0.0)) == []
+    assert tables.panels(results(kld_mean=0.0, kld_error=0.0)) == []
 
 
 # ---- the command -----------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_without_matplotlib_it_says_so_at_once(tmp_path):
     (tmp_path / "t.txt").write_text("a text")
     done = lutra(
         "compare", "m.gguf", "--text", "t.txt", "--plot", "p.png",
-        cwd=tmp_path, env={"PYTHONPATH": f"{compare.__file__.removesuffix('/lutra/compare.py')}:{tmp_path}"},
+        cwd=tmp_path, env={"PYTHONPATH": f"{ROOT}:{tmp_path}"},
     )  # fmt: skip
     assert_error(done, "matplotlib", "pip install")
 

@@ -11,7 +11,8 @@ import pytest
 from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.sources.open import Source
 from gguf_tools.sources.tensors import SourceTensor, keeps_f32
-from lutra.conversion.calibrate import PRIOR, Statistics, _originals, targets, token_limit
+from lutra.conversion.calibrate import _originals, targets, token_limit
+from lutra.conversion.statistics import PRIOR, Statistics
 
 RNG = np.random.default_rng(0)
 

@@ -1,0 +1,156 @@
+"""The types that a tensor of a converted file can have, and the recipes that spread them over a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+
+from gguf_tools.formats.family import CB_FORMATS, ROWS
+
+# Signal to quantization noise in dB on normally distributed weights (measured, no calibration): what the
+# planner of --target-bpw chooses by. Types that it does not choose from have none.
+_SNR = {"cb2": 12.4, "cb3": 17.4, "cb4": 23.3, "q5_k": 28.8, "q6_k": 35.0, "q8_0": 45.4, "f16": 73.6}
+
+
+@dataclass(frozen=True)
+class Type:
+    """A type as it is asked for, whatever ggml types it is made of.
+
+    ``ids``: ggml type ids by the weights of a block (of a super-block), the largest first. ``bpw``: bits per
+    weight with the largest. ``snr``: dB, see above. ``fallback``: what a tensor becomes whose shape this type
+    cannot hold. ``file_type``: ``general.file_type`` of a file mostly of this type, None if none is said to
+    be.
+    """
+
+    name: str
+    ids: Mapping[int, int] = field(hash=False)
+    bpw: float
+    is_codebook: bool = False
+    snr: float | None = None
+    fallback: Type | None = None
+    file_type: int | None = None
+
+    def id_for(self, shape: tuple[int, ...]) -> int | None:
+        """The ggml type id for a tensor of ``shape`` (..., rows, k); None if it cannot or should not be it.
+
+        A codebook needs strips of 8 rows in every matrix of a stack, and more bytes of rows than of library.
+        """
+        *leading, k = shape
+        for block, type_id in self.ids.items():
+            if k % block == 0 and k:
+                fmt = CB_FORMATS.get(type_id)
+                if fmt and (shape[-2] % ROWS or prod(leading) * fmt.row_bytes(k) < fmt.library_bytes):
+                    return None
+                return type_id
+        return None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _upstream(name: str, fallback: Type | None, file_type: LlamaFileType | None = None) -> Type:
+    kind = GGMLQuantizationType[name.upper()]
+    block, nbytes = GGML_QUANT_SIZES[kind]
+    return Type(
+        name,
+        {block: int(kind)},
+        8 * nbytes / block,
+        snr=_SNR.get(name),
+        fallback=fallback,
+        file_type=None if file_type is None else int(file_type),
+    )
+
+
+_F16 = _upstream("f16", None, LlamaFileType.MOSTLY_F16)
+_Q8_0 = _upstream("q8_0", _F16, LlamaFileType.MOSTLY_Q8_0)
+
+
+def _codebooks() -> list[Type]:
+    """One type for the members that differ in their super-blocks only, named after the largest."""
+    members: dict[tuple[int, int], dict[int, int]] = {}
+    for fmt in sorted(CB_FORMATS.values(), key=lambda f: (-f.sb, f.type)):
+        members.setdefault((fmt.bits, fmt.pair), {})[fmt.sb] = fmt.type
+    types = []
+    for ids in members.values():
+        largest = CB_FORMATS[next(iter(ids.values()))]
+        name = largest.name.lower()
+        types.append(Type(name, ids, largest.bpw, True, _SNR.get(name), _Q8_0, file_type=largest.type))
+    return types
+
+
+_FILE_TYPES = {"q5_k": LlamaFileType.MOSTLY_Q5_K_M, "q6_k": LlamaFileType.MOSTLY_Q6_K}
+_OTHERS = (
+    "q4_0 q4_1 q5_0 q5_1 q2_k q3_k q4_k q5_k q6_k "
+    "iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s iq4_nl iq4_xs"
+)
+
+TYPES: dict[str, Type] = {
+    kind.name: kind
+    for kind in (
+        *_codebooks(),
+        _upstream("f32", None, LlamaFileType.ALL_F32),
+        _F16,
+        _upstream("bf16", None, LlamaFileType.MOSTLY_BF16),
+        _Q8_0,
+        *(_upstream(name, _Q8_0, _FILE_TYPES.get(name)) for name in _OTHERS.split()),
+    )
+}
+FLOATS = frozenset(
+    GGMLQuantizationType[name] for name in ("F32", "F16", "BF16")
+)  # ids of what is not quantized
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the matrices of a file get: ``base``, but for the names that an exception's pattern matches whole.
+
+    The first exception counts. Where its type cannot hold the rows, it is the base again.
+    """
+
+    name: str
+    base: Type
+    exceptions: tuple[tuple[re.Pattern[str], Type], ...] = ()
+
+    @property
+    def is_mix(self) -> bool:
+        """Whether several types are what was asked for, not what a few matrices get besides."""
+        return self.name != self.base.name
+
+    def pure(self) -> Recipe:
+        """The same without exceptions."""
+        return Recipe(self.name, self.base)
+
+    def wanted(self, name: str, k: int) -> Type:
+        """The type for the matrix ``name`` of rows of ``k`` weights, its number of rows not looked at."""
+        for pattern, better in self.exceptions:
+            if pattern.fullmatch(name):
+                return better if better.is_codebook or k % next(iter(better.ids)) == 0 else self.base
+        return self.base
+
+
+def _recipes() -> list[Recipe]:
+    recipes = [Recipe(name, TYPES[name]) for name in ("f32", "f16", "bf16")]
+    # The token embeddings and the output matrix take part in every prediction, so they get more bits. With
+    # cb4 it is what upstream gives the output of its 4-bit types: tiny-chat, tied embeddings, KL divergence
+    # to BF16 (measured): 0.030, with CB4 embeddings 0.044, IQ4_NL 0.042.
+    ends = re.compile(r"token_embd\.weight|output\.weight")
+    better = {"cb2": "cb4", "cb3": "cb4", "cb4": "q6_k"}
+    recipes += [Recipe(name, TYPES[name], ((ends, TYPES[best]),)) for name, best in better.items()]
+    # The mixes give more bits where errors cost most per weight (measured on two models): as many as the
+    # output gets to the values of attention, small matrices, ten times as sensitive as others; a step to the
+    # embeddings, and to the first layer, whose errors pass through all others.
+    most = re.compile(r"output\.weight|blk\.\d+\.attn_v\.weight")
+    more = re.compile(r"token_embd\.weight|blk\.0\..*")
+    step = {"cb2": "cb3", "cb3": "cb4", "cb4": "q5_k"}
+    recipes += [
+        Recipe(f"{name}_m", TYPES[name], ((most, TYPES[best]), (more, TYPES[step[name]])))
+        for name, best in better.items()
+    ]
+    return recipes
+
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _recipes()}

@@ -1,0 +1,175 @@
+"""What a conversion is asked for, as one value that is checked when it is made."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from gguf_tools.errors import LutraError
+from gguf_tools.formats.catalog import RECIPES
+from lutra.conversion.llama_quantize import llama_file_types
+from lutra.conversion.plan import Rules, parse_tensor_type, tensor_type
+from lutra.conversion.text import CALIBRATION_TEXT, read_documents
+from lutra.runtime.threads import default_threads
+
+OPTIONS_KEY = "lutra.convert.options"
+DEFAULT = Path("default")  # as an argument of --calibration: the text that comes along
+
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A size to meet, ``text`` as it was given: bits per weight of all tensors, or bytes of the file."""
+
+    text: str
+    bpw: float | None = None
+    nbytes: int | None = None
+
+    @classmethod
+    def parse_bpw(cls, text: str) -> Target:
+        """From text such as "3.0". Raises LutraError."""
+        try:
+            bpw = float(text)
+        except ValueError:
+            bpw = 0.0
+        if not 0.0 < bpw < math.inf:
+            raise LutraError(f"'{text}' is no number of bits per weight, e.g. 3.0")
+        return cls(text, bpw=bpw)
+
+    @classmethod
+    def parse_size(cls, text: str) -> Target:
+        """From text such as "400M", "1.5G" (powers of ten) or "400MiB" (powers of two). Raises LutraError."""
+        found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([KMG]I?)B?", text.upper())
+        if not found or not (nbytes := int(float(found[1]) * _UNITS[found[2]])):
+            raise LutraError(f"'{text}' is no size, e.g. 400M, 1.5G or 400MiB")
+        return cls(text, nbytes=nbytes)
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line."""
+        return "--target-bpw" if self.bpw else "--target-size"
+
+    def __str__(self) -> str:
+        """For the name of a file."""
+        return f"{self.text}bpw" if self.bpw else self.text
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """How to convert a model; the options of ``lutra convert`` have the same meaning.
+
+    Either ``type`` (a type of Lutra's or of llama-quantize, lower case) or ``target`` is given.
+    ``tensor_types`` are "REGEX=TYPE", the first that matches a name counts. ``imatrix``: a file of
+    llama-imatrix. ``calibration``: a text file; without one, and without ``imatrix``, codebooks are
+    calibrated with the text that comes along, unless ``calibrate`` is False. ``cluster``: the address of a
+    Dask scheduler. ``threads`` default to the fast cores.
+
+    Raises LutraError, naming the option of the command line, for what cannot be: no source is needed to know.
+    """
+
+    type: str | None = None
+    target: Target | None = None
+    pure: bool = False
+    tensor_types: Sequence[str] = ()
+    output_type: str | None = None
+    embedding_type: str | None = None
+    imatrix: Path | None = None
+    calibration: Path | None = None
+    calibrate: bool = True
+    tune: bool = False
+    seed: int = 0
+    threads: int = field(default_factory=default_threads)
+    cluster: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.type is None) == (self.target is None):
+            raise LutraError("a conversion needs a type or a target, one of the two")
+        if not self.calibrate and (self.imatrix or self.calibration):
+            option = "--imatrix" if self.imatrix else "--calibration"
+            raise LutraError(f"{option} and --no-calibration contradict each other; drop one of them")
+        if self.pure and (self.target or (self.type in RECIPES and RECIPES[self.type].is_mix)):
+            several = self.target.option if self.target else f"--type {self.type}"
+            raise LutraError(f"--pure gives every matrix one --type, {several} several; drop one of them")
+        if not self.is_own and self.type not in (types := llama_file_types()):
+            choice = ", ".join(dict.fromkeys((*RECIPES, *types)))
+            raise LutraError(f"'{self.type}' is no type; choose one of {choice}")
+        _ = self.rules  # its types and patterns
+        if self.threads < 1:
+            raise LutraError(f"{self.threads} threads cannot convert anything; give a positive number")
+        for path in (self.imatrix, self.calibration):
+            if path and path != DEFAULT and not path.is_file():
+                raise LutraError(f"{path}: no such file")
+        if self.calibration_text:
+            for _ in read_documents(self.calibration_text):
+                pass  # only whether it can be read
+        if self.tune:
+            if not self.calibration_text:
+                raise LutraError(
+                    f"--tune needs codebooks and a text: a type of cb2 to cb4, --calibration {DEFAULT}"
+                )
+            from lutra.conversion.tune import require_torch
+
+            require_torch()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether Lutra makes the file; llama-quantize makes the others."""
+        return self.target is not None or self.type in RECIPES
+
+    @cached_property
+    def rules(self) -> Rules:
+        """Which types tensors get, but for those that a target decides."""
+        recipe = RECIPES[self.type if self.type in RECIPES else "f16"]
+        return Rules(
+            recipe.pure() if self.pure else recipe,
+            tensor_types=tuple(parse_tensor_type(text) for text in self.tensor_types),
+            output_type=tensor_type(self.output_type) if self.output_type else None,
+            embedding_type=tensor_type(self.embedding_type) if self.embedding_type else None,
+        )
+
+    @cached_property
+    def calibration_text(self) -> Path | None:
+        """The text that codebooks are calibrated with; None without calibration or without codebooks."""
+        if not self.is_own or not (self.target or self.rules.may_have_codebooks) or not self.calibrate:
+            return None
+        if self.calibration == DEFAULT or not (self.calibration or self.imatrix):
+            return CALIBRATION_TEXT
+        return self.calibration
+
+    def record(self, *, calibrated: bool = True) -> str:
+        """The options that decide what is in the file, as on a command line; paths as bare names, no threads.
+
+        ``calibrated``: whether there were codebooks that the text served for.
+        """
+        words = [self.target.option, self.target.text] if self.target else ["--type", str(self.type)]
+        words += ["--seed", str(self.seed)]
+        words += ["--imatrix", self.imatrix.name] if self.imatrix else []
+        if self.calibration_text and calibrated:
+            words += [
+                "--calibration",
+                str(DEFAULT if self.calibration_text == CALIBRATION_TEXT else self.calibration_text.name),
+            ]
+        words += [] if self.calibrate else ["--no-calibration"]
+        words += ["--tune"] if self.tune else []
+        return shlex.join(words + self.llama_words())
+
+    def llama_words(self) -> list[str]:
+        """The options that llama-quantize has too, under the same names."""
+        words = ["--pure"] if self.pure else []
+        for text in self.tensor_types:
+            words += ["--tensor-type", text]
+        words += ["--output-tensor-type", self.output_type] if self.output_type else []
+        words += ["--token-embedding-type", self.embedding_type] if self.embedding_type else []
+        return words
+
+
+def source_name(source: str) -> str:
+    """Name of the model in a source: the last part without .gguf and without a float type's suffix."""
+    name = Path(source).resolve().name.removesuffix(".gguf")
+    return re.sub(r"[-.](f32|f16|bf16)$", "", name, flags=re.IGNORECASE)

@@ -1,0 +1,306 @@
+"""``lutra.convert``: from a source to a file, by ourselves or, for upstream's types, with llama-quantize."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isnan, log10, nan
+from pathlib import Path
+
+from gguf import GGUFValueType
+from gguf.gguf_writer import GGUFValue
+
+from gguf_tools.errors import LutraError
+from gguf_tools.formats.catalog import RECIPES
+from gguf_tools.inspect import read_info
+from gguf_tools.reader import type_name
+from gguf_tools.sources.open import open_source
+from gguf_tools.sources.tensors import Source
+from gguf_tools.writer import require_replaceable
+from lutra.console import progress, say, warn
+from lutra.conversion import llama_quantize, tune, workdir
+from lutra.conversion.budget import plan_within
+from lutra.conversion.calibrate import calibrate, matmul_order, token_limit
+from lutra.conversion.encode import Matrix, codebook
+from lutra.conversion.jobs import Jobs
+from lutra.conversion.options import OPTIONS_KEY, ConversionOptions
+from lutra.conversion.output import metadata, require_space, temporary, write, write_floats
+from lutra.conversion.plan import Planned, Rules, describe, is_tied, plan
+from lutra.conversion.text import read_pieces
+from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
+from lutra.conversion.workdir import WorkDirectory
+from lutra.runtime.model import Model
+
+UNCALIBRATED_KEY = (
+    "lutra.convert.uncalibrated"  # names of codebook tensors that the calibration did not reach
+)
+
+
+@dataclass(frozen=True)
+class ConvertedTensor:
+    """What became of a tensor. ``loss``, if calibrated: the squared error of its outputs relative to them."""
+
+    name: str
+    type: str
+    weights: int
+    bytes: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A file that was made: its size in bytes, and bits per weight over all tensors."""
+
+    path: Path
+    bytes: int
+    bpw: float
+    tensors: tuple[ConvertedTensor, ...]
+
+    def report(self) -> dict[str, object]:
+        """For JSON: what ``lutra convert --report`` writes."""
+        return {"tensors": [asdict(tensor) for tensor in self.tensors]}
+
+
+def convert(source: str | Path, options: ConversionOptions, output: str | Path) -> Result:
+    """Convert a model to a GGUF.
+
+    ``source`` is a Hugging Face directory or id, or a GGUF of F32, F16, BF16 or Q8_0. Nothing is left at
+    ``output`` when it fails; finished codebooks are kept beside it, and the same call goes on from there.
+    Progress goes to standard error. Raises LutraError with the cause and the next step.
+    """
+    source, output = str(source), Path(output)
+    require_writable(output, source)
+    losses: Mapping[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_source(source))
+        if options.is_own:
+            planned, description = _plan(opened, options, output)
+            if description:
+                print(description, file=sys.stderr)
+            losses = _convert_own(opened, planned, options, output)
+        else:
+            gguf = stack.enter_context(_float_gguf(opened, options, output))
+            result = stack.enter_context(temporary(output, "result"))
+            words = _llama_words(opened, options)
+            kind = str(options.type)
+            llama_quantize.quantize(gguf, result, kind, words, options.threads, len(opened.tensors))
+            result.replace(require_replaceable(output))
+    info = read_info(output)
+    tensors = tuple(
+        ConvertedTensor(t.name, type_name(t.type), t.weights, t.nbytes, losses.get(t.name))
+        for t in info.tensors
+    )
+    return Result(output, info.bytes, info.bpw, tensors)
+
+
+def preview(source: str | Path, options: ConversionOptions, output: str | Path) -> str:
+    """What ``convert`` would make, as a table; nothing is written but a temporary file beside ``output``."""
+    source, output = str(source), Path(output)
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_source(source))
+        if options.is_own:
+            planned, description = _plan(opened, options, output)
+            read_importance(planned, options.imatrix)
+            calibrated = options.calibration_text is not None
+            return "\n".join(filter(None, (description, describe(planned, options.threads, calibrated))))
+        gguf = stack.enter_context(_float_gguf(opened, options, output))
+        return llama_quantize.preview(gguf, str(options.type), _llama_words(opened, options))
+
+
+def require_writable(output: Path, source: str) -> None:
+    """Raise LutraError when ``output`` cannot become the file, before any work."""
+    if output.exists() and Path(source).exists() and output.samefile(source):
+        raise LutraError(f"{output}: would overwrite the source; choose another output with -o")
+    require_replaceable(output)
+
+
+# ---- upstream's types ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _float_gguf(source: Source, options: ConversionOptions, output: Path) -> Iterator[Path]:
+    """The source if it is a GGUF, else a temporary one with no precision lost."""
+    if source.path.is_file():
+        yield source.path
+        return
+    stored = {tensor.dtype for tensor in source.tensors if not tensor.keeps_f32}
+    kind = "f32" if "F32" in stored else "bf16" if "BF16" in stored else "f16"
+    with temporary(output, "source") as path:
+        write_floats(path, source, kind, options.threads, options.record())
+        yield path
+
+
+def _llama_words(source: Source, options: ConversionOptions) -> list[str]:
+    requantize = any(tensor.dtype == "Q8_0" for tensor in source.tensors)
+    keys = {OPTIONS_KEY: options.record()}
+    return llama_quantize.arguments(options.llama_words(), options.imatrix, keys, requantize)
+
+
+# ---- our own types -------------------------------------------------------------------------
+
+
+def _plan(source: Source, options: ConversionOptions, output: Path) -> tuple[list[Planned], str]:
+    """The type of every tensor and, if a target asks for it, a description of what was measured."""
+    if options.tune:
+        tune.require(source)
+    rules, description = plan_within(source, options, output) if options.target else (options.rules, "")
+    return plan(source.tensors, rules), description
+
+
+def _convert_own(
+    source: Source, planned: Sequence[Planned], options: ConversionOptions, output: Path
+) -> Mapping[str, float]:
+    """Write ``output``; returns the losses of calibrated tensors by name."""
+    importance = read_importance(planned, options.imatrix)
+    codebooks = [p for p in planned if p.fmt]
+    file_type = None if options.target else RECIPES[str(options.type)].base.file_type
+    if not codebooks:
+        values = metadata(source, planned, options.record(calibrated=False), file_type)
+        write(output, source, planned, values, options.threads, importance)
+        return {}
+    with WorkDirectory(output, fingerprint(source, planned, options)) as work:
+        jobs = Jobs(options.threads, options.cluster)
+        if options.calibration_text:
+            _calibrate(work, source, codebooks, options, jobs, output)
+        _encode(work, planned, codebooks, importance, options, jobs, output)
+        losses = {p.name: work.load(p.name)[1] for p in codebooks}
+        uncalibrated = [p for p in codebooks if isnan(losses[p.name])]
+        values = metadata(source, planned, options.record(), file_type)
+        if options.calibration_text and uncalibrated:
+            _note_uncalibrated(uncalibrated, values, options)
+        warn_uncovered([p for p in planned if isnan(losses.get(p.name, nan))], options.imatrix, importance)
+        if options.tune:
+            untuned = work.path / "untuned.gguf"
+            write(untuned, source, planned, values, options.threads, importance, work)
+            _tune(untuned, source, options, output)
+        else:
+            write(output, source, planned, values, options.threads, importance, work)
+    return {name: loss for name, loss in losses.items() if not isnan(loss)}
+
+
+def _encode(
+    work: WorkDirectory,
+    planned: Sequence[Planned],
+    codebooks: Sequence[Planned],
+    importance: Importance,
+    options: ConversionOptions,
+    jobs: Jobs,
+    output: Path,
+) -> None:
+    """Finish in ``work`` what calibration has left of ``codebooks``."""
+    left = [p for p in codebooks if p.name not in work]
+    require_space(output, sum(p.nbytes for p in (*planned, *left)))
+    arguments = ((p.name, Matrix.of(p), p.fmt, importance.get(p.name), options.seed) for p in left)
+    with progress(sum(p.weights for p in left), "w") as bar:
+        for p, parts in zip(left, jobs.run(codebook, arguments), strict=True):
+            work.save(p.name, parts, loss=nan)
+            bar.set_postfix_str(p.name)
+            bar.update(p.weights)
+
+
+def _calibrate(
+    work: WorkDirectory,
+    source: Source,
+    codebooks: Sequence[Planned],
+    options: ConversionOptions,
+    jobs: Jobs,
+    output: Path,
+) -> None:
+    """Finish in ``work`` what the model multiplies by. Raises LutraError when it cannot be computed."""
+    assert options.calibration_text
+    planned = {p.name: p for p in codebooks}
+    if all(name in work for name in planned):
+        return
+    model = _f16_model(work, source, codebooks, options, output)
+    try:
+        tokenizer = Model(model, threads=1, n_ctx=32, weights=False)
+        groups = matmul_order(model, set(planned), tokenizer.tokenize("The graph in short."), options.threads)
+    except LutraError as error:
+        raise LutraError(
+            f"the model cannot be calibrated: {error}; --no-calibration quantizes it without"
+        ) from None
+    if not groups:
+        names = ", ".join(planned)
+        raise LutraError(
+            f"nothing to calibrate, the model does not multiply by {names}; add --no-calibration"
+        )
+    pieces = read_pieces(options.calibration_text, tokenizer, token_limit(source))
+    say(f"calibrating with {sum(map(len, pieces))} tokens of {options.calibration_text}")
+    left = [name for group in groups for name in group if name not in work]
+    started = time.monotonic()
+    with progress(sum(planned[name].weights for group in groups for name in group), "w") as bar:
+        for p in calibrate(
+            model, groups, planned, pieces, work, jobs,
+            tied=is_tied(source.tensors), seed=options.seed, threads=options.threads,
+        ):  # fmt: skip
+            bar.set_postfix_str(f"{p.name} {_decibel(work.load(p.name)[1])}")
+            bar.update(p.weights)
+    weights, seconds = sum(planned[name].weights for name in left), time.monotonic() - started
+    say(
+        f"calibrated {weights / 1e6:.1f} M weights in {seconds:.0f} s, "
+        f"{weights / 1e6 / seconds:.2f} M weights/s"
+    )
+    if model.parent == work.path:
+        model.unlink()
+
+
+def _decibel(loss: float) -> str:
+    """A loss relative to the signal as its signal-to-noise ratio."""
+    return f"{-10 * log10(loss):.1f} dB" if loss else "exact"
+
+
+def _f16_model(
+    work: WorkDirectory,
+    source: Source,
+    codebooks: Sequence[Planned],
+    options: ConversionOptions,
+    output: Path,
+) -> Path:
+    """The model as a GGUF of F16 matrices: the source itself if it is one, else a copy in ``work``."""
+    matrices = (t for t in source.tensors if not t.keeps_f32)
+    if source.path.is_file() and all(t.dtype == "F16" for t in matrices):
+        return source.path
+    model = work.path / "f16.gguf"
+    if not model.exists():
+        copies = plan(source.tensors, Rules(RECIPES["f16"]))
+        require_space(output, sum(p.nbytes for p in (*copies, *codebooks)))
+        write_floats(model, source, "f16", options.threads, options.record())
+    return model
+
+
+def _note_uncalibrated(
+    uncalibrated: Sequence[Planned], values: dict[str, GGUFValue], options: ConversionOptions
+) -> None:
+    """Say, here and in the file, which codebooks the calibration did not reach."""
+    names = [p.name for p in uncalibrated]
+    instead = f"with {options.imatrix}" if options.imatrix else "without importance"
+    warn(
+        f"not calibrated, the model does not multiply by them: {', '.join(names)}; "
+        f"quantized {instead} instead"
+    )
+    values[UNCALIBRATED_KEY] = GGUFValue(names, GGUFValueType.ARRAY, GGUFValueType.STRING)
+
+
+def _tune(untuned: Path, source: Source, options: ConversionOptions, output: Path) -> None:
+    """Write ``output`` as ``untuned`` with what is continuous in it tuned on the predictions."""
+    assert options.calibration_text
+    tokenizer = Model(untuned, threads=1, n_ctx=32, weights=False)
+    pieces = read_pieces(options.calibration_text, tokenizer, tune.TOKENS)
+    say(f"tuning with {sum(map(len, pieces))} tokens of {options.calibration_text}")
+    tune.tune(untuned, source, output, pieces, seed=options.seed, threads=options.threads)
+
+
+def fingerprint(source: Source, planned: Sequence[Planned], options: ConversionOptions) -> dict[str, object]:
+    """What the bytes of a codebook tensor depend on."""
+    return {
+        "source": workdir.source_files(source),
+        "types": [(p.name, p.type_name) for p in planned if p.fmt],
+        "seed": options.seed,
+        "calibration text": workdir.file_digest(options.calibration_text),
+        "importance matrix": workdir.file_digest(options.imatrix),
+        "version of lutra or numpy": workdir.software(),
+        "CPU": workdir.cpu(),
+    }

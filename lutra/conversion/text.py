@@ -1,0 +1,85 @@
+"""The text that a model computes while it is calibrated, measured or tuned: sequences of tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gguf_tools.errors import LutraError
+from lutra.console import warn
+from lutra.runtime.paths import CALIBRATION_TEXT
+
+if TYPE_CHECKING:
+    from lutra.runtime.model import Model
+    from lutra.runtime.template import Message
+
+__all__ = ["CALIBRATION_TEXT", "PIECE", "TOKENS", "read_documents", "read_pieces"]
+
+PIECE = 256  # tokens of a sequence
+TOKENS = 16384  # calibration tokens, at most
+
+
+def read_pieces(path: Path, model: Model, limit: int) -> list[list[int]]:
+    """The calibration text as sequences of PIECE tokens, spread evenly over it if it has more than ``limit``.
+
+    ``model`` tokenizes.
+    JSON lines hold {"text": ...} or {"messages": [...]} (through the model's chat template, if it has one
+    that works); any other file is one text. Raises LutraError when there is less than one sequence.
+    """
+    documents = list(read_documents(path))
+    render = _renderer(model, documents)
+    tokens = [token for document in documents for token in model.tokenize(render(document))]
+    if len(tokens) < PIECE:
+        raise LutraError(f"{path}: {len(tokens)} tokens; calibration needs {PIECE}, better {TOKENS}")
+    # The last sequence of a short text overlaps the one before it, so that all of the text is used.
+    count = min(limit // PIECE, -(-len(tokens) // PIECE))
+    starts = np.linspace(0, len(tokens) - PIECE, count).astype(int)
+    return [tokens[start : start + PIECE] for start in starts]
+
+
+def read_documents(path: Path) -> Iterator[str | list[Message]]:
+    """Texts and conversations of a calibration text. Raises LutraError naming the line that is neither."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LutraError(f"{path}: cannot be read as a UTF-8 text: {error}") from None
+    if path.suffix != ".jsonl":
+        yield text
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            document = entry["text"] if "text" in entry else entry["messages"]
+            if not isinstance(document, str) and not all(
+                isinstance(message["role"], str) and isinstance(message["content"], str)
+                for message in document
+            ):
+                raise TypeError
+            yield document
+        except (ValueError, KeyError, TypeError):
+            raise LutraError(f'{path}:{number}: needs {{"text": ...}} or {{"messages": [...]}}') from None
+
+
+def _renderer(model: Model, documents: Sequence[str | list[Message]]) -> Callable[[str | list[Message]], str]:
+    """How documents become text: conversations through the model's template, or as plain lines."""
+    from lutra.runtime.template import ChatTemplate
+
+    template = ChatTemplate.of(model) if model.chat_template else None
+
+    def render(document: str | list[Message]) -> str:
+        if isinstance(document, str):
+            return document
+        if template:
+            return template.render(document, prompt=False)
+        return "\n".join(message["content"] for message in document)
+
+    try:
+        list(map(render, documents))
+    except LutraError as error:
+        warn(f"{error}; dialogues of the calibration text are taken as plain lines")
+        template = None
+    return render

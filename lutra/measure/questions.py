@@ -1,0 +1,76 @@
+"""Questions with exact answers: how many of them a model gets right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+from gguf_tools.errors import LutraError
+from lutra.console import progress
+from lutra.runtime.model import Model, Sampler
+from lutra.runtime.probe import require_loadable
+from lutra.runtime.template import ChatTemplate
+
+QUESTION_CTX = 1024  # tokens of a question and its answer
+
+
+def read_questions(path: Path) -> list[tuple[str, str]]:
+    """(question, answer) of each line. Raises LutraError naming the line that is wrong."""
+    questions = []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise LutraError(f"{path}: not a UTF-8 text; --questions needs JSON lines") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            questions.append((str(entry["question"]), str(entry["answer"])))
+        except (ValueError, KeyError, TypeError):
+            raise LutraError(f'{path}:{number}: needs {{"question": ..., "answer": ...}}') from None
+    if not questions:
+        raise LutraError(f"{path}: no questions in the file")
+    return questions
+
+
+def ask(file: Path, questions: Sequence[tuple[str, str]], threads: int) -> dict[str, int]:
+    """Greedy answers to ``questions``; how many are exactly right.
+
+    Each thread has a context of its own and answers alone: small models spend most of a token's time
+    waiting for each other's threads otherwise.
+    """
+    require_loadable(file)
+    models = [Model(file, threads=1, n_ctx=QUESTION_CTX) for _ in range(min(threads, len(questions)))]
+    template = ChatTemplate.of(models[0])
+    free: SimpleQueue[Model] = SimpleQueue()
+    for model in models:
+        free.put(model)
+
+    def is_exact(question: str, answer: str) -> bool:
+        model = free.get()
+        try:
+            prompt = model.tokenize(template.render([{"role": "user", "content": question}]))
+            said = ""
+            for text in model.text(model.generate(prompt, Sampler(0))):
+                said += text
+                # It can only become right while it is the beginning of what is right.
+                if not answer.strip().startswith(said.strip()):
+                    break
+            return said.strip() == answer.strip()
+        finally:
+            free.put(model)
+
+    exact = 0
+    with ThreadPoolExecutor(len(models)) as pool, progress(len(questions), "question") as bar:
+        try:
+            for right in pool.map(is_exact, *zip(*questions, strict=True)):
+                exact += right
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {"exact": exact, "total": len(questions)}

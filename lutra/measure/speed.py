@@ -1,0 +1,33 @@
+"""Tokens per second, by llama-bench (unmodified)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gguf_tools.errors import LutraError
+from lutra.console import progress
+from lutra.runtime.probe import require_loadable
+from lutra.runtime.tools import failure, run_tool
+
+PROMPT, GENERATED, RUNS = 512, 128, 5  # of ``speed``: llama-bench's own defaults
+
+
+def speed(model: Path, threads: int) -> dict[str, float]:
+    """Tokens per second, mean and standard deviation of ``RUNS`` runs.
+
+    ``prompt_tps``, ``prompt_sd``: of a prompt of ``PROMPT`` tokens; ``generation_tps``, ``generation_sd``: of
+    ``GENERATED`` tokens one by one.
+    """
+    command = ["-m", str(require_loadable(model)), "-t", str(threads), "-o", "jsonl", "--progress"]
+    command += ["-p", str(PROMPT), "-n", str(GENERATED), "-r", str(RUNS)]
+    with progress(2 * (1 + RUNS), "run", "speed") as bar:  # one run each to warm up
+        output = run_tool("llama-bench", command, lambda text: bar.update(text.count(" run")))
+    records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    if len(records) != 2:
+        raise LutraError(f"{model}: llama-bench: {failure(output, 0)}")
+    return {
+        f"{name}_{unit}": record[key]
+        for name, record in zip(("prompt", "generation"), records, strict=True)
+        for unit, key in (("tps", "avg_ts"), ("sd", "stddev_ts"))
+    }
