@@ -96,6 +96,10 @@ class ConversionOptions:
         if self.pure and (self.target or (self.type in RECIPES and RECIPES[self.type].is_mix)):
             several = self.target.option if self.target else f"--type {self.type}"
             raise LutraError(f"--pure gives every matrix one --type, {several} several; drop one of them")
+        if self.tune and not self.calibration_text:
+            raise LutraError(
+                f"--tune needs codebooks and a text: a type of cb2 to cb4, --calibration {DEFAULT}"
+            )
         if not self.is_own and self.type not in (types := llama_file_types()):
             choice = ", ".join(dict.fromkeys((*RECIPES, *types)))
             raise LutraError(f"'{self.type}' is no type; choose one of {choice}")
@@ -109,10 +113,6 @@ class ConversionOptions:
             for _ in read_documents(self.calibration_text):
                 pass  # only whether it can be read
         if self.tune:
-            if not self.calibration_text:
-                raise LutraError(
-                    f"--tune needs codebooks and a text: a type of cb2 to cb4, --calibration {DEFAULT}"
-                )
             from lutra.conversion.tune import require_torch
 
             require_torch()
