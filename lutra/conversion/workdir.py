@@ -193,8 +193,10 @@ def software() -> list[Any]:
     packages = (Path(module.__path__[0]) for module in (gguf_tools, lutra, pyquant))
     for path in sorted([*lib_dir().glob("*.so"), *(file for p in packages for file in p.rglob("*.py"))]):
         digest.update(path.read_bytes())
-    libraries = (info for info in threadpool_info() if info["user_api"] == "blas")
-    blas = sorted((info["internal_api"], info["version"], info.get("architecture")) for info in libraries)
+    loaded = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    # numpy's own lies in numpy.libs; other packages of this process may have brought theirs.
+    own = [info for info in loaded if info["filepath"].startswith(str(Path(np.__file__).parent))]
+    blas = sorted((info["internal_api"], info["version"], info.get("architecture")) for info in own or loaded)
     return [digest.hexdigest(), np.__version__, blas]
 
 
