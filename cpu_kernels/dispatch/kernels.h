@@ -1,6 +1,7 @@
-// Every kernel of Lutra, one row each: ROW(op, SET, type, function). A row declares the function and,
-// where its set is compiled in, registers it; its file is <set>/<function>.c. README.md has the same
-// table with comments, and scripts/check_kernels holds files, rows and README together.
+// SPDX-License-Identifier: MIT
+// Written by cpu_kernels/formats/generate.py from cb.toml; do not edit.
+// Every kernel of Lutra, one row each: ROW(op, SET, type, function). A row declares the function
+// and, where its set is compiled in, registers it; <set>/<op>.c defines it.
 #ifndef LUTRA_DISPATCH_KERNELS_H
 #define LUTRA_DISPATCH_KERNELS_H
 
@@ -178,6 +179,25 @@
     ROW(gemm,       SVE256, LUTRA_TYPE_CB2_64, lutra_gemm_cb2_64_8x24_sve256) \
     ROW(gemm,       SVE256, LUTRA_TYPE_CB3_64, lutra_gemm_cb3_64_8x24_sve256) \
     ROW(gemm,       SVE256, LUTRA_TYPE_CB4_64, lutra_gemm_cb4_64_8x24_sve256)
+
+// Those of this build.
+#if defined(__x86_64__)
+#define LUTRA_KERNELS(ROW) \
+    LUTRA_KERNELS_REF(ROW) \
+    LUTRA_KERNELS_AVX2(ROW) \
+    LUTRA_KERNELS_AVX2_VNNI(ROW) \
+    LUTRA_KERNELS_AVX512(ROW)
+#elif defined(__aarch64__)
+#define LUTRA_KERNELS(ROW) \
+    LUTRA_KERNELS_REF(ROW) \
+    LUTRA_KERNELS_NEON(ROW) \
+    LUTRA_KERNELS_NEON_DOTPROD(ROW) \
+    LUTRA_KERNELS_NEON_I8MM(ROW) \
+    LUTRA_KERNELS_SVE256(ROW)
+#else
+#define LUTRA_KERNELS(ROW) \
+    LUTRA_KERNELS_REF(ROW)
+#endif
 // clang-format on
 
 #define LUTRA_DECLARE(op, set, type, function) lutra_##op##_fn function;

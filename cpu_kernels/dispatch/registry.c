@@ -17,17 +17,7 @@
 
 static const struct lutra_kernel kernels[] = {
     // clang-format off
-    LUTRA_KERNELS_REF(REGISTER)
-#if defined(__x86_64__)
-    LUTRA_KERNELS_AVX2(REGISTER)
-    LUTRA_KERNELS_AVX2_VNNI(REGISTER)
-    LUTRA_KERNELS_AVX512(REGISTER)
-#elif defined(__aarch64__)
-    LUTRA_KERNELS_NEON(REGISTER)
-    LUTRA_KERNELS_NEON_DOTPROD(REGISTER)
-    LUTRA_KERNELS_NEON_I8MM(REGISTER)
-    LUTRA_KERNELS_SVE256(REGISTER)
-#endif
+    LUTRA_KERNELS(REGISTER)
     // clang-format on
 };
 enum { KERNELS = sizeof(kernels) / sizeof(kernels[0]) };

@@ -1,13 +1,10 @@
-// The ggml types of the CB family, and the other members that the reference knows.
+// The ggml types of the CB family, found by id and by name.
 #include "../include/lutra_kernels.h"
 
 #include <string.h>
 
-static const struct lutra_cb_format formats[] = {
-    {"CB2", LUTRA_TYPE_CB2, 4, 2, 256},      {"CB3", LUTRA_TYPE_CB3, 3, 1, 256},
-    {"CB4", LUTRA_TYPE_CB4, 4, 1, 256},      {"CB2_64", LUTRA_TYPE_CB2_64, 4, 2, 64},
-    {"CB3_64", LUTRA_TYPE_CB3_64, 3, 1, 64}, {"CB4_64", LUTRA_TYPE_CB4_64, 4, 1, 64},
-};
+#define ROW(NAME, name, bits, pair, sb) {#NAME, LUTRA_TYPE_##NAME, bits, pair, sb},
+static const struct lutra_cb_format formats[] = {LUTRA_CB_TYPES(ROW)};
 enum { FORMATS = sizeof(formats) / sizeof(formats[0]) };
 
 const struct lutra_cb_format *lutra_cb_format_of_type(int32_t type) {

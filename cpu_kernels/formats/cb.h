@@ -1,7 +1,7 @@
 // The CB family: codebook weights, one selector byte per group, one library per tensor.
 // This header is the definition of the format (version 1); docs/FORMAT.md explains it in prose.
 //
-//     w[k] = d * table[selector][code]           one weight per code (CB3, CB4, ...)
+//     w[k] = d * table[selector][code]           one weight per code (CB3, CB4)
 //     w[k], w[k+16] = d * table[selector][code]  a pair of weights per code (CB2)
 //
 //   group        32 consecutive weights of a row, one selector byte
@@ -14,13 +14,7 @@
 //
 //     b/p + 8/32 + 16/super_block
 //
-//     type    b  p  SB   bpw     strip-super-block   library
-//     CB2     4  2  256  2.3125   592 B              8 KiB
-//     CB3     3  1  256  3.3125   848 B              2 KiB
-//     CB4     4  1  256  4.3125  1104 B              4 KiB
-//     CB2_64  4  2   64  2.5      160 B              8 KiB
-//     CB3_64  3  1   64  3.5      224 B              2 KiB
-//     CB4_64  4  1   64  4.5      288 B              4 KiB
+// cb_types.h lists the types and their sizes.
 //
 // A tensor of R rows x K columns (R a multiple of 8, K of the super-block; the row counts of all
 // higher dimensions multiplied into R) is stored as
@@ -34,38 +28,23 @@
 // has two (weights j and 16+j), with pairs it has one (code j stands for weights j and 16+j).
 // The lane vectors of a chunk are numbered row by row, in a row group by group, in a group half
 // by half. Each LANES of them share VECTORS vectors of 16 bytes; byte j of the vectors holds code
-// j of the lane vectors. Which bit goes where is the only thing that depends on b:
+// j of the lane vectors. Which bit goes where is the only thing that depends on b; cb_types.h has the
+// pictures. The bits of one lane vector, vector by vector from bit 0 up, are the bits of its codes.
 //
-//   b = 4   2 lane vectors in 1 vector         bit 7 6 5 4 3 2 1 0
-//                                           V0     1 1 1 1 0 0 0 0
+//   b = 4   CB4: byte j of a vector = weight j (low nibble) and 16+j (high) of one group of one row.
+//           CB2: byte j = pair j of group 0 (low nibble) and of group 1 (high) of one row.
 //
-//       CB4: byte j of a vector = weight j (low nibble) and 16+j (high) of one group of one row.
-//       CB2: byte j = pair j of group 0 (low nibble) and of group 1 (high) of one row.
-//
-//   b = 3   8 lane vectors in 3 vectors        bit 7 6 5 4 3 2 1 0
-//                                           V0     1 1 1 7 0 0 0 6
-//                                           V1     3 3 7 3 2 2 6 2
-//                                           V2     5 7 5 5 4 6 4 4
-//
-//       Vector i donates bit i of each nibble to lane vectors 6 and 7, so that
-//       (V0 & 0x11) | (V1 & 0x22) | (V2 & 0x44) is their nibble pair: no shift. A nibble of vector
-//       i is used as a table index as it is, with a table expanded to 16 entries in which bit i
-//       does not matter. One period is 2 rows x 64 weights:
-//       V0 = row 0 group 0, V1 = row 0 group 1, V2 = row 1 group 0, the rest = row 1 group 1.
-//
-//   Further members of the family (reference only, no ggml type yet):
-//
-//   b = 1   8 in 1   V0 7 6 5 4 3 2 1 0      b = 2   4 in 1   V0 3 3 2 2 1 1 0 0
-//
-//   b = 5   8 in 5   V0 1 1 1 1 0 0 0 0      b = 6   4 in 3   V0 1 1 1 1 0 0 0 0
-//                    V1 3 3 3 3 2 2 2 2                       V1 3 3 3 3 2 2 2 2
-//                    V2 5 5 5 5 4 4 4 4                       V2 3 3 1 1 2 2 0 0  (bits 4, 5)
-//                    V3 7 7 7 7 6 6 6 6
-//                    V4 7 6 5 4 3 2 1 0  (bit 4)
+//   b = 3   Vector i donates bit i of each nibble to lane vectors 6 and 7, so that
+//           (V0 & 0x11) | (V1 & 0x22) | (V2 & 0x44) is their nibble pair: no shift. A nibble of vector
+//           i is used as a table index as it is, with a table expanded to 16 entries in which bit i
+//           does not matter. CB3: one period is 2 rows x 64 weights:
+//           V0 = row 0 group 0, V1 = row 0 group 1, V2 = row 1 group 0, the rest = row 1 group 1.
 //
 // The library: 256 tables; table t has p vectors of 2^b entries, `entry[t][weight of the pair][code]`.
 #ifndef LUTRA_FORMATS_CB_H
 #define LUTRA_FORMATS_CB_H
+
+#include "cb_types.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -80,16 +59,6 @@ enum {
     LUTRA_TABLES = 256 // tables per library
 };
 
-// ggml type ids: 400 + b/p for super-blocks of 256, 420 + b/p for super-blocks of 64.
-enum lutra_type {
-    LUTRA_TYPE_CB2 = 402,
-    LUTRA_TYPE_CB3 = 403,
-    LUTRA_TYPE_CB4 = 404,
-    LUTRA_TYPE_CB2_64 = 422,
-    LUTRA_TYPE_CB3_64 = 423,
-    LUTRA_TYPE_CB4_64 = 424,
-};
-
 // Parameters of one member of the family; every size follows from these four numbers.
 struct lutra_cb_format {
     const char *name; // "CB4"
@@ -98,39 +67,6 @@ struct lutra_cb_format {
     int32_t pair;     // p: weights per code, 1 or 2
     int32_t sb;       // weights per super-block, 256 or 64
 };
-
-struct lutra_cb2_chunk {
-    uint8_t selector[8][2];
-    uint8_t codes[8][16]; // [row][j]
-};
-
-struct lutra_cb3_chunk {
-    uint8_t selector[8][2];
-    uint8_t codes[4][3][16]; // [row pair][vector][j]
-};
-
-struct lutra_cb4_chunk {
-    uint8_t selector[8][2];
-    uint8_t codes[8][2][16]; // [row][group][j]
-};
-
-// clang-format off
-struct lutra_cb2    { uint16_t d[8]; struct lutra_cb2_chunk chunk[4]; };
-struct lutra_cb3    { uint16_t d[8]; struct lutra_cb3_chunk chunk[4]; };
-struct lutra_cb4    { uint16_t d[8]; struct lutra_cb4_chunk chunk[4]; };
-struct lutra_cb2_64 { uint16_t d[8]; struct lutra_cb2_chunk chunk[1]; };
-struct lutra_cb3_64 { uint16_t d[8]; struct lutra_cb3_chunk chunk[1]; };
-struct lutra_cb4_64 { uint16_t d[8]; struct lutra_cb4_chunk chunk[1]; };
-// clang-format on
-
-#ifndef __cplusplus
-_Static_assert(sizeof(struct lutra_cb2) == 592, "8 x 256 weights at 2.3125 bits");
-_Static_assert(sizeof(struct lutra_cb3) == 848, "8 x 256 weights at 3.3125 bits");
-_Static_assert(sizeof(struct lutra_cb4) == 1104, "8 x 256 weights at 4.3125 bits");
-_Static_assert(sizeof(struct lutra_cb2_64) == 160, "8 x 64 weights at 2.5 bits");
-_Static_assert(sizeof(struct lutra_cb3_64) == 224, "8 x 64 weights at 3.5 bits");
-_Static_assert(sizeof(struct lutra_cb4_64) == 288, "8 x 64 weights at 4.5 bits");
-#endif
 
 // Bytes of the codes of one chunk: 64 weights x 8 rows.
 static inline size_t lutra_cb_chunk_codes(const struct lutra_cb_format *f) {

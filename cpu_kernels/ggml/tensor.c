@@ -10,7 +10,7 @@
 
 bool lutra_is_cb(enum ggml_type type) {
     // Asked of every operand of every operation: cheap for ggml's own types.
-    return type >= GGML_TYPE_CB2 && lutra_cb_format_of_type(type) != NULL;
+    return (int)type >= LUTRA_TYPE_FIRST && lutra_cb_format_of_type(type) != NULL;
 }
 
 size_t lutra_type_library_bytes(enum ggml_type type) {

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cb_rows import FILE_TYPE_NAMES, FILE_TYPE_OF_TYPE, FILE_TYPES, GGML_TYPES
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -34,15 +36,7 @@ HOOKS: tuple[Edit, ...] = (
         "enum ggml_type {",
         "GGML_TYPE_COUNT   = 43,",
         "instead",
-        """\
-        GGML_TYPE_CB2     = 402, // Lutra: see cpu_kernels/formats/cb.h
-        GGML_TYPE_CB3     = 403,
-        GGML_TYPE_CB4     = 404,
-        GGML_TYPE_CB2_64  = 422,
-        GGML_TYPE_CB3_64  = 423,
-        GGML_TYPE_CB4_64  = 424,
-        GGML_TYPE_COUNT   = 425,
-""",
+        GGML_TYPES,
     ),
     Edit(
         "ggml/src/ggml.c",
@@ -168,12 +162,7 @@ HOOKS: tuple[Edit, ...] = (
         "enum llama_ftype {",
         "LLAMA_FTYPE_GUESSED = 1024, // not specified in the model file",
         "before",
-        """\
-        LLAMA_FTYPE_MOSTLY_CB2           = 402, // Lutra
-        LLAMA_FTYPE_MOSTLY_CB3           = 403, // Lutra
-        LLAMA_FTYPE_MOSTLY_CB4           = 404, // Lutra
-
-""",
+        FILE_TYPES + "\n",
     ),
     Edit("src/llama-model-loader.cpp", "", '#include "llama.h"', "after", '#include "loader.h"\n'),
     Edit(
@@ -181,25 +170,14 @@ HOOKS: tuple[Edit, ...] = (
         "const char * llama_ftype_name(",
         'case LLAMA_FTYPE_ALL_F32:          name = LLAMA_FTYPE_PREFIX "all F32"; break;',
         "after",
-        """\
-        case LLAMA_FTYPE_MOSTLY_CB2:       name = LLAMA_FTYPE_PREFIX "CB2"; break;
-        case LLAMA_FTYPE_MOSTLY_CB3:       name = LLAMA_FTYPE_PREFIX "CB3"; break;
-        case LLAMA_FTYPE_MOSTLY_CB4:       name = LLAMA_FTYPE_PREFIX "CB4"; break;
-""",
+        FILE_TYPE_NAMES,
     ),
     Edit(
         "src/llama-model-loader.cpp",
         "llama_model_loader::llama_model_loader(",
         "case GGML_TYPE_F32:     ftype = LLAMA_FTYPE_ALL_F32;        break;",
         "after",
-        """\
-            case GGML_TYPE_CB2_64:
-            case GGML_TYPE_CB2:     ftype = LLAMA_FTYPE_MOSTLY_CB2;     break;
-            case GGML_TYPE_CB3_64:
-            case GGML_TYPE_CB3:     ftype = LLAMA_FTYPE_MOSTLY_CB3;     break;
-            case GGML_TYPE_CB4_64:
-            case GGML_TYPE_CB4:     ftype = LLAMA_FTYPE_MOSTLY_CB4;     break;
-""",
+        FILE_TYPE_OF_TYPE,
     ),
     Edit(
         "src/llama-model-loader.cpp",

@@ -1,4 +1,4 @@
-// Where each bit of a code lies: the drawings of formats/cb.h as data.
+// Where each bit of a code lies: the pictures of formats/cb_types.h as data.
 #ifndef LUTRA_REF_BITS_H
 #define LUTRA_REF_BITS_H
 
@@ -13,7 +13,7 @@ struct lutra_bits {
     const char *map[5];
 };
 
-extern const struct lutra_bits lutra_bits[7]; // [bits per code]
+extern const struct lutra_bits lutra_bits[]; // [bits per code]; bit_maps.c
 
 // One period of packed vectors <-> its codes.
 void lutra_bits_unpack(const struct lutra_bits *b, const uint8_t *restrict packed,

@@ -1,12 +1,13 @@
 """The CB family as Python sees it: parameters, ggml type ids and sizes.
 
-``cpu_kernels/formats/cb.h`` defines the format; this module repeats its numbers and
-``tests/format`` holds the two together.
+``cpu_kernels/formats/cb.toml`` lists the types; ``members`` is written from it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from gguf_tools.formats.members import MEMBERS
 
 LAYOUT_VERSION = 1
 LAYOUT_VERSION_KEY = "lutra.layout.version"
@@ -31,6 +32,11 @@ class CBFormat:
     bits: int
     pair: int
     sb: int
+
+    @property
+    def family(self) -> str:
+        """The type's name on the command line, the same for all super-blocks: "cb4"."""
+        return self.name.partition("_")[0].lower()
 
     @property
     def bpw(self) -> float:
@@ -66,30 +72,21 @@ class CBFormat:
         return rows * self.row_bytes(k) + self.library_bytes
 
 
-CB_FORMATS: dict[int, CBFormat] = {
-    f.type: f
-    for f in (
-        CBFormat("CB2", 402, 4, 2, 256),
-        CBFormat("CB3", 403, 3, 1, 256),
-        CBFormat("CB4", 404, 4, 1, 256),
-        CBFormat("CB2_64", 422, 4, 2, 64),
-        CBFormat("CB3_64", 423, 3, 1, 64),
-        CBFormat("CB4_64", 424, 4, 1, 64),
-    )
-}
+CB_FORMATS: dict[int, CBFormat] = {member[1]: CBFormat(*member) for member in MEMBERS}  # by ggml type id
+CB_NAMES: tuple[str, ...] = tuple(dict.fromkeys(f.family for f in CB_FORMATS.values()))  # cb2, cb3, ...
 
 
 def cb_format(name: str, k: int, rows: int) -> CBFormat | None:
-    """The member of family ``name`` ("cb2", "cb3", "cb4") for a tensor of ``rows`` x ``k`` weights.
+    """The member of family ``name`` (one of ``CB_NAMES``) for a tensor of ``rows`` x ``k`` weights.
 
-    None when the tensor cannot or should not be CB: ``k`` not a multiple of 64, ``rows`` not a
-    multiple of 8, or a library larger than the rows it serves.
+    It has the largest super-block that divides ``k``. None when the tensor cannot or should not be CB:
+    no super-block does, ``rows`` not a multiple of 8, or a library larger than the rows it serves.
     """
-    sb = 256 if k % 256 == 0 else 64
-    wanted = name.upper() if sb == 256 else f"{name.upper()}_64"
-    fmt = next((f for f in CB_FORMATS.values() if f.name == wanted), None)
-    if fmt is None:
-        raise ValueError(f"{name!r} is not a CB type; choose cb2, cb3 or cb4")
-    if rows == 0 or k == 0 or k % sb or rows % ROWS:
+    members = [f for f in CB_FORMATS.values() if f.family == name.lower()]
+    if not members:
+        raise ValueError(f"{name!r} is not a CB type; choose {', '.join(CB_NAMES[:-1])} or {CB_NAMES[-1]}")
+    fitting = [f for f in members if k and k % f.sb == 0]
+    if rows == 0 or rows % ROWS or not fitting:
         return None
+    fmt = max(fitting, key=lambda f: f.sb)
     return fmt if rows * fmt.row_bytes(k) >= fmt.library_bytes else None

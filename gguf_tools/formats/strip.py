@@ -14,6 +14,7 @@ from functools import cache
 from gguf_tools.formats.family import CHUNK, GROUP, LANE, ROWS
 from gguf_tools.formats.layout import BIT, Field, Layout, Mode, join
 
+BITS = range(1, 7)  # bits per code that there is a layout for
 VECTOR = 8 * LANE  # bits of a vector: byte j has bits of code j of several lane vectors
 LAST = {"code": "group", "selector": "group", "d": "block"}  # the axis along which rows go on
 
@@ -51,7 +52,7 @@ def codes(bits: int) -> Layout:
         ),
     }
     if bits not in fields:
-        raise ValueError(f"no layout for codes of {bits} bits; there are {', '.join(map(str, fields))}")
+        raise ValueError(f"no layout for codes of {bits} bits; there are {BITS[0]} to {BITS[-1]}")
     return Layout(fields[bits])
 
 

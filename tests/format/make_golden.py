@@ -2,7 +2,7 @@
 
 One golden/<member>.npz per member of the family: the inputs (codes, selectors, d, library, x) and what
 the format makes of them (data, weights, q, dx, y). Vectors of a frozen format version never change:
-run this for a new member or a new version only.
+only those of new members are written.
 """
 
 from __future__ import annotations
@@ -68,4 +68,6 @@ def make(fmt: CBFormat) -> dict[str, np.ndarray]:
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for member in MEMBERS:
-        np.savez_compressed(GOLDEN / f"{member.name.lower()}.npz", **make(member))
+        path = GOLDEN / f"{member.name.lower()}.npz"
+        if not path.exists():
+            np.savez_compressed(path, **make(member))

@@ -126,23 +126,25 @@ def test_pack_refuses_what_does_not_fit(fmt):
 # ---- the numbers of cb.h ---------------------------------------------------------------------
 
 
-def test_types_repeat_cb_h():
+def test_the_constants_repeat_cb_h():
     text = HEADER.read_text()
     numbers = {name: int(value) for name, value in re.findall(r"LUTRA_(\w+) = (\d+)", text)}
     for name in ("GROUP", "ROWS", "CHUNK", "LANE", "TABLES"):
         assert numbers[name] == getattr(types, name)
-    assert {f.name: f.type for f in types.CB_FORMATS.values()} == {
-        name.removeprefix("TYPE_"): value for name, value in numbers.items() if name.startswith("TYPE_")
-    }
     assert int(re.search(r"LUTRA_LAYOUT_VERSION (\d+)", text)[1]) == types.LAYOUT_VERSION
-    sizes = re.findall(r"sizeof\(struct lutra_(\w+)\) == (\d+), \"8 x \d+ weights at ([\d.]+) bits", text)
-    assert {(n.upper(), int(size), float(bpw)) for n, size, bpw in sizes} == {
-        (f.name, f.block_bytes, f.bpw) for f in types.CB_FORMATS.values()
-    }
-    table = re.findall(r"//     (CB\w+) +(\d) +(\d) +(\d+) +([\d.]+) +(\d+) B +(\d+) KiB", text)
-    assert {(n, int(b), int(p), int(sb), int(kib) << 10) for n, b, p, sb, _, _, kib in table} == {
-        (f.name, f.bits, f.pair, f.sb, f.library_bytes) for f in types.CB_FORMATS.values()
-    }
+
+
+@members
+def test_sizes_are_those_of_the_layout(fmt):
+    layout = codebook.block_layout(fmt)
+    assert layout.bytes == fmt.block_bytes
+    assert layout.bits / (types.ROWS * fmt.sb) == fmt.bpw
+    sizes = {part: layout.shape(part) for part in layout.parts}
+    assert sizes["code"] == {"row": 8, "group": fmt.sb // 32, "position": 32 // fmt.pair} | (
+        {"bit": fmt.bits} if fmt.bits > 1 else {}
+    )
+    assert sizes["selector"] == {"row": 8, "group": fmt.sb // 32, "bit": 8}
+    assert sizes["d"] == {"row": 8, "bit": 16}
 
 
 # ---- the C reference -------------------------------------------------------------------------

@@ -36,8 +36,9 @@ extern "C" const char *__ubsan_default_options() {
 using Bytes = std::vector<uint8_t>;
 using Rng = std::mt19937;
 
-static const ggml_type TYPES[] = {GGML_TYPE_CB2,    GGML_TYPE_CB3,    GGML_TYPE_CB4,
-                                  GGML_TYPE_CB2_64, GGML_TYPE_CB3_64, GGML_TYPE_CB4_64};
+#define ROW(NAME, name, bits, pair, sb) GGML_TYPE_##NAME,
+static const ggml_type TYPES[] = {LUTRA_CB_TYPES(ROW)};
+#undef ROW
 
 static const char *const TENSORS[] = {"norm", "experts", "rows"}; // in the order of the file
 static const char *const KEYS[] = {"general.architecture",

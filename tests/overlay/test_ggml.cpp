@@ -22,8 +22,9 @@
 #include <vector>
 
 static const double TOLERANCE = 2e-6;
-static const ggml_type TYPES[] = {GGML_TYPE_CB2,    GGML_TYPE_CB3,    GGML_TYPE_CB4,
-                                  GGML_TYPE_CB2_64, GGML_TYPE_CB3_64, GGML_TYPE_CB4_64};
+#define ROW(NAME, name, bits, pair, sb) GGML_TYPE_##NAME,
+static const ggml_type TYPES[] = {LUTRA_CB_TYPES(ROW)};
+#undef ROW
 
 static int failures = 0;
 static int checks = 0;

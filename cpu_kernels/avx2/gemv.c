@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: MIT
+// Written by cpu_kernels/formats/generate.py from cb.toml; do not edit.
+#include "batch_avx2.h"
+
+#include "../dispatch/instantiate.h"
+
+LUTRA_KERNEL(gemv, lutra_gemv_cb2_4x1_avx2, 2, 256)
+LUTRA_KERNEL(gemv, lutra_gemv_cb3_4x1_avx2, 3, 256)
+LUTRA_KERNEL(gemv, lutra_gemv_cb4_4x1_avx2, 4, 256)
+LUTRA_KERNEL(gemv, lutra_gemv_cb2_64_4x1_avx2, 2, 64)
+LUTRA_KERNEL(gemv, lutra_gemv_cb3_64_4x1_avx2, 3, 64)
+LUTRA_KERNEL(gemv, lutra_gemv_cb4_64_4x1_avx2, 4, 64)

@@ -1,6 +1,0 @@
-#include "dequantize_avx2.h"
-
-void lutra_dequantize_cb4_1x1_avx2(int64_t k, const uint8_t *strip, const int8_t *library, int row,
-                                   float *y) {
-    dequantize(4, 256, k, strip, library, row, y);
-}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: MIT
+// Written by cpu_kernels/formats/generate.py from cb.toml; do not edit.
+#include "gemv_neon.h"
+
+#include "../dispatch/instantiate.h"
+
+LUTRA_KERNEL(gemv, lutra_gemv_cb2_8x1_neon, 2, 256)
+LUTRA_KERNEL(gemv, lutra_gemv_cb3_8x1_neon, 3, 256)
+LUTRA_KERNEL(gemv, lutra_gemv_cb4_8x1_neon, 4, 256)
+LUTRA_KERNEL(gemv, lutra_gemv_cb2_64_8x1_neon, 2, 64)
+LUTRA_KERNEL(gemv, lutra_gemv_cb3_64_8x1_neon, 3, 64)
+LUTRA_KERNEL(gemv, lutra_gemv_cb4_64_8x1_neon, 4, 64)

@@ -1,6 +1,0 @@
-#include "gemm_neon.h"
-
-void lutra_gemm_cb2_8x1_neon(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,
-                             int64_t n, const struct lutra_column *columns) {
-    gemm(2, 256, k, n_strips, strips, library, n, columns);
-}

@@ -1,5 +1,0 @@
-#include "quantize_neon.h"
-
-void lutra_quantize_q8_64_1x1_neon(int64_t k, const float *x, int8_t *q, float *d) {
-    quantize(64, k, x, q, d);
-}

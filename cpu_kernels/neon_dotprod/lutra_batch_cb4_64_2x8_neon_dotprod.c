@@ -1,7 +1,0 @@
-#include "../neon/batch_neon.h"
-
-void lutra_batch_cb4_64_2x8_neon_dotprod(int64_t k, int64_t n_strips, const uint8_t *strips,
-                                         const int8_t *library, int64_t n,
-                                         const struct lutra_column *columns) {
-    batch(4, 64, k, n_strips, strips, library, n, columns);
-}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: MIT
+// Written by cpu_kernels/formats/generate.py from cb.toml; do not edit.
+#include "body.h"
+
+#include "../dispatch/instantiate.h"
+
+LUTRA_KERNEL(gemv, lutra_gemv_cb2_1x1_ref, LUTRA_TYPE_CB2)
+LUTRA_KERNEL(gemv, lutra_gemv_cb3_1x1_ref, LUTRA_TYPE_CB3)
+LUTRA_KERNEL(gemv, lutra_gemv_cb4_1x1_ref, LUTRA_TYPE_CB4)
+LUTRA_KERNEL(gemv, lutra_gemv_cb2_64_1x1_ref, LUTRA_TYPE_CB2_64)
+LUTRA_KERNEL(gemv, lutra_gemv_cb3_64_1x1_ref, LUTRA_TYPE_CB3_64)
+LUTRA_KERNEL(gemv, lutra_gemv_cb4_64_1x1_ref, LUTRA_TYPE_CB4_64)

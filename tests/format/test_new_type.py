@@ -1,0 +1,141 @@
+"""A type is a row of cb.toml and golden files: a made-up one of 3-bit pairs is added to a copy, and works.
+
+The copy is cut to the reference and one job of one set, which does not know the new type.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROW = "cb15 = { bits = 3, weights = 2, ids = { 256 = 415, 64 = 435 } }\n"
+MACHINE = {"x86_64": ("avx2", ["-mavx2", "-mfma", "-mf16c"]), "aarch64": ("neon", [])}
+DEQUANTIZE = 3  # enum lutra_op
+
+pytestmark = pytest.mark.skipif(platform.machine() not in MACHINE, reason="the reference is the only set")
+
+
+@pytest.fixture(scope="module")
+def set_() -> str:
+    return MACHINE[platform.machine()][0]
+
+
+def run(copy: Path, *command: str | Path, **env: str) -> str:
+    """The output of a command in the copy, whose gguf_tools comes before any other."""
+    path = f"{copy}{os.pathsep}{ROOT}"
+    done = subprocess.run(
+        command, cwd=copy, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path} | env
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory, set_: str) -> Path:
+    """The repository's part that knows types, cut, with the new type: generated and built."""
+    copy = tmp_path_factory.mktemp("copy")
+    for name in ("cpu_kernels", "gguf_tools", "tests/kernels", "tests/format", "docs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    generate = copy / "cpu_kernels/formats/generate.py"
+    table = copy / "cpu_kernels/formats/cb.toml"
+    parts = re.split(r"(?m)^(?=\[)", table.read_text())
+    kept = [p for p in parts if p.startswith(("[types]", "[kernels.ref]", f"[kernels.{set_}]"))]
+    kept[2] = "".join(
+        line
+        for line in kept[2].splitlines(keepends=True)
+        if line.startswith(("[", "machine", "types", "dequ"))
+    )
+    table.write_text("".join(kept))
+    run(copy, sys.executable, generate)  # from here on it is the new type that changes files
+
+    table.write_text(table.read_text().replace("[types]\n", "[types]\n" + ROW))
+    written = run(copy, sys.executable, generate).split()
+    assert set(written) >= {
+        "cpu_kernels/formats/cb_types.h",
+        "cpu_kernels/dispatch/kernels.h",
+        "cpu_kernels/overlay/cb_rows.py",
+        "cpu_kernels/ref/gemv.c",
+        "cpu_kernels/README.md",
+        "gguf_tools/formats/members.py",
+        "docs/FORMAT.md",
+    }
+    assert not any(name.startswith(f"cpu_kernels/{set_}/") for name in written)
+    before = {path.name: path.read_bytes() for path in (copy / "tests/format/golden").iterdir()}
+    run(copy, sys.executable, copy / "tests/format/make_golden.py")
+    after = {path.name: path.read_bytes() for path in (copy / "tests/format/golden").iterdir()}
+    assert set(after) - set(before) == {"cb15.npz", "cb15_64.npz"}
+    assert all(after[name] == before[name] for name in before)
+
+    kernels = copy / "cpu_kernels"
+    cc = ["cc", "-std=gnu11", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Iinclude"]
+    sources = [*(kernels / "dispatch").glob("*.c"), *(kernels / "ref").glob("*.c"), kernels / "formats/cb.c"]
+    run(kernels, *cc, "-c", *MACHINE[platform.machine()][1], f"{set_}/dequantize.c", "-o", copy / "set.o")
+    run(kernels, *cc, "-shared", *sources, copy / "set.o", "-lm", "-o", copy / "libggml-base.so")
+    tests = [*(copy / "tests/kernels").glob("*.c")]
+    run(kernels, *cc, *tests, copy / "libggml-base.so", "-lm", f"-Wl,-rpath,{copy}", "-o", copy / "tests/run")
+    return copy
+
+
+def test_its_kernels_pass_on_the_reference(copy: Path) -> None:
+    assert "8 kernels, 0 skipped, 0 checks failed" in run(copy, copy / "tests/run", "_cb15_")
+
+
+def test_its_golden_vectors_pass_in_numpy_and_c(copy: Path) -> None:
+    names = "CB15 or CB15_64"
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/format/test_golden.py")
+    output = run(copy, *command, "-k", names, LUTRA_LIB_DIR=str(copy))
+    assert re.search(r"^1[0-9] passed", output, re.MULTILINE), output
+    assert "skipped" not in output
+
+
+def test_the_best_set_that_has_a_kernel_is_chosen(copy: Path, set_: str) -> None:
+    library = ctypes.CDLL(str(copy / "libggml-base.so"))
+    library.lutra_kernel_chosen.restype = ctypes.POINTER(ctypes.c_char_p)  # its first member is the name
+    supported = {
+        row.split()[0]
+        for row in run(copy, copy / "tests/run", f"_{set_}").splitlines()
+        if row.startswith("lutra_")
+    }
+    best = set_ if f"lutra_dequantize_cb4_1x1_{set_}" in supported else "ref"
+    assert library.lutra_kernel_chosen(DEQUANTIZE, 404)[0].decode() == f"lutra_dequantize_cb4_1x1_{best}"
+    assert library.lutra_kernel_chosen(DEQUANTIZE, 415)[0] == b"lutra_dequantize_cb15_1x1_ref"
+
+
+def test_everything_else_knows_it(copy: Path) -> None:
+    assert "GGML_TYPE_CB15_64 = 435," in (copy / "cpu_kernels/overlay/cb_rows.py").read_text()
+    assert "| CB15 | 415 | 3 | 2 | 256 | 1.8125 |" in (copy / "docs/FORMAT.md").read_text()
+    assert "| gemv | cb15_64 | 1x1 |" in (copy / "cpu_kernels/README.md").read_text()
+    ask = "from gguf_tools.formats.family import cb_format; print(cb_format('cb15', 576, 4096))"
+    assert "name='CB15_64', type=435, bits=3, pair=2, sb=64" in run(copy, sys.executable, "-c", ask)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("cb9 = { bits = 7, weights = 1, ids = { 256 = 409 } }", "cb9: no layout for codes of 7 bits"),
+        ("cb9 = { bits = 4, weights = 3, ids = { 256 = 409 } }", "cb9: a code stands for 1 or 2 weights"),
+        ("cb9 = { bits = 4, weights = 1, ids = { 96 = 409 } }", "cb9: a super-block is a multiple of 64"),
+        ("cb9 = { bits = 4, weights = 1, ids = { 256 = 403 } }", "cb9: id 403 is taken by CB3"),
+        ("cb9 = { bits = 4, ids = { 256 = 409 } }", "cb9: needs bits, weights and ids"),
+        ("q9 = { bits = 4, weights = 1, ids = { 256 = 409 } }", "q9: a name is cb and a number"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused(tmp_path: Path, row: str, message: str) -> None:
+    for name in ("cpu_kernels/formats", "gguf_tools"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    table = tmp_path / "cpu_kernels/formats/cb.toml"
+    table.write_text(table.read_text().replace("\n\n# A job", f"\n{row}\n\n# A job"))
+    done = subprocess.run(
+        [sys.executable, tmp_path / "cpu_kernels/formats/generate.py"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: cpu_kernels/formats/cb.toml: type {message}")
