@@ -157,7 +157,9 @@ def is_made(path: Path, source: str, options: ConversionOptions) -> bool:
     changed = [p for p in inputs if p and p.exists() and p.stat().st_mtime > path.stat().st_mtime]
     # Without a tensor that can be a codebook nothing was calibrated.
     records = [options.record(calibrated=calibrated) for calibrated in (True, False)]
-    if GGUFFile(path).get(OPTIONS_KEY) not in records:
+    with GGUFFile(path) as file:
+        record = file.get(OPTIONS_KEY)
+    if record not in records:
         reason = f"is there, but was not made with '{records[0]}'"
     elif changed:
         reason = f"is older than {changed[0]}"

@@ -27,9 +27,10 @@ def run(args: argparse.Namespace) -> int:
     from lutra.measure.conformance import checks
 
     failures = 0
-    for what, problems in checks(GGUFFile(args.file)):
-        print(f"{'FAIL' if problems else 'ok  '} {what}", *(f"     {p}" for p in problems), sep="\n")
-        failures += bool(problems)
+    with GGUFFile(args.file) as file:
+        for what, problems in checks(file):
+            print(f"{'FAIL' if problems else 'ok  '} {what}", *(f"     {p}" for p in problems), sep="\n")
+            failures += bool(problems)
     if failures:
         raise LutraError(f"{args.file}: {failures} checks failed; convert or download the file again")
     return 0

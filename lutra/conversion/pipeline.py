@@ -71,8 +71,8 @@ def convert(source: str | Path, options: ConversionOptions, output: str | Path) 
     ``output`` when it fails; finished codebooks are kept beside it, and the same call goes on from there.
     Progress goes to standard error. Raises LutraError with the cause and the next step.
     """
-    source, output = str(source), Path(output)
-    require_writable(output, source)
+    source = str(source)
+    output = require_writable(Path(output), source)
     losses: Mapping[str, float] = {}
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_source(source))
@@ -87,7 +87,7 @@ def convert(source: str | Path, options: ConversionOptions, output: str | Path) 
             words = _llama_words(opened, options)
             kind = str(options.type)
             llama_quantize.quantize(gguf, result, kind, words, options.threads, len(opened.tensors))
-            result.replace(require_replaceable(output))
+            result.replace(output)
     info = read_info(output)
     tensors = tuple(
         ConvertedTensor(t.name, type_name(t.type), t.weights, t.nbytes, losses.get(t.name))
@@ -110,11 +110,11 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
         return llama_quantize.preview(gguf, str(options.type), _llama_words(opened, options))
 
 
-def require_writable(output: Path, source: str) -> None:
-    """Raise LutraError when ``output`` cannot become the file, before any work."""
+def require_writable(output: Path, source: str) -> Path:
+    """The file that ``output`` leads to. Raises LutraError, before any work, when it cannot become one."""
     if output.exists() and Path(source).exists() and output.samefile(source):
         raise LutraError(f"{output}: would overwrite the source; choose another output with -o")
-    require_replaceable(output)
+    return require_replaceable(output)
 
 
 # ---- upstream's types ----------------------------------------------------------------------

@@ -87,7 +87,8 @@ class _Weights:
     """The matrices in a mapped F16 file, to be overwritten."""
 
     def __init__(self, model: Path, matrices: Sequence[SourceTensor]) -> None:
-        self._places = GGUFFile(model).tensors
+        with GGUFFile(model) as file:
+            self._places = file.tensors
         self._file = np.memmap(model, np.float16, "r+")
         self._sources: Mapping[str, SourceTensor] = {t.name: t for t in matrices}
 

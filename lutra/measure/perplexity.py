@@ -158,7 +158,8 @@ class Watch:
 
 def vocabulary(model: Path) -> list[str]:
     """The tokens of a file. Raises LutraError when it has none."""
-    tokens = GGUFFile(model).get("tokenizer.ggml.tokens")
+    with GGUFFile(model) as file:
+        tokens = file.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise LutraError(f"{model}: no tokenizer in the file; convert the model with its tokenizer")
     return tokens

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGUFValueType
 from gguf.gguf_writer import GGUFValue
 from gguf_samples import F32, METADATA, hf_model, sample_gguf, write_gguf
+from open_files import held
 
 from gguf_tools.errors import LutraError
 from gguf_tools.inspect import check, read_info
 from gguf_tools.reader import GGUFFile
 from gguf_tools.sources import llama_converter
 from gguf_tools.sources.open import open_source
-
-
-def held(directory):
-    """Descriptors and mappings of files in ``directory``."""
-    found = [line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line]
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-        except FileNotFoundError:  # of listdir itself
-            continue
-    return [path for path in found if path.startswith(str(directory))]
 
 
 def split_gguf(directory):
