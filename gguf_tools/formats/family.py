@@ -73,7 +73,7 @@ class CBFormat:
 
 
 CB_FORMATS: dict[int, CBFormat] = {member[1]: CBFormat(*member) for member in MEMBERS}  # by ggml type id
-CB_NAMES: tuple[str, ...] = tuple(dict.fromkeys(f.family for f in CB_FORMATS.values()))  # cb2, cb3, ...
+CB_NAMES: tuple[str, ...] = tuple(dict.fromkeys(f.family for f in CB_FORMATS.values()))  # on the command line
 
 
 def cb_format(name: str, k: int, rows: int) -> CBFormat | None:
