@@ -12,7 +12,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.interrupts import ignore_signals, raise_signals
 from lutra import __version__
 
-# A verb is a module of this package with HELP, EXAMPLE, add_arguments(parser) and run(args) -> exit code.
+# A verb is a module of this package with EPILOG, add_arguments(parser) and run(args) -> exit code.
 # Only the module of the verb that runs is imported.
 VERBS = {
     "convert": "make a GGUF of a type from a Hugging Face directory or a GGUF",
