@@ -1,3 +1,39 @@
-"""Lutra: large language models on Arm CPUs from codebook GGUF files."""
+"""Lutra: large language models on Arm CPUs from codebook GGUF files.
+
+    import lutra
+
+    lutra.convert("path/to/hf-model", lutra.ConversionOptions(type="cb4"), "model-cb4.gguf")
+    with lutra.Model("model-cb4.gguf") as model:
+        print(model.chat("What is the capital of France?"))
+
+What goes wrong raises ``LutraError``, one line with the cause and the next step.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from gguf_tools.errors import LutraError
+
+if TYPE_CHECKING:
+    from lutra.conversion.options import ConversionOptions, Target
+    from lutra.conversion.pipeline import Result, convert
 
 __version__ = "0.1.0"
+
+__all__ = ["ConversionOptions", "LutraError", "Result", "Target", "convert"]
+
+# Loaded when first asked for: `lutra --help` needs none of what they import.
+_PLACES = {
+    "ConversionOptions": "lutra.conversion.options",
+    "Target": "lutra.conversion.options",
+    "Result": "lutra.conversion.pipeline",
+    "convert": "lutra.conversion.pipeline",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'lutra' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

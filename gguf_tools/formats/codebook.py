@@ -15,7 +15,7 @@ Arrays of a tensor of R rows x K weights, leading dimensions multiplied into R:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from gguf_tools.formats import strip
 from gguf_tools.formats.family import GROUP, ROWS, CBFormat
 from gguf_tools.formats.layout import Layout
+
+Entry = TypeVar("Entry", bound=np.generic)
 
 CODE, SELECTOR, D = ("row", "group", "position"), ("row", "group"), ("row",)  # axes of the parts in a block
 
@@ -105,9 +107,12 @@ def unpack(
 
 
 def entries(
-    codes: NDArray[np.uint8], selectors: NDArray[np.uint8], library: NDArray[np.int8], fmt: CBFormat
-) -> NDArray[np.int8]:
-    """The library entry of every weight, int8 (R, K): ``library[selector, weight of the pair, code]``."""
+    codes: NDArray[np.uint8], selectors: NDArray[np.uint8], library: NDArray[Entry], fmt: CBFormat
+) -> NDArray[Entry]:
+    """The library entry of every weight, (R, K): ``library[selector, weight of the pair, code]``.
+
+    int8 like the library of a file; any type that stands for its entries will do.
+    """
     rows, groups = selectors.shape
     by_group = codes.reshape(rows, groups, -1)
     picked = [library[selectors[:, :, None], weight, by_group] for weight in range(fmt.pair)]

@@ -6,13 +6,25 @@ import argparse
 import importlib
 import os
 import sys
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from gguf_tools.errors import LutraError
 from gguf_tools.interrupts import ignore_signals, raise_signals
 from lutra import __version__
 
-# A verb is a module of this package with EPILOG, add_arguments(parser) and run(args) -> exit code.
+
+class Verb(Protocol):
+    """What a module of this package has that is a verb."""
+
+    EPILOG: str  # of its help: what the options cannot say, and an example
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; returns the exit code."""
+
+
 # Only the module of the verb that runs is imported.
 VERBS = {
     "convert": "make a GGUF of a type from a Hugging Face directory or a GGUF",
@@ -63,7 +75,7 @@ def _run(argv: list[str]) -> int:
     verb = argv[0]
     if verb not in VERBS:
         return _error(f"no verb '{verb}'; choose one of {', '.join(VERBS)}", 2)
-    module = importlib.import_module(f"lutra.cli.{verb}")
+    module: Verb = importlib.import_module(f"lutra.cli.{verb}")
     parser = _Parser(
         prog=f"lutra {verb}",
         description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",

@@ -186,7 +186,8 @@ def _row_weight(p: Planned, pieces: Sequence[Sequence[int]]) -> Array | None:
     if p.name not in (EMBEDDING, OUTPUT):
         return None
     counts: Array = np.bincount(np.concatenate(pieces), minlength=p.source.rows).astype(np.float32)
-    return counts + counts.mean()
+    weight: Array = counts + counts.mean()
+    return weight
 
 
 def encode(
@@ -250,7 +251,7 @@ def _originals(before: Stop, now: Stop) -> Array:
     used = now.experts.shape[1]
     same = now.experts[:, :, None] == before.experts[:, None, :]
     token, slot = np.nonzero(same.any(axis=2))
-    out = now.inputs.copy()
+    out: Array = now.inputs.copy()
     out[token * used + slot] = before.inputs[token * used + same.argmax(axis=2)[token, slot]]
     return out
 

@@ -182,7 +182,8 @@ class Codebook:
 
         codes, selectors, d, library = codebook.unpack(data, rows, k, fmt)
         places = np.arange(library.size, dtype=np.int32).reshape(library.shape)
-        self._place = torch.from_numpy(codebook.entries(codes, selectors, places, fmt)).flatten()
+        place = codebook.entries(codes, selectors, places, fmt)
+        self._place = torch.from_numpy(place).flatten()
         self._d = torch.from_numpy(d.astype(np.float32))
         self._data, self._shape, self._fmt = data, (rows, k), fmt
         self.entries = torch.from_numpy(library.astype(np.float32)).flatten()
