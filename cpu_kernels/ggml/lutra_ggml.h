@@ -35,6 +35,46 @@ GGML_API bool lutra_check_shape(const struct ggml_tensor *tensor);
 // False, with the reason on stderr, if a super-scale is not finite or a table entry out of range.
 GGML_API bool lutra_check_data(enum ggml_type type, const void *data, size_t nbytes);
 
+// ---- capture.c, in ggml-base ---------------------------------------------------------------
+
+// A product of a graph, whose operands have been computed, or a lookup of rows.
+struct lutra_matmul_inputs {
+    struct ggml_tensor *weights;
+    const char *name;                 // of the weights
+    const struct ggml_tensor *source; // the tensor that is multiplied; NULL for a lookup
+    const float *rows;                // its rows [n_rows][k], if they are contiguous; NULL otherwise
+    int64_t n_rows;
+    int64_t k;
+    int64_t n_tokens; // of lutra_copy_matrices; 0 where the weights are one matrix
+    int64_t n_used;
+};
+
+// False if node is no such thing, or its inputs are not float.
+GGML_API bool lutra_capture(const struct ggml_tensor *node, struct lutra_matmul_inputs *out);
+
+// The rows [n_rows][k] that node multiplies, in the order of its columns, wherever they lie.
+GGML_API void lutra_copy_rows(const struct ggml_tensor *node, float *out);
+
+// Which of its stacked matrices node multiplies them by, [n_tokens][n_used]: the experts of each token, or
+// (n_used is 1) the slice that each row meets.
+GGML_API void lutra_copy_matrices(const struct ggml_tensor *node, int32_t *out);
+
+// Lets weights have other data, and returns what it had.
+GGML_API void *lutra_replace_data(struct ggml_tensor *weights, void *data);
+
+// ---- crash.cpp, in ggml-base ---------------------------------------------------------------
+
+// From the first call on, native code that cannot go on (an assertion, an uncaught exception, a fatal signal)
+// ends the process with code 1 and one line on stderr: "lutra: error: ", before, what happened, after. The
+// texts are not copied: they must stay.
+GGML_API void lutra_on_crash(const char *before, const char *after);
+
+enum { LUTRA_CRASH_FILES = 32 };
+
+// Which file or empty directory is removed then, for each of LUTRA_CRASH_FILES places, the last place first;
+// NULL: none. The path must stay.
+GGML_API void lutra_on_crash_remove(int place, const char *path);
+
 // ---- ops.c, in ggml-cpu --------------------------------------------------------------------
 
 struct ggml_compute_params;

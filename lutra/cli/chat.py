@@ -12,8 +12,7 @@ from gguf_tools.errors import LutraError
 from lutra.cli.arguments import positive
 from lutra.console import warn
 from lutra.runtime.model import Model, Sampler
-from lutra.runtime.probe import require_loadable
-from lutra.runtime.template import ChatTemplate, Message
+from lutra.runtime.template import Message
 from lutra.runtime.threads import default_threads
 
 ROOM = 32  # tokens of context that an answer must have left
@@ -47,17 +46,20 @@ def run(args: argparse.Namespace) -> int:
     if args.prompt is not None and not args.prompt.strip():
         raise LutraError("the prompt is empty; write a question after -p")
     threads = args.threads or default_threads()
-    model = Model(require_loadable(args.file), threads=threads, n_ctx=args.ctx, verbose=args.verbose)
     temperature = args.temp if args.temp is not None else (0.7 if args.prompt is None else 0.0)
-    chat = Chat(model, Sampler(temperature, args.seed), args.system, args.n)
-    if args.prompt is not None:
-        for text in chat.answer(args.prompt):
-            print(text, end="", flush=True)
-        print()
-        return 0
-    while (message := read_message()) is not None:
-        if message:
-            chat.show_answer(message)
+    with (
+        Model(args.file, threads=threads, n_ctx=args.ctx, verbose=args.verbose) as model,
+        Sampler(temperature, args.seed) as sampler,
+    ):
+        chat = Chat(model, sampler, args.system, args.n)
+        if args.prompt is not None:
+            for text in chat.answer(args.prompt):
+                print(text, end="", flush=True)
+            print()
+            return 0
+        while (message := read_message()) is not None:
+            if message:
+                chat.show_answer(message)
     return 0
 
 
@@ -80,7 +82,7 @@ class Chat:
         self._model = model
         self._sampler = sampler
         self._limit = limit
-        self._template = ChatTemplate.of(model)
+        self._template = model.template
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
         self._turns: list[Message] = []
         self._tokens = 0  # of the last answer

@@ -11,6 +11,7 @@ from typing import NoReturn, Protocol
 from gguf_tools.errors import LutraError
 from gguf_tools.interrupts import ignore_signals, raise_signals
 from lutra import __version__
+from lutra.runtime import crash
 
 
 class Verb(Protocol):
@@ -84,6 +85,7 @@ def _run(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    crash.arm()
     try:
         return module.run(parser.parse_args(argv[1:]))
     except LutraError as error:

@@ -24,7 +24,7 @@ from lutra.conversion.plan import Planned
 from lutra.conversion.statistics import Array, Statistics
 from lutra.conversion.text import PIECE, TOKENS
 from lutra.conversion.workdir import WorkDirectory
-from lutra.runtime.matmul_inputs import Observer, Stop
+from lutra.runtime.matmul_inputs import Capture, MatmulInputs
 from pyquant.gptq import SLAB, Encoded, column_blocks, multiply, quantize
 
 SMALL = 1 << 25  # weights of a model that is done in a minute with twice as many, and a second round
@@ -85,19 +85,16 @@ def matmul_order(model: Path, names: set[str], tokens: Sequence[int], threads: i
     """
     groups: list[list[str]] = []
     last, seen = None, set()
-    observer = Observer(model, [tokens], names, threads=threads, predictions=LOGITS)
-    try:
-        for stop in observer:
-            if stop.name in seen:  # tied embeddings, as the output
+    with Capture(model, [tokens], names, threads=threads, predictions=LOGITS) as capture:
+        for matrix in capture:
+            if matrix.name in seen:  # tied embeddings, as the output
                 continue
-            seen.add(stop.name)
-            inputs = None if stop.inputs is None else stop.source
+            seen.add(matrix.name)
+            inputs = None if matrix.inputs is None else matrix.source
             if inputs is None or inputs != last:
                 groups.append([])
-            groups[-1].append(stop.name)
+            groups[-1].append(matrix.name)
             last = inputs
-    finally:
-        observer.close()
     return groups
 
 
@@ -114,16 +111,14 @@ def embedding_hessian(
         block[np.diag_indices(columns.stop - columns.start)] = 1
     if not tied:
         return identity
-    observer = Observer(model, pieces, {p.name}, threads=threads, predictions=LOGITS, lookups=False)
-    try:
-        for stop in observer:
-            assert stop.inputs is not None  # no lookups
-            h = Statistics.of(stop.inputs, stop.inputs, blocks, threads).hessian
+    names = {p.name}
+    with Capture(model, pieces, names, threads=threads, predictions=LOGITS, lookups=False) as capture:
+        for matrix in capture:
+            assert matrix.inputs is not None  # no lookups
+            h = Statistics.of(matrix.inputs, matrix.inputs, blocks, threads).hessian
             h *= np.float32(OUTPUT_SHARE * p.source.k / np.trace(h, axis1=1, axis2=2).sum())
             h += np.float32(1 - OUTPUT_SHARE) * identity
             return h
-    finally:
-        observer.close()
     raise LutraError(f"{model}: the graph does not multiply by {p.name}")
 
 
@@ -150,11 +145,11 @@ def calibrate(
     embedding = None
     if EMBEDDING in wanted and EMBEDDING not in work:
         embedding = embedding_hessian(model, planned[EMBEDDING], pieces, tied, threads)
-    original, quantized = (
-        Observer(model, pieces, wanted, threads=threads, predictions=LOGITS) for _ in range(2)
-    )
     idle: list[str] = []
-    try:
+    with (
+        Capture(model, pieces, wanted, threads=threads, predictions=LOGITS) as original,
+        Capture(model, pieces, wanted, threads=threads, predictions=LOGITS) as quantized,
+    ):
         for before, now in zip(original, quantized, strict=True):
             group = group_of.pop(now.name, [])  # tied embeddings come again as the output matrix
             left = [p for p in group if p.name not in work]
@@ -174,9 +169,6 @@ def calibrate(
                 idle += [f"{p.name} {e}" for p in group for e in _idle(now.experts, p)]
             yield from group
             now.replace(dequantized(planned[now.name], work.load(now.name)[0]))
-    finally:
-        original.close()
-        quantized.close()
     if idle:
         warn(f"experts that no token reached, calibrated with the tokens of all: {', '.join(idle)}")
 
@@ -211,7 +203,7 @@ def encode(
 
 
 def _problem(
-    before: Stop, now: Stop, p: Planned, embedding: Array | None, threads: int
+    before: MatmulInputs, now: MatmulInputs, p: Planned, embedding: Array | None, threads: int
 ) -> tuple[Array, Array | None]:
     """Hessian and corrections of ``p`` and of all with the same inputs.
 
@@ -238,7 +230,7 @@ def _problem(
     return hessian if len(blocks) > 1 else hessian[:, 0], corrections
 
 
-def _originals(before: Stop, now: Stop) -> Array:
+def _originals(before: MatmulInputs, now: MatmulInputs) -> Array:
     """The inputs of the original model, row by row beside those of ``now``.
 
     Where each expert has inputs of its own and the original model asked another expert, there are none: then

@@ -22,6 +22,7 @@ from lutra.conversion.options import OPTIONS_KEY
 from lutra.conversion.plan import Planned, Rules, main_type, plan
 from lutra.conversion.weighting import Importance
 from lutra.conversion.workdir import WorkDirectory
+from lutra.runtime import crash
 
 QUANTIZATION_VERSION = 2  # of ggml's own block types
 
@@ -103,7 +104,8 @@ def require_space(output: Path, nbytes: int) -> None:
 def temporary(output: Path, role: str) -> Iterator[Path]:
     """A name beside ``output`` for a file that is gone afterwards, whatever happens."""
     path = output.with_name(f".{output.name}.{role}.gguf")
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+    with crash.removing(path):
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)

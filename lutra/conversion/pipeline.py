@@ -173,7 +173,7 @@ def _convert_own(
             _note_uncalibrated(uncalibrated, values, options)
         warn_uncovered([p for p in planned if isnan(losses.get(p.name, nan))], options.imatrix, importance)
         if options.tune:
-            untuned = work.path / "untuned.gguf"
+            untuned = work.temporary("untuned.gguf")
             write(untuned, source, planned, values, options.threads, importance, work)
             _tune(untuned, source, options, output)
         else:
@@ -215,19 +215,21 @@ def _calibrate(
     if all(name in work for name in planned):
         return
     model = _f16_model(work, source, codebooks, options, output)
-    try:
-        tokenizer = Model(model, threads=1, n_ctx=32, weights=False)
-        groups = matmul_order(model, set(planned), tokenizer.tokenize("The graph in short."), options.threads)
-    except LutraError as error:
-        raise LutraError(
-            f"the model cannot be calibrated: {error}; --no-calibration quantizes it without"
-        ) from None
-    if not groups:
-        names = ", ".join(planned)
-        raise LutraError(
-            f"nothing to calibrate, the model does not multiply by {names}; add --no-calibration"
-        )
-    pieces = read_pieces(options.calibration_text, tokenizer, token_limit(source))
+    with contextlib.ExitStack() as stack:
+        try:
+            tokenizer = stack.enter_context(Model(model, threads=1, n_ctx=32, weights=False))
+            tokens = tokenizer.tokenize("The graph in short.")
+            groups = matmul_order(model, set(planned), tokens, options.threads)
+        except LutraError as error:
+            raise LutraError(
+                f"the model cannot be calibrated: {error}; --no-calibration quantizes it without"
+            ) from None
+        if not groups:
+            names = ", ".join(planned)
+            raise LutraError(
+                f"nothing to calibrate, the model does not multiply by {names}; add --no-calibration"
+            )
+        pieces = read_pieces(options.calibration_text, tokenizer, token_limit(source))
     say(f"calibrating with {sum(map(len, pieces))} tokens of {options.calibration_text}")
     left = [name for group in groups for name in group if name not in work]
     started = time.monotonic()
@@ -263,7 +265,7 @@ def _f16_model(
     matrices = (t for t in source.tensors if not t.keeps_f32)
     if source.path.is_file() and all(t.dtype == "F16" for t in matrices):
         return source.path
-    model = work.path / "f16.gguf"
+    model = work.temporary("f16.gguf")
     if not model.exists():
         copies = plan(source.tensors, Rules(RECIPES["f16"]))
         require_space(output, sum(p.nbytes for p in (*copies, *codebooks)))
@@ -287,8 +289,8 @@ def _note_uncalibrated(
 def _tune(untuned: Path, source: Source, options: ConversionOptions, output: Path) -> None:
     """Write ``output`` as ``untuned`` with what is continuous in it tuned on the predictions."""
     assert options.calibration_text
-    tokenizer = Model(untuned, threads=1, n_ctx=32, weights=False)
-    pieces = read_pieces(options.calibration_text, tokenizer, tune.TOKENS)
+    with Model(untuned, threads=1, n_ctx=32, weights=False) as tokenizer:
+        pieces = read_pieces(options.calibration_text, tokenizer, tune.TOKENS)
     say(f"tuning with {sum(map(len, pieces))} tokens of {options.calibration_text}")
     tune.tune(untuned, source, output, pieces, seed=options.seed, threads=options.threads)
 

@@ -43,26 +43,26 @@ def measure(
     weights = sum(t.rows * t.k for t in matrices)
     tokens = 4 * TOKENS if 4 * TOKENS * weights * len(matrices) < WORK else TOKENS
     groups = group([t.name for t in matrices], WORK / weights / tokens)
-    runtime = Model(model, threads=threads, n_ctx=LENGTH)
-    pieces = calibration.read_pieces(text, runtime, calibration.TOKENS)
-    spread = np.unique(np.linspace(0, len(pieces) - 1, tokens // LENGTH).astype(int))
-    pieces = [pieces[i][:LENGTH] for i in spread]
-    expected = [_predict(runtime, piece) for piece in pieces]
-    weights_of = _Weights(model, matrices)
-    costs: dict[str, float] = {}
-    with progress(len(groups), "group", "measuring sensitivity") as bar:
-        for names in groups:
-            weights_of.write(names, NOISE)
-            cost = sum(
-                float((np.exp(log_p) * (log_p - _predict(runtime, piece))).sum(dtype=np.float64))
-                for log_p, piece in zip(expected, pieces, strict=True)
-            )
-            weights_of.write(names)
-            share = max(cost, 0.0) / (
-                LENGTH * len(pieces) * len(names)
-            )  # rounding may leave less than nothing
-            costs |= dict.fromkeys(names, share)
-            bar.update()
+    with Model(model, threads=threads, n_ctx=LENGTH) as runtime:
+        pieces = calibration.read_pieces(text, runtime, calibration.TOKENS)
+        spread = np.unique(np.linspace(0, len(pieces) - 1, tokens // LENGTH).astype(int))
+        pieces = [pieces[i][:LENGTH] for i in spread]
+        expected = [_predict(runtime, piece) for piece in pieces]
+        weights_of = _Weights(model, matrices)
+        costs: dict[str, float] = {}
+        with progress(len(groups), "group", "measuring sensitivity") as bar:
+            for names in groups:
+                weights_of.write(names, NOISE)
+                cost = sum(
+                    float((np.exp(log_p) * (log_p - _predict(runtime, piece))).sum(dtype=np.float64))
+                    for log_p, piece in zip(expected, pieces, strict=True)
+                )
+                weights_of.write(names)
+                share = max(cost, 0.0) / (
+                    LENGTH * len(pieces) * len(names)
+                )  # rounding may leave less than nothing
+                costs |= dict.fromkeys(names, share)
+                bar.update()
     how = f"{len(groups)} measurements for {len(matrices)} matrices, {LENGTH * len(pieces)} tokens each"
     return costs, how
 

@@ -26,6 +26,7 @@ import pyquant
 from gguf_tools.errors import LutraError
 from gguf_tools.interrupts import shielded
 from lutra.console import warn
+from lutra.runtime import crash
 from lutra.runtime.paths import lib_dir
 
 if TYPE_CHECKING:
@@ -33,19 +34,24 @@ if TYPE_CHECKING:
 
     from gguf_tools.sources.open import Source
 
+SIGNATURE = "fingerprint.json"
+
 
 class WorkDirectory:
     """``.OUT.lutra-work`` beside the output; a context manager.
 
     ``fingerprint`` is all that the finished tensors depend on; work with another fingerprint is thrown
     away. Leaving without an exception removes the directory; otherwise it stays if it holds a tensor, and
-    an error or a line on stderr says so. Raises LutraError while another conversion uses it.
+    an error or a line on stderr says so. So it is, too, where native code ends the process. Raises
+    LutraError while another conversion uses it.
     """
 
     def __init__(self, output: Path, fingerprint: Mapping[str, Any]) -> None:
         self.path = output.with_name(f".{output.name}.lutra-work")
         self._fingerprint = json.loads(json.dumps(fingerprint))
         self._lock: int | None = None
+        self._empty = contextlib.ExitStack()  # what a crash removes while no tensor is finished,
+        self._temporary = contextlib.ExitStack()  # and what it always removes
 
     def __enter__(self) -> WorkDirectory:
         try:
@@ -87,6 +93,11 @@ class WorkDirectory:
             else:
                 os.close(lock)
         self._begin()
+        if self.done():
+            self._keep()
+        else:
+            for path in (self.path, self.path / SIGNATURE):
+                self._empty.enter_context(crash.removing(path))
 
     def _is_there(self, lock: int) -> bool:
         """Whether the directory is still the one that was locked."""
@@ -99,6 +110,9 @@ class WorkDirectory:
         """Remove the directory or, if an error leaves tensors in it, say so; give the lock back."""
         if self._lock is None:  # not ours
             return
+        self._temporary.close()
+        self._empty.close()
+        crash.kept("")
         done = len(self.done()) if error else 0
         if not done:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -107,11 +121,28 @@ class WorkDirectory:
         os.close(self._lock)
         self._lock = None
         if done:
-            kept = f"{done} finished tensors are kept in {self.path}"
-            next_ = f"the same command goes on from there, rm -r {shlex.quote(str(self.path))} drops them"
+            kept = f"{done} {self._kept}"
             if isinstance(error, LutraError):
-                raise LutraError(f"{error} ({kept}; {next_})") from None
-            print(f"lutra: {kept}; {next_}", file=sys.stderr)
+                raise LutraError(f"{error} ({kept})") from None
+            print(f"lutra: {kept}", file=sys.stderr)
+
+    @property
+    def _kept(self) -> str:
+        return (
+            f"finished tensors are kept in {self.path}; the same command goes on from there, "
+            f"rm -r {shlex.quote(str(self.path))} drops them"
+        )
+
+    def _keep(self) -> None:
+        """From now on a crash leaves the finished tensors, and says so."""
+        self._empty.close()
+        crash.kept(self._kept)
+
+    def temporary(self, name: str) -> Path:
+        """A name in the directory for a file that can be made again: a crash removes it."""
+        path = self.path / name
+        self._temporary.enter_context(crash.removing(path))
+        return path
 
     def done(self) -> list[Path]:
         """The files of finished tensors."""
@@ -131,6 +162,7 @@ class WorkDirectory:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
+            self._keep()
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise LutraError(
@@ -147,7 +179,7 @@ class WorkDirectory:
 
     def _begin(self) -> None:
         """Go on with what is there, or empty the directory and sign it."""
-        signature = self.path / "fingerprint.json"
+        signature = self.path / SIGNATURE
         try:
             before = json.loads(signature.read_text())
         except (OSError, ValueError):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 
 from gguf_tools.errors import LutraError
 from lutra.console import progress
-from lutra.runtime.model import Model, Sampler
-from lutra.runtime.probe import require_loadable
-from lutra.runtime.template import ChatTemplate
+from lutra.runtime.model import Model
 
 QUESTION_CTX = 1024  # tokens of a question and its answer
 
@@ -43,19 +42,13 @@ def ask(file: Path, questions: Sequence[tuple[str, str]], threads: int) -> dict[
     Each thread has a context of its own and answers alone: small models spend most of a token's time
     waiting for each other's threads otherwise.
     """
-    require_loadable(file)
-    models = [Model(file, threads=1, n_ctx=QUESTION_CTX) for _ in range(min(threads, len(questions)))]
-    template = ChatTemplate.of(models[0])
     free: SimpleQueue[Model] = SimpleQueue()
-    for model in models:
-        free.put(model)
 
     def is_exact(question: str, answer: str) -> bool:
         model = free.get()
         try:
-            prompt = model.tokenize(template.render([{"role": "user", "content": question}]))
             said = ""
-            for text in model.text(model.generate(prompt, Sampler(0))):
+            for text in model.stream(question):
                 said += text
                 # It can only become right while it is the beginning of what is right.
                 if not answer.strip().startswith(said.strip()):
@@ -65,12 +58,16 @@ def ask(file: Path, questions: Sequence[tuple[str, str]], threads: int) -> dict[
             free.put(model)
 
     exact = 0
-    with ThreadPoolExecutor(len(models)) as pool, progress(len(questions), "question") as bar:
-        try:
-            for right in pool.map(is_exact, *zip(*questions, strict=True)):
-                exact += right
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    n = min(threads, len(questions))
+    with ExitStack() as stack:
+        for i in range(n):
+            free.put(stack.enter_context(Model(file, threads=1, n_ctx=QUESTION_CTX, probe=i == 0)))
+        with ThreadPoolExecutor(n) as pool, progress(len(questions), "question") as bar:
+            try:
+                for right in pool.map(is_exact, *zip(*questions, strict=True)):
+                    exact += right
+                    bar.update()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
     return {"exact": exact, "total": len(questions)}

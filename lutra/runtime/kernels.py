@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
-from lutra.runtime.paths import lib_dir, lib_path
+from lutra.runtime.native import load, load_backends
+from lutra.runtime.paths import lib_dir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,17 +68,18 @@ class Kernel:
 
 @functools.cache
 def _registry() -> ctypes.CDLL:
-    path = lib_path("ggml-base")
-    library = ctypes.CDLL(str(path))
-    if not hasattr(library, "lutra_kernel_count"):
-        raise LutraError(f"{path}: a ggml without Lutra's kernels; run 'pip install .' or set LUTRA_LIB_DIR")
-    library.lutra_kernel_at.restype = ctypes.POINTER(_Kernel)
-    library.lutra_kernel_chosen.restype = ctypes.POINTER(_Kernel)
-    library.lutra_kernel_chosen.argtypes = (ctypes.c_int, ctypes.c_int32)
-    library.lutra_set_name.restype = ctypes.c_char_p
-    library.lutra_set_supported.restype = ctypes.c_bool
-    library.lutra_kernels_error.restype = ctypes.c_char_p
-    return library
+    base = load("ggml-base")
+    if not hasattr(base, "lutra_kernel_count"):
+        raise LutraError(
+            f"{base._name}: a ggml without Lutra's kernels; run 'pip install .' or set LUTRA_LIB_DIR"
+        )
+    base.lutra_kernel_at.restype = ctypes.POINTER(_Kernel)
+    base.lutra_kernel_chosen.restype = ctypes.POINTER(_Kernel)
+    base.lutra_kernel_chosen.argtypes = (ctypes.c_int, ctypes.c_int32)
+    base.lutra_set_name.restype = ctypes.c_char_p
+    base.lutra_set_supported.restype = ctypes.c_bool
+    base.lutra_kernels_error.restype = ctypes.c_char_p
+    return base
 
 
 def require_obeyed_choice() -> None:
@@ -111,9 +112,8 @@ def kernels() -> list[Kernel]:
 
 def cpu_library() -> str:
     """File name of ggml's CPU code that this machine runs: of a portable build, the variant chosen."""
-    ggml = ctypes.CDLL(str(lib_path("ggml")))
-    ctypes.CDLL(str(lib_path("ggml-base"))).ggml_log_set(_SILENT, None)
-    ggml.ggml_backend_load_all_from_path(os.fsencode(lib_dir()))
+    load("ggml-base").ggml_log_set(_SILENT, None)
+    load_backends()
     loaded = re.search(r"/(libggml-cpu[^/\n]*)$", Path("/proc/self/maps").read_text(), re.MULTILINE)
     if not loaded:
         raise LutraError(f"{lib_dir()}: none of ggml's CPU libraries runs on this machine")
@@ -145,7 +145,9 @@ def gemv(kernel: Kernel, strips: np.ndarray, library: np.ndarray, q: np.ndarray,
     return y
 
 
-def gemm(kernel: Kernel, strips: np.ndarray, library: np.ndarray, columns: list[tuple]) -> np.ndarray:
+def gemm(
+    kernel: Kernel, strips: np.ndarray, library: np.ndarray, columns: list[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
     """y float32 (columns, rows) for activation rows ``columns``, each (q int8 (k,), d float32)."""
     import numpy as np
 

@@ -1,15 +1,14 @@
-"""Watching a model compute: every matrix of the graph stops before it is applied, with its inputs at hand.
+"""Watching a model compute: the inputs of each matrix are shown before the product, and its weights replaced.
 
-All tokens go through the model in one graph, node by node (llama.cpp's eval callback). Before a matrix is
-multiplied, whoever watches sees its inputs and may replace its weights, so that one pass is enough to
-quantize a model layer by layer behind the layers already quantized.
+All tokens go through the model in one graph, node by node (llama.cpp's eval callback), so that one pass is
+enough to quantize a model matrix by matrix, each behind those already quantized. What a node of the graph is
+and where its operands lie is known in C: cpu_kernels/ggml/capture.c.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,74 +20,74 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
-from lutra.runtime.model import bindings, load_backends
-from lutra.runtime.paths import lib_path
+from gguf_tools.interrupts import shielded
+from lutra.runtime.loaded import Closing, Loaded
+from lutra.runtime.native import llama, load
 
-_F32 = 0  # GGML_TYPE_F32
 
-
-class _Tensor(ctypes.Structure):
-    """struct ggml_tensor of ggml.h."""
+class _Node(ctypes.Structure):
+    """struct lutra_matmul_inputs of cpu_kernels/ggml/lutra_ggml.h."""
 
     _fields_ = (
-        ("type", ctypes.c_int),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 64),
+        ("weights", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("source", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("n_rows", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("n_tokens", ctypes.c_int64),
+        ("n_used", ctypes.c_int64),
     )
 
 
-@functools.cache  # llama.cpp calls it for as long as the process lives
-def _silence() -> Any:
-    return bindings().llama_log_callback(lambda level, text, data: None)
-
-
-def _tensor(address: int) -> _Tensor:
-    return ctypes.cast(address, ctypes.POINTER(_Tensor)).contents
+@functools.cache
+def _ggml() -> ctypes.CDLL:
+    base, pointer = load("ggml-base"), ctypes.c_void_p
+    base.lutra_capture.argtypes = (pointer, ctypes.POINTER(_Node))
+    base.lutra_capture.restype = ctypes.c_bool
+    base.lutra_copy_rows.argtypes = base.lutra_copy_matrices.argtypes = (pointer, pointer)
+    base.lutra_copy_rows.restype = base.lutra_copy_matrices.restype = None
+    base.lutra_replace_data.argtypes, base.lutra_replace_data.restype = (pointer, pointer), pointer
+    return base
 
 
 @dataclass
-class Stop:
-    """A matrix about to be used: its name and its inputs (tokens, k).
+class MatmulInputs:
+    """A matrix about to be used: its name and its inputs, float32 (rows, k).
 
-    ``inputs`` is None where rows are looked up (token embeddings). It is a view of the graph's memory, valid
-    until the next stop; matrices with equal ``source`` have the same inputs. ``experts``, of a stack of
-    experts: who gets them, (tokens, used); ``inputs`` then has one row or ``used`` rows per token.
+    ``inputs`` is None where rows are looked up (token embeddings). It may be a view of the graph's memory,
+    valid until the next matrix; matrices with equal ``source`` have the same inputs. ``experts``, of a stack
+    of matrices: which of them meet each token's inputs, int32 (tokens, used); ``inputs`` then has one row or
+    ``used`` rows per token.
     """
 
     name: str
     inputs: NDArray[np.float32] | None
     experts: NDArray[np.int32] | None
     source: int
-    _weight: _Tensor
+    _weights: int
     _own: NDArray[np.float16] | None = None
-    _original: int = 0
+    _original: int | None = None
 
     def replace(self, weights: NDArray[np.float16]) -> None:
-        """Let the graph use other weights (rows, k) until the next stop."""
+        """Let the graph use other weights (rows, k) until the next matrix."""
+        self.restore()
         self._own = np.ascontiguousarray(weights)
-        self._original, self._weight.data = self._weight.data, self._own.ctypes.data
+        self._original = _ggml().lutra_replace_data(self._weights, self._own.ctypes.data)
 
     def restore(self) -> None:
         """Undo ``replace``."""
         if self._own is not None:
-            self._weight.data, self._own = self._original, None
+            _ggml().lutra_replace_data(self._weights, self._original)
+            self._own = None
 
 
-class Observer:
+class Capture(Closing):
     """A model of F16 matrices computing ``pieces`` (sequences, tokens), all of one length.
 
-    Iterating yields a Stop before every matrix in ``names`` is multiplied or, with ``lookups``, has rows
-    looked up in it. The graph waits until the next one is asked for, and is left when all names have been
-    seen. ``predictions`` bounds the logits (tokens times vocabulary) that the runtime keeps. Raises
+    Iterating, once, yields MatmulInputs before every matrix in ``names`` is multiplied or, with ``lookups``,
+    has rows looked up in it. The graph waits until the next one is asked for, and is left when all names have
+    been seen. ``predictions`` bounds the logits (tokens times vocabulary) that the runtime keeps. Raises
     LutraError when the model cannot be loaded or computed.
     """
 
@@ -102,115 +101,127 @@ class Observer:
         predictions: int,
         lookups: bool = True,
     ) -> None:
-        self._api = api = bindings()
         self._names = set(names)
         self._left = set(names)
-        self._stops: SimpleQueue[Stop | Exception | None] = SimpleQueue()
-        self._go: SimpleQueue[bool] = SimpleQueue()
+        self._lookups = lookups
+        self._seen: SimpleQueue[MatmulInputs | Exception | None] = SimpleQueue()
+        self._go: SimpleQueue[None] = SimpleQueue()
         self._leaving = False
-        self._path = path
-        api.llama_log_set(_silence(), None)
-        load_backends(api)
-        base = ctypes.CDLL(str(lib_path("ggml-base")))
-        base.ggml_op_name.restype = ctypes.c_char_p
-        names_of_ops = {base.ggml_op_name(i).decode(): i for i in range(64)}
-        self._stack = names_of_ops["MUL_MAT_ID"]
-        self._ops = {names_of_ops["MUL_MAT"], self._stack} | (
-            {names_of_ops["GET_ROWS"]} if lookups else set()
-        )
-        model_params = api.llama_model_default_params()
-        model_params.use_extra_bufts = False
-        self._model = api.llama_model_load_from_file(os.fsencode(path), model_params)
-        if not self._model:
-            raise LutraError(f"{path}: cannot be loaded for calibration")
-        n, length = len(pieces), len(pieces[0])
-        vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
-        outputs = max(1, min(n * length, predictions // vocabulary))
+        self._thread: Thread | None = None
+        self._last: MatmulInputs | None = None  # whose weights the graph may be using
+        self._batch: Any = None
+        self._api = llama()
+        self._loaded = Loaded(path, advice="--no-calibration converts without computing the model")
+        try:
+            self._start(pieces, threads, predictions)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, pieces: Sequence[Sequence[int]], threads: int, predictions: int) -> None:
+        api, length = self._api, len(pieces[0])
+        n = len(pieces) * length
+        vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._loaded.model))
+        outputs = max(1, min(n, predictions // max(1, vocabulary)))
         self._callback = api.ggml_backend_sched_eval_callback(self._on_node)
         params = api.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = n * length
-        params.n_seq_max, params.kv_unified = n, False
+        params.n_ctx = params.n_batch = params.n_ubatch = n
+        params.n_seq_max, params.kv_unified = len(pieces), False
         params.n_outputs_max = params.n_outputs_max_per_seq = outputs
         params.n_threads = params.n_threads_batch = threads
         params.cb_eval = self._callback
-        self._ctx = api.llama_init_from_model(self._model, params)
-        if not self._ctx:
-            raise LutraError(f"{path}: no context of {n * length} tokens for calibration")
-        self._batch = api.llama_batch_init(n * length, 0, 1)
+        self._loaded.start(params)
+        self._batch = api.llama_batch_init(n, 0, 1)
         # The last layer computes only what is asked for: evenly spread tokens, few if the vocabulary is
         # large.
-        every = -(-n * length // outputs)
+        every = -(-n // outputs)
         for i, token in enumerate(t for piece in pieces for t in piece):
             self._batch.token[i], self._batch.pos[i] = token, i % length
             self._batch.n_seq_id[i], self._batch.seq_id[i][0] = 1, i // length
             self._batch.logits[i] = i % every == 0
-        self._batch.n_tokens = n * length
+        self._batch.n_tokens = n
 
-    def __iter__(self) -> Iterator[Stop]:
-        thread = Thread(target=self._run, daemon=True)
-        thread.start()
-        last: Stop | None = None
-        try:
-            while (stop := self._stops.get()) is not None:
-                if last:
-                    last.restore()
-                if isinstance(stop, Exception):
-                    raise stop
-                last = stop
-                yield stop
-                self._go.put(True)
-        finally:
-            self._leaving = True
-            self._go.put(False)
-            thread.join()
+    def __iter__(self) -> Iterator[MatmulInputs]:
+        if self._thread or self._batch is None:
+            raise LutraError(f"{self._loaded.path}: was computed already, or is closed")
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+        while True:
+            seen = self._seen.get()
+            if self._last:
+                self._last.restore()
+            if seen is None:
+                return
+            if isinstance(seen, Exception):
+                raise seen
+            self._last = seen
+            yield seen
+            self._go.put(None)
 
+    @shielded
     def close(self) -> None:
-        """Free the model."""
-        self._api.llama_batch_free(self._batch)
-        self._api.llama_free(self._ctx)
-        self._api.llama_model_free(self._model)
+        """Leave the graph and free the model. Closing twice is fine."""
+        self._leaving = True
+        if self._thread:
+            self._go.put(None)
+            self._thread.join()
+        if self._batch is not None:
+            self._api.llama_batch_free(self._batch)
+            self._batch = None
+        self._loaded.close()
+
+    # ---- in the thread that computes -------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            code = self._api.llama_decode(self._ctx, self._batch)
-            self._stops.put(
-                LutraError(f"{self._path}: computing failed ({code})") if code and not self._leaving else None
-            )
+            self._loaded.decode(self._batch)
+            self._seen.put(None)
         except Exception as error:  # must not be lost in this thread
-            self._stops.put(error)
+            self._seen.put(error)
 
-    def _on_node(self, address: int, ask: bool, _: int | None) -> bool:
-        if self._leaving:
-            return False
-        if not ask:
-            return bool(self._left)
-        node = _tensor(address)
-        if node.op not in self._ops:
-            return True  # one node at a time: the inputs of the next one are ready
-        weight = _tensor(node.src[0])
-        name = weight.name.decode("utf-8", "replace")
-        if name not in self._names:
-            return True
-        inputs = _tensor(node.src[1])
-        x = _view(inputs) if inputs.type == _F32 else None
-        experts = _indices(_tensor(node.src[2])) if node.op == self._stack else None
-        self._left.discard(name)
-        self._stops.put(Stop(name, x, experts, node.src[1], weight))
-        if not self._go.get():
+    def _on_node(self, node: int, ask: bool, _: int | None) -> bool:
+        """Called before a node is computed, to ``ask`` whether to stop behind it, and there: to go on?
+
+        One node at a time, so that the operands of the next one are there when it is asked about.
+        """
+        try:
+            if ask:
+                if not self._leaving:
+                    self._show(node)
+                return True
+            return bool(self._left) and not self._leaving
+        except Exception as error:  # would only be printed
             self._leaving = True
-        return True
+            self._seen.put(error)
+            return ask
+
+    def _show(self, node: int) -> None:
+        found = _Node()
+        if not _ggml().lutra_capture(node, ctypes.byref(found)):
+            return
+        name = found.name.decode("utf-8", "replace")
+        if name not in self._names or not (found.source or self._lookups):
+            return
+        self._left.discard(name)
+        inputs = _rows(node, found) if found.source else None
+        experts = _matrices(node, found) if found.n_used else None
+        self._seen.put(MatmulInputs(name, inputs, experts, found.source or 0, found.weights))
+        self._go.get()
 
 
-def _view(tensor: _Tensor) -> NDArray[np.float32]:
-    """A contiguous F32 tensor as (rows, k)."""
-    k = tensor.ne[0]
-    rows = tensor.ne[1] * tensor.ne[2] * tensor.ne[3]
-    data: Any = (ctypes.c_float * (rows * k)).from_address(tensor.data)
-    return np.frombuffer(data, np.float32).reshape(rows, k)
+def _rows(node: int, found: _Node) -> NDArray[np.float32]:
+    """What ``node`` multiplies, (rows, k): where it lies, or a copy if its rows lie apart."""
+    n, k = found.n_rows, found.k
+    if found.rows:
+        data = (ctypes.c_float * (n * k)).from_address(found.rows)
+        return np.frombuffer(data, np.float32).reshape(n, k)
+    rows = np.empty((n, k), np.float32)
+    _ggml().lutra_copy_rows(node, rows.ctypes.data)
+    return rows
 
 
-def _indices(tensor: _Tensor) -> NDArray[np.int32]:
-    """A matrix of int32, rows anywhere."""
-    columns, rows, stride = tensor.ne[0], tensor.ne[1], tensor.nb[1]
-    data: Any = (ctypes.c_char * (stride * (rows - 1) + 4 * columns)).from_address(tensor.data)
-    return np.ndarray((rows, columns), np.int32, data, strides=(stride, 4))
+def _matrices(node: int, found: _Node) -> NDArray[np.int32]:
+    """Which matrices meet the inputs of each token, (tokens, used)."""
+    out = np.empty((found.n_tokens, found.n_used), np.int32)
+    _ggml().lutra_copy_matrices(node, out.ctypes.data)
+    return out

@@ -1,119 +1,136 @@
-"""A model in memory: tokens in, tokens out, through the stock llama-cpp-python bindings.
-
-Only their low-level module (ctypes) is loaded: the package itself would import numpy and a disk cache,
-which cost more memory than a small model.
-"""
+"""A model in memory: messages or tokens in, text or tokens out."""
 
 from __future__ import annotations
 
 import codecs
 import ctypes
-import importlib.util
-import os
-import re
-import sys
-from collections.abc import Iterator
-from importlib.machinery import ModuleSpec
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import LutraError
+from gguf_tools.interrupts import shielded
 from lutra.runtime.kernels import require_obeyed_choice
-from lutra.runtime.paths import lib_dir, lib_path
+from lutra.runtime.loaded import Closing, Loaded
+from lutra.runtime.native import llama
+from lutra.runtime.probe import require_loadable
+from lutra.runtime.threads import default_threads
 
-_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+if TYPE_CHECKING:
+    from lutra.runtime.template import ChatTemplate, Message
+
 _BATCH = 512  # tokens per llama_decode of a prompt
 
 
-def bindings() -> Any:
-    """The module llama_cpp.llama_cpp on our libllama, without running the package's __init__."""
-    if "llama_cpp" not in sys.modules:
-        spec: ModuleSpec | None = importlib.util.find_spec("llama_cpp")
-        if spec is None or not spec.submodule_search_locations:
-            raise LutraError("the package llama-cpp-python is missing; run 'pip install .'")
-        package = ModuleType("llama_cpp")
-        package.__path__ = list(spec.submodule_search_locations)
-        sys.modules["llama_cpp"] = package
-    lib_path("llama")  # names what is missing before the bindings fail on it
-    os.environ["LLAMA_CPP_LIB_PATH"] = str(lib_dir())
-    return importlib.import_module("llama_cpp.llama_cpp")
+class Model(Closing):
+    """A GGUF file mapped into memory with one conversation, or text, of at most ``n_ctx`` tokens.
 
+        with Model("model-cb4.gguf") as model:
+            print(model.chat("What is the capital of France?"))
 
-def load_backends(api: Any) -> None:
-    """Find the CPU backend of this machine where the backends are separate libraries."""
-    ctypes.CDLL(str(lib_path("ggml"))).ggml_backend_load_all_from_path(os.fsencode(lib_dir()))
-    api.llama_backend_init()
+    ``threads`` None takes the fast physical cores, ``n_ctx`` None the model's own context, at most 4096.
+    ``verbose`` shows llama.cpp's log on stderr; otherwise only Lutra's own lines are shown. Without
+    ``weights`` only the header is read: enough to tokenize. The file is tried in a child process first, as
+    some damage ends the process that loads it; not with ``probe`` False.
 
-
-class Model:
-    """A GGUF file mapped into memory with one sequence of at most ``n_ctx`` tokens.
-
-    ``n_ctx`` None takes the model's own context, at most 4096. ``verbose`` shows llama.cpp's log on
-    stderr; otherwise only Lutra's own lines are shown. Without ``weights`` only the header is read: enough
-    to tokenize. Raises LutraError when the file cannot be loaded.
+    Raises LutraError when the file cannot be loaded, and from every method after ``close``. One thread at a
+    time may use it.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         *,
-        threads: int,
+        threads: int | None = None,
         n_ctx: int | None = None,
         verbose: bool = False,
         weights: bool = True,
+        probe: bool = True,
     ) -> None:
+        self.path = Path(path)
         require_obeyed_choice()
-        self._api = api = bindings()
-        self._errors: list[str] = []
-        self._log = api.llama_log_callback(lambda level, text, _: self._on_log(level, text, verbose))
-        api.llama_log_set(self._log, None)
-        load_backends(api)
-
-        model_params = api.llama_model_default_params()
-        model_params.use_extra_bufts = False  # weights stay where they are in the file, no repacked copy
-        if not weights:
-            model_params.no_alloc, model_params.load_mode = True, 0  # which must not be mmap then
-        self._model = api.llama_model_load_from_file(os.fsencode(path), model_params)
-        if not self._model:
-            raise LutraError(f"{path}: {self._reason()}; 'lutra verify {path}' checks the file")
-        self._vocab = api.llama_model_get_vocab(self._model)
-        if api.llama_vocab_n_tokens(self._vocab) == 0 or api.llama_vocab_type(self._vocab) == 0:
-            raise LutraError(f"{path}: no tokenizer in the file; convert the model with its tokenizer")
-        params = api.llama_context_default_params()
-        params.n_ctx = n_ctx or min(api.llama_model_n_ctx_train(self._model), 4096)
-        params.n_batch = params.n_ubatch = self._batch = min(_BATCH, params.n_ctx)
-        params.n_threads = params.n_threads_batch = threads
-        self._ctx = api.llama_init_from_model(self._model, params)
-        if not self._ctx:
-            raise LutraError(
-                f"{path}: no context of {params.n_ctx} tokens: {self._reason()}; try a smaller --ctx"
-            )
-        self.path = path
-        self.n_vocab: int = api.llama_vocab_n_tokens(self._vocab)
-        self.n_ctx: int = params.n_ctx  # llama.cpp rounds its own up
-        self._memory = api.llama_get_memory(self._ctx)
+        if probe:
+            require_loadable(self.path)
+        self._api = api = llama()
+        self._loaded = loaded = Loaded(self.path, weights=weights, verbose=verbose)
+        try:
+            self.n_vocab: int = api.llama_vocab_n_tokens(self._vocab)
+            if self.n_vocab == 0 or api.llama_vocab_type(self._vocab) == 0:
+                raise LutraError(f"{path}: no tokenizer in the file; convert the model with its tokenizer")
+            params = api.llama_context_default_params()
+            params.n_ctx = n_ctx or min(api.llama_model_n_ctx_train(loaded.model), 4096)
+            params.n_batch = params.n_ubatch = self._batch = min(_BATCH, params.n_ctx)
+            params.n_threads = params.n_threads_batch = threads or default_threads()
+            self.n_ctx: int = params.n_ctx  # llama.cpp rounds its own up
+            loaded.start(params)
+        except BaseException:
+            loaded.close()
+            raise
         self._cached: list[int] = []  # the tokens in the KV cache
 
-    def _on_log(self, level: int, text: bytes, verbose: bool) -> None:
-        line = text.decode("utf-8", "replace")
-        if verbose or line.startswith("lutra:"):
-            sys.stderr.write(line)
-            sys.stderr.flush()
-        if level == _ERROR:
-            self._errors.append(line)
+    def close(self) -> None:
+        """Free the memory and the file. Closing twice is fine; using the model afterwards is an error."""
+        self._loaded.close()
 
-    def _reason(self) -> str:
-        # llama.cpp says "function: what happened", the cause first.
-        message = self._errors[0].strip() if self._errors else "llama.cpp gave no reason"
-        return re.sub(r"^[A-Za-z_0-9:~]+: (error loading model: )?", "", message)
+    @property
+    def _vocab(self) -> Any:
+        return self._api.llama_model_get_vocab(self._loaded.model)
+
+    @property
+    def _memory(self) -> Any:
+        return self._api.llama_get_memory(self._loaded.ctx)
+
+    # ---- conversation ----------------------------------------------------------------------
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> str:
+        """The answer to ``messages``: see ``stream``."""
+        return "".join(self.stream(messages, max_tokens=max_tokens, temperature=temperature, seed=seed))
+
+    def stream(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """The answer to ``messages`` piece by piece, as the model writes it.
+
+        ``messages`` are what was said so far, {"role": "system", "user" or "assistant", "content": text}
+        each, or one question; they go through the file's chat template. The answer ends by itself, at
+        ``max_tokens``, or where the context is full. ``temperature`` 0 takes the likeliest token always;
+        above, ``seed`` None is a random one. What the last call has computed of the same conversation is
+        not computed again. Raises LutraError without a chat template, or for more text than the context
+        holds.
+        """
+        turns: list[Message] = (
+            [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        )
+        prompt = self.tokenize(self.template.render(turns))
+        with Sampler(temperature, seed) as sampler:
+            yield from self.text(self.generate(prompt, sampler, max_tokens))
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template in the file. Raises LutraError when there is none."""
+        from lutra.runtime.template import ChatTemplate  # with Jinja, which not every use of a model needs
+
+        return ChatTemplate.of(self)
 
     # ---- text and tokens -------------------------------------------------------------------
 
     @property
     def chat_template(self) -> str | None:
         """The Jinja template stored in the file."""
-        template = self._api.llama_model_chat_template(self._model, None)
+        template = self._api.llama_model_chat_template(self._loaded.model, None)
         return template.decode() if template else None
 
     def special_token(self, name: str) -> str:
@@ -160,11 +177,10 @@ class Model:
                 batch.token[i], batch.pos[i], batch.logits[i] = token, i, True
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
             batch.n_tokens = n
-            if code := api.llama_decode(self._ctx, batch):
-                raise LutraError(f"{self.path}: computing failed ({code}): {self._reason()}")
+            self._loaded.decode(batch)
         finally:
             api.llama_batch_free(batch)
-        return api.llama_get_logits(self._ctx)
+        return api.llama_get_logits(self._loaded.ctx)
 
     # ---- generation ------------------------------------------------------------------------
 
@@ -180,7 +196,7 @@ class Model:
         produced = 0
         while limit is None or produced < limit:
             self._decode(pending)
-            token = sampler.sample(self._ctx)
+            token = sampler.sample(self._loaded.ctx)
             if self._api.llama_vocab_is_eog(self._vocab, token):
                 return
             yield token
@@ -215,16 +231,18 @@ class Model:
         for start in range(0, len(tokens), self._batch):
             part = tokens[start : start + self._batch]
             array = (self._api.llama_token * len(part))(*part)
-            if code := self._api.llama_decode(self._ctx, self._api.llama_batch_get_one(array, len(part))):
-                raise LutraError(f"{self.path}: computing failed ({code}): {self._reason()}")
+            self._loaded.decode(self._api.llama_batch_get_one(array, len(part)))
             self._cached += part
 
 
-class Sampler:
-    """Chooses the next token: the best one at temperature 0, else top-k 40, top-p 0.95, min-p 0.05."""
+class Sampler(Closing):
+    """Chooses the next token: the best one at temperature 0, else top-k 40, top-p 0.95, min-p 0.05.
+
+    ``seed`` None is a random one.
+    """
 
     def __init__(self, temperature: float, seed: int | None = None) -> None:
-        self._api = api = bindings()
+        self._api = api = llama()
         self._chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         if temperature <= 0:
             links = [api.llama_sampler_init_greedy()]
@@ -240,5 +258,14 @@ class Sampler:
             api.llama_sampler_chain_add(self._chain, link)
 
     def sample(self, ctx: Any) -> int:
-        """The next token for the last logits of the context."""
-        return self._api.llama_sampler_sample(self._chain, ctx, -1)
+        """The next token for the last logits of the context. Raises LutraError after ``close``."""
+        if not self._chain:
+            raise LutraError("the sampler is closed")
+        return int(self._api.llama_sampler_sample(self._chain, ctx, -1))
+
+    @shielded
+    def close(self) -> None:
+        """Free the sampler. Closing twice is fine."""
+        if self._chain:
+            self._api.llama_sampler_free(self._chain)
+        self._chain = None

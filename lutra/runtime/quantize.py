@@ -10,23 +10,23 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from lutra.runtime.paths import lib_path
+from lutra.runtime.native import load
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(lib_path("ggml-base")))
+def _ggml() -> ctypes.CDLL:
+    base = load("ggml-base")
     i64, pointer = ctypes.c_int64, ctypes.c_void_p
-    library.ggml_quantize_chunk.argtypes = (ctypes.c_int, pointer, pointer, i64, i64, i64, pointer)
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_requires_imatrix.argtypes = (ctypes.c_int,)
-    library.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
-    return library
+    base.ggml_quantize_chunk.argtypes = (ctypes.c_int, pointer, pointer, i64, i64, i64, pointer)
+    base.ggml_quantize_chunk.restype = ctypes.c_size_t
+    base.ggml_quantize_requires_imatrix.argtypes = (ctypes.c_int,)
+    base.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    return base
 
 
 def requires_importance(type_id: int) -> bool:
     """True for the types that ggml refuses to make without an importance matrix."""
-    return _library().ggml_quantize_requires_imatrix(type_id)
+    return bool(_ggml().ggml_quantize_requires_imatrix(type_id))
 
 
 def quantize(
@@ -45,7 +45,7 @@ def quantize(
 
     def part(start: int, stop: int) -> None:
         pointer = None if weights is None else weights.ctypes.data
-        _library().ggml_quantize_chunk(
+        _ggml().ggml_quantize_chunk(
             type_id, rows[start:].ctypes.data, out[start:].ctypes.data, 0, stop - start, k, pointer
         )
 

@@ -2,34 +2,83 @@
 
 from __future__ import annotations
 
+import math
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 _CPUS = Path("/sys/devices/system/cpu")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def default_threads() -> int:
-    """Physical cores we may run on; on big.LITTLE only the fast ones (slow ones hold the others up).
+    """Physical cores that we may run on, and no more than the control groups give us time on."""
+    return max(1, int(min(_fast_cores(_allowed()), _quota())))
 
-    A core is fast when its capacity (Arm) or else its highest clock is above 60% of the best core's.
+
+def _allowed() -> list[int]:
+    """The logical CPUs that we may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _fast_cores(cpus: list[int]) -> int:
+    """How many physical cores ``cpus`` are; on big.LITTLE only the fast ones (slow ones hold the others up).
+
+    A core is fast when its capacity (Arm) or else its highest clock is above 60% of the best core's. Where
+    the system does not say, every logical CPU is a fast core.
     """
-    allowed = sorted(os.sched_getaffinity(0))
-    speeds = {
-        cpu: _number(cpu, "cpu_capacity") or _number(cpu, "cpufreq/cpuinfo_max_freq") for cpu in allowed
-    }
+    speeds = {cpu: _number(cpu, "cpu_capacity") or _number(cpu, "cpufreq/cpuinfo_max_freq") for cpu in cpus}
     best = max(speeds.values())
-    fast = [cpu for cpu in allowed if speeds[cpu] >= 0.6 * best]
-    cores = {_text(cpu, "topology/thread_siblings_list") or str(cpu) for cpu in fast}
-    return len(cores)
-
-
-def _text(cpu: int, name: str) -> str:
-    try:
-        return (_CPUS / f"cpu{cpu}" / name).read_text().strip()
-    except OSError:
-        return ""
+    fast = [cpu for cpu in cpus if speeds[cpu] >= 0.6 * best]
+    return len({_text(_CPUS / f"cpu{cpu}" / "topology/thread_siblings_list") or str(cpu) for cpu in fast})
 
 
 def _number(cpu: int, name: str) -> int:
-    text = _text(cpu, name)
+    text = _text(_CPUS / f"cpu{cpu}" / name)
     return int(text) if text.isdigit() else 0
+
+
+# ---- control groups ------------------------------------------------------------------------
+
+
+def _quota() -> float:
+    """The whole CPUs' worth of time that our control groups and those above them allow."""
+    return min((cpus for group in _control_groups() for cpus in _limits(group)), default=math.inf)
+
+
+def _control_groups() -> Iterator[Path]:
+    """The directories of our control groups that may limit CPU time, with those above them.
+
+    /proc/self/cgroup has lines of number:controllers:path, without controllers for version 2. In a container
+    the path may be one of the host's, and only the mount's own root is there.
+    """
+    for line in _text(_OWN_CGROUPS).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            roots = [_CGROUPS, _CGROUPS / "unified"]
+        elif "cpu" in controllers.split(","):
+            roots = [_CGROUPS / controllers, _CGROUPS / "cpu"]
+        else:
+            continue
+        own = PurePosixPath(path.lstrip("/"))
+        yield from (root / above for root in roots for above in (own, *own.parents))
+
+
+def _limits(group: Path) -> Iterator[int]:
+    """The same for one control group, of version 2 or 1."""
+    for quota, period in (
+        (_text(group / "cpu.max").split() or ["max", ""])[:2],
+        (_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")),
+    ):
+        if quota.isdigit() and period.isdigit() and int(period):  # "max" and -1 are no limit
+            yield int(quota) // int(period)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

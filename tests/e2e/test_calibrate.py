@@ -1,19 +1,22 @@
-"""Calibration: what the observer sees, what replacing weights does, and what it is good for."""
+"""Calibration: what is captured, what replacing weights does, and what it is good for."""
 
 from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_runner import TINY_CHAT, lutra, require_built, signalled
 from gguf_samples import random_model, u32
 
+from gguf_tools.errors import LutraError
 from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.reader import GGUFFile
 from gguf_tools.sources.open import open_source
-from lutra.runtime.matmul_inputs import Observer
+from lutra.conversion.calibrate import matmul_order
+from lutra.runtime.matmul_inputs import Capture
 
 PIECES = [[1, 40, 41, 42, 43, 44, 45, 46], [1, 300, 301, 302, 303, 304, 305, 306]]
 QUESTIONS = {
@@ -37,15 +40,14 @@ def f16(tmp_path_factory):
     return path
 
 
-def observe(path, names, weights=None):
+def capture(path, names, weights=None):
     """Inputs by name; ``weights`` replace matrices on the way."""
-    observer = Observer(path, PIECES, set(names), threads=1, predictions=1 << 20)
     seen = {}
-    for stop in observer:
-        seen[stop.name] = None if stop.inputs is None else stop.inputs.copy()
-        if weights and stop.name in weights:
-            stop.replace(weights[stop.name])
-    observer.close()
+    with Capture(path, PIECES, set(names), threads=1, predictions=1 << 20) as matrices:
+        for matrix in matrices:
+            seen[matrix.name] = None if matrix.inputs is None else matrix.inputs.copy()
+            if weights and matrix.name in weights:
+                matrix.replace(weights[matrix.name])
     return seen
 
 
@@ -54,7 +56,7 @@ def test_inputs_are_what_the_model_computes(f16):
     rows = tensors["token_embd.weight"].read()[np.concatenate(PIECES)]
     norm = rows / np.sqrt((rows**2).mean(axis=1, keepdims=True) + 1e-5)
     expected = norm * tensors["blk.0.attn_norm.weight"].read()
-    seen = observe(
+    seen = capture(
         f16, ["token_embd.weight", "blk.0.attn_q.weight", "blk.0.attn_v.weight", "blk.7.ffn_down.weight"]
     )
     assert list(seen) == [
@@ -72,12 +74,36 @@ def test_inputs_are_what_the_model_computes(f16):
 def test_replaced_weights_count_and_only_once(f16):
     name = "blk.0.ffn_down.weight"
     zeros = np.zeros((256, 768), np.float16)
-    before = observe(f16, [name, "blk.1.attn_q.weight"])
-    after = observe(f16, [name, "blk.1.attn_q.weight"], {name: zeros})
-    again = observe(f16, [name, "blk.1.attn_q.weight"])
+    before = capture(f16, [name, "blk.1.attn_q.weight"])
+    after = capture(f16, [name, "blk.1.attn_q.weight"], {name: zeros})
+    again = capture(f16, [name, "blk.1.attn_q.weight"])
     assert np.array_equal(before[name], after[name])
     assert not np.allclose(before["blk.1.attn_q.weight"], after["blk.1.attn_q.weight"], atol=1e-2)
     assert np.array_equal(before["blk.1.attn_q.weight"], again["blk.1.attn_q.weight"])
+
+
+def test_the_order_has_what_shares_its_inputs_together(f16):
+    names = ["attn_v", "attn_q", "attn_output", "ffn_up", "ffn_gate", "ffn_down"]
+    order = matmul_order(f16, {f"blk.3.{name}.weight" for name in names}, PIECES[0], 1)
+    assert [sorted(name.split(".")[2] for name in group) for group in order] == [
+        ["attn_q", "attn_v"],
+        ["attn_output"],
+        ["ffn_gate", "ffn_up"],
+        ["ffn_down"],
+    ]
+
+
+def test_a_capture_that_is_left_or_closed(f16):
+    name = "blk.0.attn_q.weight"
+    with Capture(f16, PIECES, {name}, threads=1, predictions=1 << 20) as left:
+        matrix = next(iter(left))
+        matrix.replace(np.zeros((256, 256), np.float16))
+        with pytest.raises(LutraError, match="computed already"):
+            next(iter(left))
+    left.close()
+    assert str(f16) not in Path("/proc/self/maps").read_text()
+    with pytest.raises(LutraError, match="closed"):
+        next(iter(left))
 
 
 def test_two_bits_that_answer(tmp_path, tiny_chat):
@@ -160,9 +186,8 @@ def test_experts_get_the_tokens_of_the_router(mixture, tmp_path):
     assert lutra("convert", mixture, "--type", "f16", "-o", f16).returncode == 0
     router = {t.name: t for t in open_source(mixture).tensors}[ROUTER].read()
     gate, down = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_down_exps.weight"
-    observer = Observer(f16, PIECES, {gate, down}, threads=1, predictions=1 << 20)
-    seen = {stop.name: (stop.inputs.copy(), stop.experts.copy()) for stop in observer}
-    observer.close()
+    with Capture(f16, PIECES, {gate, down}, threads=1, predictions=1 << 20) as matrices:
+        seen = {matrix.name: (matrix.inputs.copy(), matrix.experts.copy()) for matrix in matrices}
     inputs, experts = seen[gate]
     assert inputs.shape == (16, HIDDEN)
     assert np.array_equal(np.sort(experts), np.sort(np.argsort(inputs @ router.T)[:, -2:]))
@@ -206,6 +231,80 @@ def test_a_cluster_gives_the_same_file(options, calibrated, tmp_path):
         )
         assert done.returncode == 0, done.stderr
     assert output.read_bytes() == calibrated.read_bytes()
+
+
+# ---- a matrix per head (multi-head latent attention), with random weights --------------------------
+
+HEADS, NOPE, ROPE, LATENT = 4, 64, 32, 128
+
+
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory):
+    """DeepSeek-V2 in small: attn_k_b and attn_v_b are stacks that meet permuted inputs."""
+    require_built("llama-perplexity")
+    given = open_source(TINY_CHAT).metadata
+    numbers = {
+        "context_length": 512,
+        "embedding_length": HIDDEN,
+        "feed_forward_length": 512,
+        "block_count": 1,
+        "leading_dense_block_count": 1,
+        "expert_feed_forward_length": 64,
+        "expert_shared_count": 0,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": 1,
+        "attention.q_lora_rank": 0,
+        "attention.kv_lora_rank": LATENT,
+        "attention.key_length": LATENT + ROPE,
+        "attention.value_length": LATENT,
+        "attention.key_length_mla": NOPE + ROPE,
+        "attention.value_length_mla": NOPE,
+        "rope.dimension_count": ROPE,
+    }
+    metadata = {key: value for key, value in given.items() if key.startswith("tokenizer.")}
+    metadata |= {f"deepseek2.{key}": u32(value) for key, value in numbers.items()}
+    name = given["general.architecture"]
+    metadata |= {
+        "general.architecture": type(name)("deepseek2", name.type),
+        "deepseek2.attention.layer_norm_rms_epsilon": given["llama.attention.layer_norm_rms_epsilon"],
+    }
+    shapes = {
+        "token_embd.weight": (4096, HIDDEN),
+        "output_norm.weight": (HIDDEN,),
+        "blk.0.attn_norm.weight": (HIDDEN,),
+        "blk.0.attn_q.weight": (HEADS * (NOPE + ROPE), HIDDEN),
+        "blk.0.attn_kv_a_mqa.weight": (LATENT + ROPE, HIDDEN),
+        "blk.0.attn_kv_a_norm.weight": (LATENT,),
+        "blk.0.attn_k_b.weight": (HEADS, LATENT, NOPE),
+        "blk.0.attn_v_b.weight": (HEADS, NOPE, LATENT),
+        "blk.0.attn_output.weight": (HIDDEN, HEADS * NOPE),
+        "blk.0.ffn_norm.weight": (HIDDEN,),
+        "blk.0.ffn_gate.weight": (512, HIDDEN),
+        "blk.0.ffn_up.weight": (512, HIDDEN),
+        "blk.0.ffn_down.weight": (HIDDEN, 512),
+    }
+    source = random_model(tmp_path_factory.mktemp("latent") / "latent.gguf", metadata, shapes)
+    path = source.with_name("latent-f16.gguf")
+    done = lutra("convert", source, "--type", "f16", "-o", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_permuted_inputs_are_those_of_each_head(latent):
+    q, k_b, v_b, output = (f"blk.0.attn_{name}.weight" for name in ("q", "k_b", "v_b", "output"))
+    weights = {t.name: t.read().reshape(t.shape) for t in open_source(latent).tensors}
+    tokens = np.concatenate(PIECES)
+    with Capture(latent, PIECES, {q, k_b, v_b, output}, threads=1, predictions=1 << 20) as matrices:
+        seen = {m.name: (m.inputs.copy(), m.experts) for m in matrices}
+    queries = (seen[q][0] @ weights[q].T).reshape(len(tokens), HEADS, NOPE + ROPE)
+    inputs, heads = seen[k_b]
+    assert np.allclose(inputs, queries[:, :, :NOPE].swapaxes(0, 1).reshape(-1, NOPE), atol=0.01)
+    assert heads[:, 0].tolist() == [head for head in range(HEADS) for _ in tokens]
+    # Each row by its own head's matrix is what the next matrix gets; here, sequence after sequence.
+    inputs, heads = seen[v_b]
+    values = np.einsum("rk,rnk->rn", inputs, weights[v_b][heads[:, 0]])
+    by_token = values.reshape(len(PIECES), HEADS, -1, NOPE).swapaxes(1, 2).reshape(len(tokens), -1)
+    assert np.allclose(by_token, seen[output][0], atol=0.01)
 
 
 # ---- what cannot be done -----------------------------------------------------------------------

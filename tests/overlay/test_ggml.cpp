@@ -10,6 +10,9 @@
 #include "lutra_kernels.h"
 
 #include <dlfcn.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,7 +21,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <new>
 #include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
 #include <vector>
 
 static const double TOLERANCE = 2e-6;
@@ -368,6 +375,176 @@ static void test_data_check(ggml_type type) {
     check(!ggml_validate_row_data(type, data.data(), data.size()), "finds a scale that is NaN", name);
 }
 
+// ---- capturing ------------------------------------------------------------------------------
+
+// What is captured of a product, multiplied by its weights, is the product; row by row, in its columns'
+// order.
+static void check_capture(Graph &g, ggml_tensor *out, bool is_view, const char *what) {
+    const std::vector<float> y = g.compute(out, 1);
+    lutra_matmul_inputs in;
+    check(lutra_capture(out, &in), "is a product", what);
+    const ggml_tensor *w = out->src[0];
+    check(in.weights == w && strcmp(in.name, "w") == 0 && in.source == out->src[1], "operands", what);
+    check((in.rows != nullptr) == is_view, "a view where rows are contiguous", what);
+    std::vector<float> rows(in.n_rows * in.k);
+    lutra_copy_rows(out, rows.data());
+    check(!in.rows || memcmp(in.rows, rows.data(), rows.size() * sizeof(float)) == 0, "view and copy", what);
+    std::vector<int32_t> matrices(in.n_tokens * in.n_used);
+    if (in.n_used) {
+        lutra_copy_matrices(out, matrices.data());
+    }
+    check(matrices.empty() == (w->ne[2] * w->ne[3] == 1), "matrices of a stack", what);
+    const int64_t n_columns = ggml_nrows(out), n_out = out->ne[0];
+    const int64_t rows_per_token = in.n_tokens ? in.n_rows / in.n_tokens : 1;
+    int64_t wrong = 0;
+    for (int64_t c = 0; c < n_columns; c++) {
+        const int64_t row = rows_per_token == in.n_used || !in.n_used ? c : c / in.n_used;
+        const int64_t matrix = matrices.empty() ? 0 : matrices[c];
+        for (int64_t r = 0; r < n_out; r++) {
+            const float *weights = (const float *)w->data + (matrix * n_out + r) * in.k;
+            double sum = 0, size = 0;
+            for (int64_t i = 0; i < in.k; i++) {
+                sum += (double)weights[i] * rows[row * in.k + i];
+                size += std::fabs((double)weights[i] * rows[row * in.k + i]);
+            }
+            wrong += std::fabs(y[c * n_out + r] - sum) > 1e-5 * size;
+        }
+    }
+    check(wrong == 0, "captured rows times weights", what);
+}
+
+static ggml_tensor *named_weights(Graph &g, int64_t k, int64_t rows, int64_t n2, int64_t n3) {
+    ggml_tensor *w = ggml_new_tensor_4d(g.context, GGML_TYPE_F32, k, rows, n2, n3);
+    ggml_set_name(w, "w");
+    return w;
+}
+
+static void test_capture() {
+    const int64_t k = 64, heads = 3, tokens = 5;
+    Graph g;
+    ggml_context *c = g.context;
+    ggml_tensor *one = named_weights(g, k, 8, 1, 1);
+    ggml_tensor *stack = named_weights(g, k, 8, heads, 1);
+    ggml_tensor *deep = named_weights(g, k, 8, heads, 2);
+    ggml_tensor *x = ggml_new_tensor_3d(c, GGML_TYPE_F32, k, heads, tokens);
+    ggml_tensor *wide = ggml_new_tensor_2d(c, GGML_TYPE_F32, 3 * k, tokens);
+    ggml_tensor *slices = ggml_new_tensor_4d(c, GGML_TYPE_F32, k, tokens, 2 * heads, 4);
+    ggml_tensor *shared = ggml_new_tensor_3d(c, GGML_TYPE_F32, k, 1, tokens);
+    ggml_tensor *ids_all = ggml_new_tensor_2d(c, GGML_TYPE_I32, 4, tokens);
+    ggml_tensor *ids = ggml_view_2d(c, ids_all, 2, tokens, ids_all->nb[1], 0);
+    ggml_tensor *each = ggml_new_tensor_3d(c, GGML_TYPE_F32, 2 * k, 2, tokens);
+    ggml_tensor *by_head = ggml_permute(c, x, 0, 2, 1, 3); // as MLA's attn_k_b meets its inputs
+    ggml_tensor *part = ggml_view_2d(c, wide, k, tokens, wide->nb[1], k * sizeof(float));
+    ggml_tensor *half = ggml_view_3d(c, each, k, 2, tokens, each->nb[1], each->nb[2], k * sizeof(float));
+    struct {
+        ggml_tensor *out;
+        bool is_view;
+        const char *what;
+    } const products[] = {
+        {ggml_mul_mat(c, one, x), true, "contiguous"},
+        {ggml_mul_mat(c, one, by_head), false, "permuted"},
+        {ggml_mul_mat(c, one, part), false, "part of wider rows"},
+        {ggml_mul_mat(c, stack, by_head), false, "a matrix per head, permuted"},
+        {ggml_mul_mat(c, deep, slices), true, "a stack of stacks, broadcast"},
+        {ggml_mul_mat_id(c, stack, shared, ids), true, "experts with the same input"},
+        {ggml_mul_mat_id(c, stack, half, ids), false, "experts with strided inputs each"},
+    };
+    ggml_tensor *rows = ggml_get_rows(c, one, ggml_new_tensor_1d(c, GGML_TYPE_I32, 1));
+    ggml_tensor *sum = ggml_add(c, x, x);
+    g.allocate();
+    for (ggml_tensor *t : {one, stack, deep, x, wide, slices, shared, each}) {
+        set_random(t);
+    }
+    std::vector<int32_t> choice(4 * tokens);
+    for (size_t i = 0; i < choice.size(); i++) {
+        choice[i] = (int32_t)(i * i % heads);
+    }
+    ggml_backend_tensor_set(ids_all, choice.data(), 0, ggml_nbytes(ids_all));
+    for (const auto &p : products) {
+        check_capture(g, p.out, p.is_view, p.what);
+    }
+    lutra_matmul_inputs in;
+    check(lutra_capture(rows, &in) && in.weights == one && !in.source, "a lookup", "get_rows");
+    check(!lutra_capture(sum, &in), "no product", "add");
+
+    std::vector<float> zeros(8 * k, 0), before = g.compute(products[0].out, 1);
+    void *data = lutra_replace_data(one, zeros.data());
+    for (float y : g.compute(products[0].out, 1)) {
+        check(y == 0, "other weights", "replace");
+    }
+    check(lutra_replace_data(one, data) == zeros.data() && g.compute(products[0].out, 1) == before,
+          "weights restored", "replace");
+}
+
+// ---- the line of a crash --------------------------------------------------------------------
+
+// The line that a child writes when it crashes, with a file and its directory to be removed.
+static void check_crash(const char *expected, void (*crash)(), bool in_thread) {
+    char directory[] = "/tmp/lutra-crash-XXXXXX", file[64];
+    check(mkdtemp(directory) != nullptr, "mkdtemp", expected);
+    snprintf(file, sizeof(file), "%s/f16.gguf", directory);
+    fclose(fopen(file, "w"));
+    int ends[2];
+    check(pipe(ends) == 0, "pipe", expected);
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[1], STDERR_FILENO);
+        lutra_on_crash("x.gguf: ", "; do this");
+        lutra_on_crash_remove(0, directory);
+        lutra_on_crash_remove(1, "/tmp/lutra-is-not-there");
+        lutra_on_crash_remove(2, file);
+        in_thread ? std::thread(crash).join() : crash();
+        _exit(0);
+    }
+    close(ends[1]);
+    std::string said;
+    char buffer[1000];
+    for (ssize_t n; (n = read(ends[0], buffer, sizeof(buffer))) > 0;) {
+        said.append(buffer, n);
+    }
+    close(ends[0]);
+    int status = 0;
+    waitpid(child, &status, 0);
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 1, "exit code 1", expected);
+    const std::string line = std::string("lutra: error: x.gguf: ") + expected + "; do this\n";
+    check(said == line, "one line", expected, said.c_str());
+    check(access(directory, F_OK) != 0, "files are removed", expected);
+    unlink(file);
+    rmdir(directory);
+}
+
+static int overflow(volatile char *above) { // the stack
+    volatile char frame[4096];
+    frame[0] = *above;
+    return *above ? 0 : overflow(frame) + frame[0];
+}
+
+static void test_crash() {
+    struct {
+        const char *expected;
+        void (*crash)();
+    } const cases[] = {
+        {"file.c:7: GGML_ASSERT(a::b /2) failed",
+         [] { ggml_abort("/home/x/file.c", 7, "GGML_ASSERT(%s) failed", "a::b\n/2"); }},
+        {"native code gave up (SIGABRT)", [] { abort(); }},
+        {"native code crashed (SIGSEGV)", [] { raise(SIGSEGV); }},
+        {"thrown", [] { throw std::runtime_error("thrown"); }},
+        {"out of memory", [] { throw std::bad_alloc(); }},
+    };
+    for (const auto &c : cases) {
+        check_crash(c.expected, c.crash, false);
+        check_crash(c.expected, c.crash, true);
+    }
+    check_crash(
+        "native code crashed (SIGSEGV)",
+        [] {
+            volatile char first = 0;
+            overflow(&first);
+        },
+        false);
+}
+
 // ---- LUTRA_KERNELS ------------------------------------------------------------------------------
 
 // All kernels give the same bits, so results cannot tell which one ran. Spies can: this program's
@@ -488,7 +665,9 @@ static void test_forced_sets(ggml_type type) {
 }
 
 int main() {
+    test_crash(); // while this process has one thread
     ggml_cpu_init();
+    test_capture();
     for (ggml_type type : TYPES) {
         test_mul_mat(type);
         test_views(type);

@@ -1,0 +1,101 @@
+"""What llama.cpp holds for a file, and its release."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from gguf_tools.errors import LutraError
+from gguf_tools.interrupts import shielded
+from lutra.runtime import crash, log
+from lutra.runtime.native import llama, load_backends
+
+_Self = TypeVar("_Self", bound="Closing")
+
+
+class Closing:
+    """A context manager that closes what it is."""
+
+    def close(self) -> None:
+        """Release what is held. Closing twice is fine."""
+        raise NotImplementedError
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Loaded(Closing):
+    """llama.cpp's model of a file, mapped into memory, and later its context.
+
+    Without ``weights`` only the header is read. ``verbose`` shows llama.cpp's log on stderr. Raises
+    LutraError when the file cannot be loaded, with ``advice`` (default: to verify it).
+    """
+
+    def __init__(
+        self, path: Path, *, weights: bool = True, verbose: bool = False, advice: str | None = None
+    ) -> None:
+        self._api = api = llama()
+        self._model = self._ctx = None
+        self.path = path
+        self.verbose = verbose
+        self._advice = advice or f"'lutra verify {path}' checks the file"
+        log.install()
+        load_backends()
+        params = api.llama_model_default_params()
+        params.use_extra_bufts = False  # weights stay where they are in the file, no repacked copy
+        if not weights:
+            params.no_alloc, params.load_mode = True, 0  # which must not be mmap then
+        crash.opened(path, self._advice)
+        with log.listening(verbose) as errors:
+            self._model = api.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            crash.closed(path, self._advice)
+            raise LutraError(f"{path}: {log.reason(errors)}; {self._advice}")
+
+    @property
+    def model(self) -> Any:
+        """llama_model *. Raises LutraError after ``close``."""
+        return self._open(self._model)
+
+    @property
+    def ctx(self) -> Any:
+        """llama_context *. Raises LutraError after ``close``."""
+        return self._open(self._ctx)
+
+    def start(self, params: Any) -> None:
+        """Make the context. Raises LutraError when there cannot be one of this size."""
+        with log.listening(self.verbose) as errors:
+            self._ctx = self._api.llama_init_from_model(self.model, params)
+        if not self._ctx:
+            raise LutraError(
+                f"{self.path}: no context of {params.n_ctx} tokens: {log.reason(errors)}; try a smaller --ctx"
+            )
+
+    def decode(self, batch: Any) -> None:
+        """Compute a llama_batch. Raises LutraError when that fails."""
+        with log.listening(self.verbose) as errors:
+            code = self._api.llama_decode(self.ctx, batch)
+        if code:
+            raise LutraError(f"{self.path}: computing failed ({code}): {log.reason(errors)}")
+
+    @shielded
+    def close(self) -> None:
+        """Free the context and the model. Closing twice is fine."""
+        if self._ctx:
+            self._api.llama_free(self._ctx)
+        if self._model:
+            self._api.llama_model_free(self._model)
+            crash.closed(self.path, self._advice)
+        self._model = self._ctx = None
+
+    def _open(self, pointer: Any) -> Any:
+        if not pointer:
+            raise LutraError(f"{self.path}: the model is closed")
+        return pointer
