@@ -84,7 +84,7 @@ static bool detect(enum lutra_set set) {
 
 #endif
 
-// Every product asks, and cpuid traps in virtual machines: detection runs once.
+// cpuid traps in virtual machines: detection runs once.
 bool lutra_cpu_has(enum lutra_set set) {
     static _Atomic unsigned known; // bit s: set s; 0 before the first call, because ref is always there
     unsigned sets = atomic_load_explicit(&known, memory_order_relaxed);

@@ -99,11 +99,15 @@ bool lutra_set_supported(enum lutra_set set);      // by the CPU we run on
 
 // The kernel that runs this job: the best supported set, or, with LUTRA_KERNELS=<set> in the
 // environment, the best one that is not above that set (ref where the set has no such kernel).
+// The environment is read at the first call of these two; the choice stays what it was then.
 const struct lutra_kernel *lutra_kernel_chosen(enum lutra_op op, int32_t type);
 
 // NULL, or why LUTRA_KERNELS cannot be obeyed: unknown set, not compiled in, or not on this CPU.
 // Callers refuse to compute while this is not NULL.
 const char *lutra_kernels_error(void);
+
+// For tests, while nothing else runs: forgets the choice, so that LUTRA_KERNELS is read again.
+void lutra_kernels_reset(void);
 
 #ifdef __cplusplus
 }

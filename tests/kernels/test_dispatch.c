@@ -63,22 +63,35 @@ static void expect_choice(int limit) {
     }
 }
 
+// LUTRA_KERNELS as if the process started with it; NULL: without.
+static void start_with(const char *name) {
+    if (name) {
+        setenv("LUTRA_KERNELS", name, 1);
+    } else {
+        unsetenv("LUTRA_KERNELS");
+    }
+    lutra_kernels_reset();
+}
+
 void test_dispatch(void) {
     const char *before = getenv("LUTRA_KERNELS");
     char *saved = before ? strdup(before) : NULL;
 
-    unsetenv("LUTRA_KERNELS");
+    start_with(NULL);
     check(lutra_kernels_error() == NULL, "error without LUTRA_KERNELS");
     check(lutra_set_supported(LUTRA_SET_REF), "the reference is always supported");
     test_rows();
     expect_choice(LUTRA_SET_COUNT);
-    setenv("LUTRA_KERNELS", "", 1);
+    setenv("LUTRA_KERNELS", "avx3", 1);
+    check(lutra_kernels_error() == NULL, "LUTRA_KERNELS is read twice");
+    expect_choice(LUTRA_SET_COUNT);
+    start_with("");
     check(lutra_kernels_error() == NULL, "empty LUTRA_KERNELS is no force");
     expect_choice(LUTRA_SET_COUNT);
 
     for (int set = 0; set < LUTRA_SET_COUNT; set++) {
         const char *name = lutra_set_name((enum lutra_set)set);
-        setenv("LUTRA_KERNELS", name, 1);
+        start_with(name);
         const char *error = lutra_kernels_error();
         if (compiled((enum lutra_set)set) && lutra_set_supported((enum lutra_set)set)) {
             check(error == NULL, "%s refused: %s", name, error ? error : "");
@@ -88,13 +101,10 @@ void test_dispatch(void) {
                   error ? error : "no error");
         }
     }
-    setenv("LUTRA_KERNELS", "avx3", 1);
+    start_with("avx3");
     check(lutra_kernels_error() && strstr(lutra_kernels_error(), "avx3"), "an unknown set is accepted");
+    expect_choice(LUTRA_SET_REF);
 
-    if (saved) {
-        setenv("LUTRA_KERNELS", saved, 1);
-    } else {
-        unsetenv("LUTRA_KERNELS");
-    }
+    start_with(saved);
     free(saved);
 }

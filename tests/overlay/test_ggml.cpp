@@ -648,6 +648,7 @@ static void test_forced_sets(ggml_type type) {
     for (int set = 0; set < LUTRA_SET_COUNT; set++) {
         const char *name = lutra_set_name((lutra_set)set);
         setenv("LUTRA_KERNELS", name, 1);
+        lutra_kernels_reset();
         if (lutra_kernels_error()) { // not on this CPU, or no kernel of it in this build
             continue;
         }
@@ -662,6 +663,7 @@ static void test_forced_sets(ggml_type type) {
     }
     spying = false;
     unsetenv("LUTRA_KERNELS");
+    lutra_kernels_reset();
 }
 
 int main() {
