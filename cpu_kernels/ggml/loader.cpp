@@ -1,6 +1,7 @@
 // Checks at load time, for libllama.
 #include "loader.h"
 
+#include "ggml-backend.h"
 #include "llama-impl.h"
 #include "lutra_ggml.h"
 #include "lutra_kernels.h"
@@ -41,8 +42,11 @@ void lutra_check_file(const gguf_context *metadata, const std::map<ggml_type, ui
 }
 
 void lutra_check_library(const ggml_tensor *tensor) {
+    if (!tensor->data || (tensor->buffer && !ggml_backend_buffer_is_host(tensor->buffer))) {
+        return; // not memory that can be read here, so no kernel will: lutra_supports_op
+    }
     const size_t bytes = lutra_library_bytes(tensor);
-    if (bytes && tensor->data && memchr(lutra_library(tensor), 0x80, bytes)) {
+    if (bytes && memchr(lutra_library(tensor), 0x80, bytes)) {
         throw std::runtime_error(
             format("tensor '%s' is damaged: its library has an entry of -128; convert the model again",
                    tensor->name));

@@ -12,6 +12,6 @@
 // Throws std::runtime_error, which the loader reports.
 void lutra_check_file(const gguf_context *metadata, const std::map<ggml_type, uint32_t> &n_type);
 
-// The library of a CB tensor that has been loaded holds no entry of -128.
+// The library of a CB tensor that has been loaded into memory of this machine holds no entry of -128.
 // Throws std::runtime_error, which the loader reports.
 void lutra_check_library(const ggml_tensor *tensor);
