@@ -10,6 +10,10 @@
 
 #define LUTRA_INLINE static inline __attribute__((always_inline))
 
+// Weights of a row that a body may prepare at a time, for all strips. A wider row takes several spans, and
+// the tests have rows of three.
+enum { LUTRA_SPAN = 16384 };
+
 // Bytes of a chunk, of a strip-super-block, of a table of the library.
 LUTRA_INLINE int64_t cb_chunk_bytes(int cb) {
     return cb == 2   ? sizeof(struct lutra_cb2_chunk)

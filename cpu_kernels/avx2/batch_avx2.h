@@ -13,6 +13,7 @@ enum {
     X_VECTORS = 512, // of prepared activations: 16 KiB, beside the library in L1
     PREFETCH = 2048, // bytes ahead, across the page ends where the hardware stops
 };
+_Static_assert(X_VECTORS * 32 / X_PER_32 <= LUTRA_SPAN, "the tests have wider rows than a span");
 
 // acc[column][row] = rows row .. row + rows - 1 of a strip-super-block x n columns; the activations of a
 // column are `stride` vectors apart.

@@ -12,6 +12,7 @@ enum {
     PREFETCH = 4096,  // bytes ahead, across the page ends where the hardware stops
     SPAN_BLOCKS = 64, // super-blocks whose excess is known at a time
 };
+_Static_assert(SPAN_BLOCKS * 256 <= LUTRA_SPAN, "the tests have wider rows than a span");
 
 // What is the same for all strips.
 struct span {

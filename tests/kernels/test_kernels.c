@@ -3,6 +3,7 @@
 // The int32 sums are compared through the floats. Below 2^24, where they always stay (256 * 127 * 127
 // < 2^22), a sum is exact as a float; with both scales 1 (WEIGHTS_SCALES_ONE with X_INTEGERS) y is the
 // sum of up to 4 super-blocks itself, so no rounding hides a difference of 1.
+#include "../../cpu_kernels/common.h"
 #include "harness.h"
 
 #include <math.h>
@@ -167,6 +168,39 @@ static void test_on_tensor(const struct lutra_kernel *kernel, const struct lutra
     }
 }
 
+// Rows of two of the longest spans and one super-block: sums that are put down and taken up again twice. The
+// reference, which takes most of the time, computes all columns once for every number of them.
+static void test_wide_rows(const struct lutra_kernel *kernel, const struct lutra_kernel *ref) {
+    const struct lutra_cb_format *f = lutra_cb_format_of_type(kernel->type);
+    struct tensor t = tensor_new(f, 2 * LUTRA_SPAN + f->sb, 2, WEIGHTS_RANDOM);
+    if (kernel->op != LUTRA_OP_BATCH && kernel->op != LUTRA_OP_GEMM) {
+        test_on_tensor(kernel, ref, &t, X_RANDOM, 1, "wide rows");
+        tensor_free(&t);
+        return;
+    }
+    enum { ROWS = 2 * LUTRA_ROWS };
+    struct activations a = activations_new(f->sb, t.k, LUTRA_BATCH, X_RANDOM);
+    const int8_t *library = (const int8_t *)t.library.data;
+    struct lutra_column columns[LUTRA_BATCH], expected[LUTRA_BATCH];
+    float y[LUTRA_BATCH][ROWS], y_ref[LUTRA_BATCH][ROWS];
+    for (int c = 0; c < LUTRA_BATCH; c++) {
+        columns[c].q = (int8_t *)a.q.data + c * t.k;
+        columns[c].d = (float *)a.d.data + c * (t.k / f->sb);
+        expected[c] = columns[c];
+        columns[c].y = y[c];
+        expected[c].y = y_ref[c];
+    }
+    product_fn(ref)(t.k, t.n_strips, t.strips.data, library, LUTRA_BATCH, expected);
+    for (int n = 1; n <= LUTRA_BATCH; n++) {
+        memset(y, 0xff, sizeof(y)); // NaN
+        product_fn(kernel)(t.k, t.n_strips, t.strips.data, library, n, columns);
+        check(same_floats(y[0], y_ref[0], (size_t)n * ROWS), "%s: wide rows differ, %d columns", kernel->name,
+              n);
+    }
+    activations_free(&a);
+    tensor_free(&t);
+}
+
 void test_kernel(const struct lutra_kernel *kernel) {
     const struct lutra_kernel *ref = reference_of(kernel);
     if (!ref) {
@@ -179,6 +213,7 @@ void test_kernel(const struct lutra_kernel *kernel) {
             test_quantize(kernel, ref, kernel->type, i / PLACEMENTS);
             test_quantize(kernel, ref, (1 + random_bits() % 7) * kernel->type, i / PLACEMENTS);
         }
+        test_quantize(kernel, ref, 2 * LUTRA_SPAN + kernel->type, X_RANDOM);
         return;
     }
     const struct lutra_cb_format *f = lutra_cb_format_of_type(kernel->type);
@@ -218,4 +253,5 @@ void test_kernel(const struct lutra_kernel *kernel) {
         test_on_tensor(kernel, ref, &t, X_RANDOM, 263, "many strips and columns");
         tensor_free(&t);
     }
+    test_wide_rows(kernel, ref);
 }
