@@ -19,14 +19,16 @@ from gguf_tools.errors import LutraError
 if TYPE_CHECKING:
     from lutra.conversion.options import ConversionOptions, Target
     from lutra.conversion.pipeline import Result, convert
+    from lutra.runtime.model import Model
 
 __version__ = "0.1.0"
 
-__all__ = ["ConversionOptions", "LutraError", "Result", "Target", "convert"]
+__all__ = ["ConversionOptions", "LutraError", "Model", "Result", "Target", "convert"]
 
 # Loaded when first asked for: `lutra --help` needs none of what they import.
 _PLACES = {
     "ConversionOptions": "lutra.conversion.options",
+    "Model": "lutra.runtime.model",
     "Target": "lutra.conversion.options",
     "Result": "lutra.conversion.pipeline",
     "convert": "lutra.conversion.pipeline",

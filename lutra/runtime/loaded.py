@@ -41,23 +41,29 @@ class Loaded(Closing):
     def __init__(
         self, path: Path, *, weights: bool = True, verbose: bool = False, advice: str | None = None
     ) -> None:
-        self._api = api = llama()
+        self._api = llama()
         self._model = self._ctx = None
         self.path = path
-        self.verbose = verbose
+        self._verbose = verbose
         self._advice = advice or f"'lutra verify {path}' checks the file"
         log.install()
         load_backends()
-        params = api.llama_model_default_params()
+        self._load(weights)
+
+    # Calls that may log are shielded: a signal must not be raised in the callback, where it would be lost.
+
+    @shielded
+    def _load(self, weights: bool) -> None:
+        params = self._api.llama_model_default_params()
         params.use_extra_bufts = False  # weights stay where they are in the file, no repacked copy
         if not weights:
             params.no_alloc, params.load_mode = True, 0  # which must not be mmap then
-        crash.opened(path, self._advice)
-        with log.listening(verbose) as errors:
-            self._model = api.llama_model_load_from_file(os.fsencode(path), params)
+        crash.opened(self.path, self._advice)
+        with log.listening(self._verbose) as errors:
+            self._model = self._api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._model:
-            crash.closed(path, self._advice)
-            raise LutraError(f"{path}: {log.reason(errors)}; {self._advice}")
+            crash.closed(self.path, self._advice)
+            raise LutraError(f"{self.path}: {log.reason(errors)}; {self._advice}")
 
     @property
     def model(self) -> Any:
@@ -69,18 +75,20 @@ class Loaded(Closing):
         """llama_context *. Raises LutraError after ``close``."""
         return self._open(self._ctx)
 
+    @shielded
     def start(self, params: Any) -> None:
         """Make the context. Raises LutraError when there cannot be one of this size."""
-        with log.listening(self.verbose) as errors:
+        with log.listening(self._verbose) as errors:
             self._ctx = self._api.llama_init_from_model(self.model, params)
         if not self._ctx:
             raise LutraError(
                 f"{self.path}: no context of {params.n_ctx} tokens: {log.reason(errors)}; try a smaller --ctx"
             )
 
+    @shielded
     def decode(self, batch: Any) -> None:
         """Compute a llama_batch. Raises LutraError when that fails."""
-        with log.listening(self.verbose) as errors:
+        with log.listening(self._verbose) as errors:
             code = self._api.llama_decode(self.ctx, batch)
         if code:
             raise LutraError(f"{self.path}: computing failed ({code}): {log.reason(errors)}")

@@ -11,7 +11,8 @@ import pytest
 from cli_runner import environment
 
 from gguf_tools.errors import LutraError
-from lutra.runtime.model import Model, Sampler
+from lutra import Model
+from lutra.runtime.model import Sampler
 from lutra.runtime.paths import lib_dir
 
 QUESTION = "What is the capital of France?"
