@@ -13,7 +13,6 @@ from lutra.cli.arguments import positive
 from lutra.console import warn
 from lutra.runtime.model import Model, Sampler
 from lutra.runtime.template import Message
-from lutra.runtime.threads import default_threads
 
 ROOM = 32  # tokens of context that an answer must have left
 
@@ -45,10 +44,9 @@ def run(args: argparse.Namespace) -> int:
     """Answer ``-p`` or talk until the end of the input."""
     if args.prompt is not None and not args.prompt.strip():
         raise LutraError("the prompt is empty; write a question after -p")
-    threads = args.threads or default_threads()
     temperature = args.temp if args.temp is not None else (0.7 if args.prompt is None else 0.0)
     with (
-        Model(args.file, threads=threads, n_ctx=args.ctx, verbose=args.verbose) as model,
+        Model(args.file, threads=args.threads, n_ctx=args.ctx, verbose=args.verbose) as model,
         Sampler(temperature, args.seed) as sampler,
     ):
         chat = Chat(model, sampler, args.system, args.n)

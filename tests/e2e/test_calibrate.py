@@ -307,6 +307,19 @@ def test_permuted_inputs_are_those_of_each_head(latent):
     assert np.allclose(by_token, seen[output][0], atol=0.01)
 
 
+def test_a_matrix_per_head_is_calibrated(latent, tmp_path):
+    text, report = tmp_path / "text.txt", tmp_path / "report.json"
+    text.write_text(TEXT * 40)
+    done = lutra(
+        "convert", latent, "--type", "f16", "--tensor-type", "attn_._b=cb4", "--calibration", text,
+        "--report", report, "-o", tmp_path / "out.gguf",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    losses = {tensor["name"]: tensor["loss"] for tensor in json.loads(report.read_text())["tensors"]}
+    assert all(0 < losses[f"blk.0.attn_{name}.weight"] < 0.02 for name in ("k_b", "v_b"))
+
+
 # ---- what cannot be done -----------------------------------------------------------------------
 
 
