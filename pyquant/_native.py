@@ -4,51 +4,90 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cffi
 import numpy as np
+from numpy.typing import NDArray
 
-from lutra.runtime.paths import lib_path
+from gguf_tools.errors import LutraError
 
 ffi = cffi.FFI()
 ffi.cdef("""
+    enum lutra_status { LUTRA_DONE, LUTRA_NO_MEMORY, LUTRA_REFUSED };
     struct lutra_shape { int32_t bits, pair, group, tables, sb; };
     struct lutra_learner;
-    struct lutra_learner *lutra_learner_new(const struct lutra_shape *, int64_t blocks, const float *w,
-                                            const float *importance);
+    enum lutra_status lutra_learner_new(const struct lutra_shape *, int64_t blocks, const float *w,
+                                        const float *importance, struct lutra_learner **);
     void lutra_learner_free(struct lutra_learner *);
-    double lutra_learner_step(struct lutra_learner *, int64_t first, int64_t blocks, bool scales,
-                              double memory, double revive, int candidates, int threads, int8_t *library);
-    double lutra_encode(const struct lutra_shape *, int64_t rows, int64_t k, const float *w,
-                        const float *importance, const int8_t *library, int candidates, int threads,
-                        uint8_t *codes, uint16_t *selectors, uint16_t *d);
-    bool lutra_pack(const struct lutra_shape *, int64_t rows, int64_t k, const uint8_t *codes,
-                    const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips);
-    struct lutra_group_form { float form[32][32], feedback[32][32], weight[32][2], inverse[32][32]; };
-    bool lutra_feedback(const struct lutra_shape *, int64_t rows, int64_t k, const float *w,
-                        const struct lutra_group_form *, const float *coupling, const int8_t *library,
-                        const float *d, bool again, int threads, uint8_t *codes, uint16_t *selectors,
-                        double *loss);
-    void lutra_look_up(const struct lutra_shape *, int64_t rows, int64_t k, const float *entries,
-                       const uint8_t *codes, const uint16_t *selectors, const float *d, float *w);
-    void lutra_sum_entries(const struct lutra_shape *, int64_t rows, int64_t k, const float *x,
-                           const uint8_t *codes, const uint16_t *selectors, const float *d, double *sums);
-    int64_t lutra_find_bad(int64_t n, const float *w, float limit);
+    enum lutra_status lutra_learner_step(struct lutra_learner *, int64_t first, int64_t blocks, bool scales,
+                                         double memory, double revive, int candidates, int threads,
+                                         int8_t *library, double *error);
+    enum lutra_status lutra_encode(const struct lutra_shape *, int64_t rows, int64_t k, const float *w,
+                                   const float *importance, const int8_t *library, int candidates,
+                                   int threads, uint8_t *codes, uint16_t *selectors, uint16_t *d,
+                                   double *error);
+    enum lutra_status lutra_pack(const struct lutra_shape *, int64_t rows, int64_t k, const uint8_t *codes,
+                                 const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips);
+    struct lutra_group_form { float form[32][32], factor[32][32], weight[32][2], inverse[32][32]; };
+    enum lutra_status lutra_gptq(const struct lutra_shape *, int64_t rows, int64_t k, const float *w,
+                                 const struct lutra_group_form *, const float *coupling,
+                                 const int8_t *library, const float *d, bool again, int threads,
+                                 uint8_t *codes, uint16_t *selectors, double *loss);
+    enum lutra_status lutra_look_up(const struct lutra_shape *, int64_t rows, int64_t k,
+                                    const float *entries, const uint8_t *codes, const uint16_t *selectors,
+                                    const float *d, float *w);
+    enum lutra_status lutra_sum_entries(const struct lutra_shape *, int64_t rows, int64_t k, const float *x,
+                                        const uint8_t *codes, const uint16_t *selectors, const float *d,
+                                        double *sums);
+    int64_t lutra_find_bad(int64_t n, const float *w);
 """)
+
+_DTYPES = {
+    "float": (np.float32,),
+    "double": (np.float64,),
+    "int8_t": (np.int8,),
+    "uint8_t": (np.uint8,),
+    "uint16_t": (np.uint16, np.float16),  # halves travel as bits
+}
 
 
 @cache
 def native() -> Any:
-    """The library, opened once. Raises LutraError when it is not built."""
-    return ffi.dlopen(str(lib_path("lutra_quant")))
+    """The library, opened once: from ``LUTRA_LIB_DIR`` (development), else where the package has it.
+
+    Raises LutraError when it is not built.
+    """
+    installed = Path(__file__).parents[1] / "lutra" / "lib"
+    path = Path(os.environ.get("LUTRA_LIB_DIR") or installed) / "liblutra_quant.so"
+    if not path.is_file():
+        raise LutraError(f"{path}: not built; run 'pip install .' or set LUTRA_LIB_DIR")
+    return ffi.dlopen(str(path))
 
 
-def pointer(array: np.ndarray | None, ctype: str) -> Any:
-    """A C-contiguous array as ``ctype *``; NULL for None."""
-    return ffi.NULL if array is None else ffi.from_buffer(f"{ctype}[]", array)
+def check(status: int, doing: str) -> None:
+    """Raise what a function's ``enum lutra_status`` stands for: MemoryError or ValueError."""
+    if status == native().LUTRA_NO_MEMORY:
+        raise MemoryError(doing)
+    if status == native().LUTRA_REFUSED:
+        raise ValueError(f"{doing}: shapes or values are out of range")
+
+
+def pointer(array: NDArray[Any] | None, ctype: str) -> Any:
+    """A C-contiguous array of that type as ``ctype *``; NULL for None. Raises ValueError for any other."""
+    if array is None:
+        return ffi.NULL
+    if array.dtype not in _DTYPES[ctype] or not array.flags.c_contiguous:
+        raise ValueError(f"an array of {array.dtype}, strides {array.strides}: needed {ctype}, contiguous")
+    return ffi.from_buffer(f"{ctype}[]", array)
 
 
 def thread_count(threads: int | None) -> int:
-    """``threads``, or the number of CPUs this process may run on."""
-    return threads or len(os.sched_getaffinity(0))
+    """``threads``, or the number of CPUs this process may run on. Raises ValueError for less than one."""
+    if threads is None:
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux
+        return len(affinity(0)) if affinity else os.cpu_count() or 1
+    if threads < 1:
+        raise ValueError(f"{threads} threads: needed at least 1")
+    return threads

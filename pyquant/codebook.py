@@ -7,64 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gguf_tools.formats.family import GROUP, ROWS, TABLES, CBFormat
-from pyquant._native import ffi, native, pointer, thread_count
+from gguf_tools.formats.family import ROWS, CBFormat
+from pyquant._native import check, ffi, native, pointer, thread_count
+from pyquant.arguments import (
+    Rows,
+    Shape,
+    check_codes,
+    check_importance,
+    check_library,
+    check_matrix,
+    read_rows,
+)
 
 SAMPLE = 1 << 21  # weights that a library is learned from, at most
 SMALLEST_BATCH = 1 << 14  # weights, where an eighth of the sample is less
 CANDIDATES = 4  # tables per group whose error is computed exactly after the coarse search
-LIMIT = 65504.0 * 127  # largest magnitude that fp16 scale x int8 entry can hold
-
-
-class Rows(Protocol):
-    """A matrix read in pieces; numpy arrays are accepted beside it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(rows, k)."""
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop-1 as float32, shape (stop - start, k)."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the learner needs to know of a format; other groups and numbers of tables serve comparisons."""
-
-    bits: int
-    pair: int
-    sb: int
-    group: int = GROUP
-    tables: int = TABLES
-
-    @classmethod
-    def of(cls, fmt: CBFormat) -> Shape:
-        """The shape of a frozen format."""
-        return cls(fmt.bits, fmt.pair, fmt.sb)
-
-    @property
-    def library_shape(self) -> tuple[int, int, int]:
-        """(table, weight of the pair, code)."""
-        return (self.tables, self.pair, 1 << self.bits)
-
-    def native(self):
-        """As the C library takes it."""
-        return ffi.new("struct lutra_shape *", [self.bits, self.pair, self.group, self.tables, self.sb])
 
 
 def learn(
-    rows: Rows | np.ndarray,
+    rows: Rows | NDArray[Any],
     fmt: CBFormat,
     *,
-    importance: np.ndarray | None = None,
+    importance: NDArray[Any] | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
-) -> np.ndarray:
+) -> NDArray[np.int8]:
     """Learn the library of a tensor.
 
     ``rows``: the weights, shape (rows, k). ``importance``: float32 (k,), or (e, k) for e experts whose
@@ -81,36 +54,39 @@ def learn(
 
 
 def learn_shape(
-    rows: Rows | np.ndarray,
+    rows: Rows | NDArray[Any],
     shape: Shape,
     *,
-    importance: np.ndarray | None = None,
+    importance: NDArray[Any] | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
     full: bool = False,
-) -> np.ndarray:
+) -> NDArray[np.int8]:
     """``learn`` for any member of the family; ``full`` searches all tables, to measure what pruning costs."""
-    n, k = _check_matrix(rows.shape, shape)
-    importance = _check_importance(importance, n, k)
+    n, k = check_matrix(rows.shape, shape)
+    importance = check_importance(importance, n, k)
+    threads = thread_count(threads)
     rng = np.random.default_rng(seed)
     w, weight = _sample(rows, shape, importance, rng)
     library = _initial_library(w, shape, rng)
-    learner = native().lutra_learner_new(
-        shape.native(), len(w), pointer(w, "float"), pointer(weight, "float")
+    doing = f"learning from {w.size} weights"
+    created = ffi.new("struct lutra_learner **")
+    check(
+        native().lutra_learner_new(
+            shape.native(), len(w), pointer(w, "float"), pointer(weight, "float"), created
+        ),
+        doing,
     )
+    learner, error = created[0], ffi.new("double *")
     steps = _schedule(len(w), shape.sb)
-    if learner == ffi.NULL:
-        raise MemoryError(f"learning from {w.size} weights")
     try:
         done, total = 0, sum(step.blocks for step in steps)
         for step in steps:
-            error = native().lutra_learner_step(
+            check(native().lutra_learner_step(
                 learner, step.first, step.blocks, step.scales, step.memory, step.revive,
-                0 if full else step.candidates, thread_count(threads), pointer(library, "int8_t"),
-            )  # fmt: skip
-            if error < 0:
-                raise MemoryError(f"learning from {w.size} weights")
+                0 if full else step.candidates, threads, pointer(library, "int8_t"), error,
+            ), doing)  # fmt: skip
             if progress:
                 before = n * k * done // total
                 done += step.blocks
@@ -121,13 +97,13 @@ def learn_shape(
 
 
 def encode(
-    w: np.ndarray,
-    library: np.ndarray,
+    w: NDArray[Any],
+    library: NDArray[np.int8],
     fmt: CBFormat,
     *,
-    importance: np.ndarray | None = None,
+    importance: NDArray[Any] | None = None,
     threads: int | None = None,
-) -> np.ndarray:
+) -> NDArray[np.uint8]:
     """Encode rows into strips.
 
     ``w``: float32 (n, k), n a multiple of 8. ``library``: int8, ``fmt.library_shape``. ``importance``:
@@ -136,70 +112,76 @@ def encode(
     Returns uint8 (n * fmt.row_bytes(k),). Raises ValueError as ``learn`` does.
     """
     shape = Shape.of(fmt)
-    if w.ndim == 2 and w.shape[0] % ROWS:
-        raise ValueError(f"{w.shape[0]} rows: strips need a multiple of {ROWS}")
+    _check_strips(len(w))
     codes, selectors, d, _ = encode_shape(w, library, shape, importance=importance, threads=threads)
     return pack(codes, selectors, d, fmt, threads=threads)
 
 
 def pack(
-    codes: np.ndarray, selectors: np.ndarray, d: np.ndarray, fmt: CBFormat, *, threads: int | None = None
-) -> np.ndarray:
-    """The result of ``encode_shape`` as strips, uint8 (n * fmt.row_bytes(k),)."""
-    n, k = len(codes), codes.shape[1] * fmt.pair
+    codes: NDArray[np.uint8],
+    selectors: NDArray[np.uint16],
+    d: NDArray[np.float16],
+    fmt: CBFormat,
+    *,
+    threads: int | None = None,
+) -> NDArray[np.uint8]:
+    """The result of ``encode_shape`` as strips, uint8 (n * fmt.row_bytes(k),).
+
+    Raises ValueError for rows that are no whole strips, and for codes and selectors that do not exist.
+    """
     shape = Shape.of(fmt)
+    n, k = check_codes(codes, selectors, d, shape)
+    _check_strips(n)
     strips = np.empty(n * fmt.row_bytes(k), np.uint8)
-    if not native().lutra_pack(
+    check(native().lutra_pack(
         shape.native(), n, k, pointer(codes, "uint8_t"), pointer(selectors, "uint16_t"),
         pointer(d, "uint16_t"), thread_count(threads), pointer(strips, "uint8_t"),
-    ):  # fmt: skip
-        raise MemoryError(f"packing {n * k} weights")
+    ), f"packing {n * k} weights")  # fmt: skip
     return strips
 
 
 def encode_shape(
-    w: np.ndarray,
-    library: np.ndarray,
+    w: NDArray[Any],
+    library: NDArray[np.int8],
     shape: Shape,
     *,
-    importance: np.ndarray | None = None,
+    importance: NDArray[Any] | None = None,
     threads: int | None = None,
     full: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.float16], float]:
     """``encode`` for any member of the family, not packed; ``full`` searches all tables.
 
     Returns codes uint8 (n, k / pair), group by group; selectors uint16 (n, k / group); scales float16
     (n, k / sb); and the weighted squared error.
     """
-    n, k = _check_matrix(w.shape, shape)
-    importance = _check_importance(importance, n, k)
-    if library.shape != shape.library_shape or library.dtype != np.int8:
-        raise ValueError(f"library is {library.dtype} {library.shape}, needed: int8 {shape.library_shape}")
-    w = np.ascontiguousarray(w, np.float32)
-    _check_values(w)
-    library = np.ascontiguousarray(library)
+    n, k = check_matrix(w.shape, shape)
+    importance = check_importance(importance, n, k)
+    library = check_library(library, shape)
+    w = read_rows(w, 0, n)
     codes = np.empty((n, k // shape.pair), np.uint8)
     selectors = np.empty((n, k // shape.group), np.uint16)
     d = np.empty((n, k // shape.sb), np.float16)
     parts = 1 if importance is None else len(importance)
-    total = 0.0
+    total, error = 0.0, ffi.new("double *")
     for i in range(parts):
         part = slice(i * n // parts, (i + 1) * n // parts)
-        error = native().lutra_encode(
+        check(native().lutra_encode(
             shape.native(), n // parts, k, pointer(w[part], "float"),
             pointer(None if importance is None else importance[i], "float"), pointer(library, "int8_t"),
             0 if full else CANDIDATES, thread_count(threads), pointer(codes[part], "uint8_t"),
-            pointer(selectors[part], "uint16_t"), pointer(d[part], "uint16_t"),
-        )  # fmt: skip
-        if error < 0:
-            raise MemoryError(f"encoding {w.size} weights")
-        total += error
+            pointer(selectors[part], "uint16_t"), pointer(d[part], "uint16_t"), error,
+        ), f"encoding {w.size} weights")  # fmt: skip
+        total += error[0]
     return codes, selectors, d, total
 
 
 def decode_shape(
-    codes: np.ndarray, selectors: np.ndarray, d: np.ndarray, library: np.ndarray, shape: Shape
-) -> np.ndarray:
+    codes: NDArray[np.uint8],
+    selectors: NDArray[np.uint16],
+    d: NDArray[np.float16],
+    library: NDArray[np.int8],
+    shape: Shape,
+) -> NDArray[np.float32]:
     """The weights that ``encode_shape`` stands for, float32 (n, k)."""
     n, groups = selectors.shape
     entries = np.take_along_axis(  # (n, groups, pair, points)
@@ -208,48 +190,14 @@ def decode_shape(
     return (entries.reshape(n, -1, shape.sb) * d.astype(np.float32)[..., None]).reshape(n, -1)
 
 
-def _check_matrix(matrix: tuple[int, ...], shape: Shape) -> tuple[int, int]:
-    if len(matrix) != 2:
-        raise ValueError(f"shape {tuple(matrix)}: needed (rows, k)")
-    n, k = matrix
-    if n == 0 or k == 0:
-        raise ValueError(f"shape {tuple(matrix)}: no weights")
-    if k % shape.sb:
-        raise ValueError(f"rows of {k} weights: needed a multiple of {shape.sb}")
-    return n, k
-
-
-def _check_importance(importance: np.ndarray | None, n: int, k: int) -> np.ndarray | None:
-    if importance is None:
-        return None
-    importance = np.ascontiguousarray(np.atleast_2d(importance), np.float32)
-    if importance.ndim != 2 or importance.shape[1] != k or n % len(importance):
-        raise ValueError(f"importance of shape {importance.shape} for weights of shape {(n, k)}")
-    if not np.isfinite(importance).all() or (importance < 0).any():
-        raise ValueError("importance is negative, NaN or infinite")
-    # A column that the calibration text never used still has to be a weight of some precision; one
-    # scale for all experts and columns keeps float sums far from their limits.
-    mean = float(importance.mean(dtype=np.float64))
-    if mean == 0.0:
-        return None
-    return np.maximum(importance / np.float32(mean), np.float32(1e-4))
-
-
-def _check_values(w: np.ndarray, first_row: int = 0) -> None:
-    bad = native().lutra_find_bad(w.size, pointer(w, "float"), LIMIT)
-    if bad >= 0:
-        row, column = divmod(bad, w.shape[1])
-        what = (
-            f"beyond {LIMIT:.3g}, which fp16 scales cannot hold"
-            if np.isfinite(w[row, column])
-            else "not finite"
-        )
-        raise ValueError(f"weight {w[row, column]} in row {first_row + row}, column {column} is {what}")
+def _check_strips(n: int) -> None:
+    if n % ROWS:
+        raise ValueError(f"{n} rows: strips need a multiple of {ROWS}")
 
 
 def _sample(
-    rows: Rows | np.ndarray, shape: Shape, importance: np.ndarray | None, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray | None]:
+    rows: Rows | NDArray[Any], shape: Shape, importance: NDArray[np.float32] | None, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """Super-blocks to learn from in random order, (blocks, sb), and their importances.
 
     Whole strips of rows, all of them when they fit and evenly spread ones otherwise.
@@ -266,13 +214,7 @@ def _sample(
     pieces, weights = [], []
     for start in starts.tolist():
         stop = start + run
-        w = np.asarray(
-            rows[start:stop] if isinstance(rows, np.ndarray) else rows.read(start, stop), np.float32
-        )
-        if w.shape != (run, k):
-            raise ValueError(f"rows {start}..{stop - 1} have shape {w.shape}, needed {(run, k)}")
-        w = np.ascontiguousarray(w)
-        _check_values(w, start)
+        w = read_rows(rows, start, stop)
         pieces.append(w.reshape(-1, shape.sb))
         if importance is not None:
             expert = np.arange(start, stop) // (n // len(importance))
@@ -282,7 +224,7 @@ def _sample(
     return sample, np.concatenate(weights)[order] if weights else None
 
 
-def _initial_library(w: np.ndarray, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+def _initial_library(w: NDArray[np.float32], shape: Shape, rng: np.random.Generator) -> NDArray[np.int8]:
     """Tables of random points, each scaled to the energy of a random group."""
     tables, pair, entries = shape.library_shape
     groups = w.reshape(-1, shape.group)

@@ -1,11 +1,11 @@
-"""Encoding a matrix against the Hessian of its inputs: error feedback, then descent.
+"""Encoding a matrix against the Hessian of its inputs: GPTQ with codebooks, then descent.
 
 What a matrix W does to its inputs X (tokens, k) is changed by ``(Q - W) X^T``, whose squared size is
 ``sum over rows of e H e^T`` with e = w - q and the Hessian H = X^T X / tokens. Weights are rounded group by
 group; the error of a group moves the targets of the groups that follow, as in GPTQ and LDLQ. Then rounds of
 descent: scales by least squares, selectors and codes group by group given all others.
 
-The library is learned, and refitted by least squares to codes with feedback, on a sample of rows. Given the
+The library is learned, and refitted by least squares to codes of that pass, on a sample of rows. Given the
 library, rows are independent of each other, and so are column blocks, between which the Hessian is taken to
 be zero: they are encoded piece by piece, and memory is bounded whatever the size of the matrix.
 
@@ -19,14 +19,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from gguf_tools.formats.family import GROUP, CBFormat
-from pyquant._native import ffi, native, pointer, thread_count
-from pyquant.codebook import Rows, Shape, encode_shape, learn_shape, pack
+from pyquant._native import check, ffi, native, pointer, thread_count
+from pyquant.arguments import Rows, Shape, check_library, check_matrix, read_rows
+from pyquant.codebook import encode_shape, learn_shape, pack
 
 DAMPING = 0.3  # of the mean diagonal: what the calibration text does not show counts in other texts
 WIDEST = 4096  # columns of a Hessian
@@ -36,12 +38,17 @@ SLICE = 256  # rows per call of BLAS
 CG_STEPS = {1: 5, 2: 8}  # of conjugate gradients per refit, by weights per code: pairs have more entries
 ROUNDS = 1
 
+MEMBERS = ((3, 1), (4, 1), (4, 2))  # bits, weights per code: those that native/gptq.c has loops for
+TINY = float(np.finfo(np.float32).tiny)
+
 Array = NDArray[np.float32]
+Array64 = NDArray[np.float64]
+T = TypeVar("T")
 
 _GROUP_FORM = np.dtype(
     [
         ("form", "f4", (GROUP, GROUP)),
-        ("feedback", "f4", (GROUP, GROUP)),
+        ("factor", "f4", (GROUP, GROUP)),
         ("weight", "f4", (GROUP, 2)),
         ("inverse", "f4", (GROUP, GROUP)),
     ]
@@ -52,7 +59,7 @@ _GROUP_FORM = np.dtype(
 class Encoded:
     """A matrix as codes, selectors, scales and library.
 
-    ``loss``: sum of e H e^T relative to w H w^T, after the pass with feedback and after every round.
+    ``loss``: sum of e H e^T relative to w H w^T, after GPTQ and after every round.
     """
 
     fmt: CBFormat
@@ -79,10 +86,9 @@ def column_blocks(k: int, fmt: CBFormat) -> list[slice]:
     return [slice(i, min(i + width, k)) for i in range(0, k, width)]
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")
 def quantize(
-    w: Array | Rows,
-    hessian: Array,
+    w: NDArray[Any] | Rows,
+    hessian: NDArray[Any],
     fmt: CBFormat,
     *,
     rounds: int = ROUNDS,
@@ -100,20 +106,24 @@ def quantize(
 
     The result does not depend on ``threads``. Memory beside ``w``, the Hessians and the result: 12 bytes for
     each weight of the sample, 24 for each weight of a slab, and 36 b^2 bytes while a Hessian is factored.
-    Raises ValueError as ``learn`` does, and for Hessians or row weights that do not fit or are not finite.
+    Raises ValueError as ``learn`` does, for formats other than MEMBERS, and for a Hessian, row weights or a
+    library that do not fit, are not finite or are no such thing.
     """
     threads = thread_count(threads)
-    problem = _Problem.of(w, hessian, fmt)
-    pieces: dict[tuple[int, int], _Piece] = {}
-    if library is None:
-        library, pieces = _learn_library(problem, row_weight, rounds, seed, threads)
-    return _encode(problem, library, pieces, rounds, threads)
+    if rounds < 0:
+        raise ValueError(f"{rounds} rounds: needed 0 or more")
+    with threadpool_limits(1, user_api="blas"):
+        problem = _Problem.of(w, hessian, fmt)
+        pieces: dict[tuple[int, int], _Piece] = {}
+        if library is None:
+            library, pieces = _learn_library(problem, row_weight, rounds, seed, threads)
+        return _encode(problem, check_library(library, Shape.of(fmt)), pieces, rounds, threads)
 
 
 # ---- matrices, the same bits for any number of threads -------------------------------------
 
 
-def slices(n: int, task: Callable[[slice], object], threads: int) -> list:
+def slices(n: int, task: Callable[[slice], T], threads: int) -> list[T]:
     """``task`` for slices of n rows, on all threads; BLAS itself stays on one."""
     parts = [slice(i, min(i + SLICE, n)) for i in range(0, n, SLICE)]
     with threadpool_limits(1, user_api="blas"):
@@ -138,31 +148,34 @@ class _Problem:
     """A matrix, and the Hessian of every expert and column block."""
 
     fmt: CBFormat
-    w: Array | Rows
+    w: NDArray[Any] | Rows
     hessian: Array  # (experts, blocks, b, b)
     blocks: list[slice]
     mean: float  # of all diagonals
 
     @classmethod
-    def of(cls, w: Array | Rows, hessian: Array, fmt: CBFormat) -> _Problem:
-        n, k = w.shape
-        if k % fmt.sb:
-            raise ValueError(f"rows of {k} weights: needed a multiple of {fmt.sb}")
+    def of(cls, w: NDArray[Any] | Rows, hessian: NDArray[Any], fmt: CBFormat) -> _Problem:
+        shape = Shape.of(fmt)
+        if (shape.bits, shape.pair) not in MEMBERS:
+            raise ValueError(f"{fmt.name}: cannot be encoded against a Hessian")
+        n, k = check_matrix(w.shape, shape)
         blocks = column_blocks(k, fmt)
         b = blocks[0].stop
         forms = ((k, k), (n, k, k)) if len(blocks) == 1 else ((len(blocks), b, b), (n, len(blocks), b, b))
         experts = hessian.shape[0] if hessian.ndim == len(forms[1]) else 1
-        if hessian.shape not in (forms[0], (experts, *forms[1][1:])) or n % experts:
+        fits = hessian.shape in (forms[0], (experts, *forms[1][1:]))
+        if not fits or experts == 0 or n % experts:
             raise ValueError(f"Hessian of shape {hessian.shape} for a matrix of {(n, k)}: needed {forms[0]}")
-        hessian = hessian.reshape(experts, len(blocks), b, b)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused
+            hessian = np.asarray(hessian, np.float32).reshape(experts, len(blocks), b, b)
         diagonals = np.diagonal(hessian, axis1=2, axis2=3)
         if not all(np.isfinite(h).all() for h in hessian.reshape(-1, b, b)) or diagonals.min() < 0:
             raise ValueError("Hessian is not finite, or has a negative diagonal")
-        return cls(fmt, w, hessian, blocks, float(diagonals.sum(dtype=np.float64)) / (experts * k) or 1.0)
+        mean = float(diagonals.sum(dtype=np.float64)) / (experts * k)
+        return cls(fmt, w, hessian, blocks, mean if mean >= TINY else 1.0)
 
     def read(self, rows: slice) -> Array:
-        w = self.w[rows] if isinstance(self.w, np.ndarray) else self.w.read(rows.start, rows.stop)
-        return np.asarray(w, np.float32)
+        return read_rows(self.w, rows.start, rows.stop)
 
     def experts(self) -> list[slice]:
         """The rows of each."""
@@ -173,7 +186,7 @@ class _Problem:
         """The Hessian of a block in units of the mean diagonal, damped."""
         columns = self.blocks[block]
         m = columns.stop - columns.start
-        h = self.hessian[expert, block, :m, :m] * np.float32(1 / self.mean)
+        h: Array = self.hessian[expert, block, :m, :m] * np.float32(1 / self.mean)
         h[np.diag_indices(m)] += np.float32(DAMPING * max(float(np.trace(h)) / m, 1e-3))
         return h
 
@@ -203,13 +216,17 @@ class Order:
         """The columns of a matrix in this order."""
         return np.ascontiguousarray(w[:, self.weights])
 
-    def apply(self, codes: NDArray[np.uint8], selectors: NDArray[np.uint16]) -> tuple:
+    def apply(
+        self, codes: NDArray[np.uint8], selectors: NDArray[np.uint16]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         """Codes and selectors in this order."""
         by_group = codes.reshape(len(codes), *self.points.shape)
         by_group = np.take_along_axis(by_group, self.points[None], axis=2)[:, self.groups]
         return np.ascontiguousarray(by_group), np.ascontiguousarray(selectors[:, self.groups])
 
-    def undo(self, codes: NDArray[np.uint8], selectors: NDArray[np.uint16]) -> tuple:
+    def undo(
+        self, codes: NDArray[np.uint8], selectors: NDArray[np.uint16]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         """Codes and selectors back in their places."""
         by_group, places = np.empty_like(codes), np.empty_like(selectors)
         by_group[:, self.groups], places[:, self.groups] = codes, selectors
@@ -220,9 +237,12 @@ class Order:
 # ---- what the passes need of the Hessian ---------------------------------------------------
 
 
-def _factor(h: NDArray[np.float64], pair: int) -> tuple:
+def _factor(h: Array64, pair: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """h = U U^T = A D A^T, batched: U upper and A unit upper triangular, D in rows of blocks (k, pair)."""
-    u = np.linalg.cholesky(h[..., ::-1, ::-1])[..., ::-1, ::-1]
+    try:
+        u = np.linalg.cholesky(h[..., ::-1, ::-1])[..., ::-1, ::-1]
+    except np.linalg.LinAlgError:
+        raise ValueError("Hessian is not positive semidefinite") from None
     k = u.shape[-1]
     n = np.arange(k // pair)
     blocks = u.reshape(*u.shape[:-2], k // pair, pair, k // pair, pair)[..., n, :, n, :]
@@ -236,20 +256,22 @@ def _factor(h: NDArray[np.float64], pair: int) -> tuple:
     return u, a, d
 
 
-def _diagonal(m: NDArray[np.float64]) -> NDArray[np.float64]:
+def _diagonal(m: NDArray[Any]) -> NDArray[Any]:
     """The blocks of the groups on the diagonal."""
     n = np.arange(len(m) // GROUP)
     return m.reshape(len(n), GROUP, len(n), GROUP)[n, :, n, :]
 
 
-def _group_forms(form: NDArray, feedback: NDArray, weight: NDArray, inverse: NDArray) -> NDArray:
+def _group_forms(
+    form: NDArray[Any], factor: NDArray[Any], weight: NDArray[Any], inverse: NDArray[Any]
+) -> NDArray[Any]:
     forms = np.zeros(len(form), _GROUP_FORM)
-    forms["form"], forms["feedback"], forms["inverse"] = form, feedback, inverse
+    forms["form"], forms["factor"], forms["inverse"] = form, factor, inverse
     forms["weight"][..., : weight.shape[-1]] = weight.reshape(len(form), GROUP, -1)
     return forms
 
 
-def _forward(h: Array, order: Order, shape: Shape) -> tuple[NDArray, Array]:
+def _forward(h: Array, order: Order, shape: Shape) -> tuple[NDArray[Any], Array]:
     """For the first pass: the error of a group, later ones having the chance to make up for it."""
     u, a, d = _factor(h[np.ix_(order.weights, order.weights)].astype(np.float64), shape.pair)
     u, within = _diagonal(u), _diagonal(a)
@@ -257,7 +279,7 @@ def _forward(h: Array, order: Order, shape: Shape) -> tuple[NDArray, Array]:
     return forms, np.ascontiguousarray(a, np.float32)
 
 
-def _descent(h: Array, order: Order, shape: Shape) -> tuple[NDArray, Array]:
+def _descent(h: Array, order: Order, shape: Shape) -> tuple[NDArray[Any], Array]:
     """For passes that change a group given all others."""
     h = np.ascontiguousarray(h[np.ix_(order.weights, order.weights)])
     own = _diagonal(h).astype(np.float64)
@@ -277,34 +299,34 @@ class _Codes:
     selectors: NDArray[np.uint16]
     d: NDArray[np.float16]
 
-    def look_up(self, entries: NDArray, d: NDArray | None = None) -> Array:
+    def look_up(self, entries: NDArray[Any], d: NDArray[Any] | None = None) -> Array:
         """The weights if ``entries`` were the library (and ``d`` the scales), float32 (n, k)."""
         n, k = len(self.codes), self.codes.shape[1] * self.fmt.pair
         w = np.empty((n, k), np.float32)
         entries = np.ascontiguousarray(entries, np.float32)
         scales = np.ascontiguousarray(self.d if d is None else d, np.float32)
-        native().lutra_look_up(
+        check(native().lutra_look_up(
             Shape.of(self.fmt).native(), n, k, pointer(entries, "float"),
             pointer(np.ascontiguousarray(self.codes), "uint8_t"),
             pointer(np.ascontiguousarray(self.selectors), "uint16_t"),
             pointer(scales, "float"), pointer(w, "float"),
-        )  # fmt: skip
+        ), f"decoding {w.size} weights")  # fmt: skip
         return w
 
-    def sum_entries(self, x: Array, library_shape: tuple[int, ...], threads: int) -> NDArray[np.float64]:
+    def sum_entries(self, x: Array, library_shape: tuple[int, ...], threads: int) -> Array64:
         """The transpose of ``look_up``: what every entry gets of x (n, k)."""
         scales = self.d.astype(np.float32)
 
-        def part(rows: slice) -> NDArray[np.float64]:
+        def part(rows: slice) -> Array64:
             sums = np.zeros(library_shape)
-            native().lutra_sum_entries(
+            check(native().lutra_sum_entries(
                 Shape.of(self.fmt).native(), len(x[rows]), x.shape[1], pointer(x[rows], "float"),
                 pointer(self.codes[rows], "uint8_t"), pointer(self.selectors[rows], "uint16_t"),
                 pointer(scales[rows], "float"), pointer(sums, "double"),
-            )  # fmt: skip
+            ), f"summing {x.size} weights")  # fmt: skip
             return sums
 
-        return sum(slices(len(x), part, threads))
+        return sum(slices(len(x), part, threads), np.zeros(library_shape))
 
 
 @dataclass
@@ -328,9 +350,9 @@ class _Piece:
         return cls(w, h, order, _Codes(fmt, codes, selectors, d))
 
     def encode(
-        self, terms: tuple[NDArray, Array], library: NDArray[np.int8], *, again: bool, threads: int
+        self, terms: tuple[NDArray[Any], Array], library: NDArray[np.int8], *, again: bool, threads: int
     ) -> None:
-        """One pass of the groups: the first, with feedback, or one that improves them."""
+        """One pass of the groups: the first, which is GPTQ, or one that improves them."""
         forms, coupling = terms
         m, order = self.state, self.order
         work = order.columns(self.w)
@@ -338,13 +360,12 @@ class _Piece:
         d = np.repeat(m.d.astype(np.float32), m.fmt.sb // GROUP, axis=1)[:, order.groups]
         codes, selectors = order.apply(m.codes, m.selectors)
         loss = np.empty(n)
-        if not native().lutra_feedback(
+        check(native().lutra_gptq(
             Shape.of(m.fmt).native(), n, k, pointer(work, "float"),
             ffi.from_buffer("struct lutra_group_form[]", forms), pointer(coupling, "float"),
             pointer(library, "int8_t"), pointer(np.ascontiguousarray(d), "float"), again, threads,
             pointer(codes, "uint8_t"), pointer(selectors, "uint16_t"), pointer(loss, "double"),
-        ):  # fmt: skip
-            raise MemoryError(f"encoding {work.size} weights")
+        ), f"encoding {work.size} weights")  # fmt: skip
         m.codes, m.selectors = order.undo(codes, selectors)
         self.losses.append(float(loss.sum()))
 
@@ -421,11 +442,11 @@ def _sample(p: _Problem, row_weight: Array | None) -> tuple[NDArray[np.intp], Ar
         raise ValueError(f"row weights of shape {row_weight.shape} for {n} rows, negative or not finite")
     count = max(1, SAMPLE // k)
     total = np.cumsum(row_weight, dtype=np.float64)
-    if total[-1] <= 0:
-        raise ValueError("row weights are all zero")
-    if count >= n:
-        rows, times = np.arange(n), row_weight
-    else:
+    if not TINY <= total[-1] <= 1e38:
+        raise ValueError(f"row weights add up to {total[-1]:.3g}: needed {TINY:.3g} to 1e+38")
+    rows: NDArray[np.intp] = np.arange(n)
+    times: NDArray[Any] = row_weight
+    if count < n:
         rows, times = np.unique(
             np.searchsorted(total, (np.arange(count) + 0.5) / count * total[-1]), return_counts=True
         )
@@ -463,7 +484,7 @@ def _learn_library(
     return library, pieces if len(rows) == p.w.shape[0] else {}
 
 
-def _image(piece: _Piece, direction: NDArray[np.float64], threads: int) -> Array:
+def _image(piece: _Piece, direction: Array64, threads: int) -> Array:
     return multiply(piece.state.look_up(direction), piece.h, threads)
 
 
@@ -473,10 +494,11 @@ def _refit_library(
     """Entries by least squares, a few steps of conjugate gradients; kept if better when rounded to int8."""
     both = list(zip(pieces, row_weights, strict=True))
 
-    def sums(of: Callable[[_Piece], Array]) -> NDArray[np.float64]:
-        return sum(p.state.sum_entries(of(p) * weight, library.shape, threads) for p, weight in both)
+    def sums(of: Callable[[_Piece], Array]) -> Array64:
+        parts = (p.state.sum_entries(of(p) * weight, library.shape, threads) for p, weight in both)
+        return sum(parts, np.zeros(library.shape))
 
-    def loss(entries: NDArray) -> float:
+    def loss(entries: NDArray[Any]) -> float:
         errors = ((p, weight, p.w - p.state.look_up(entries)) for p, weight in both)
         return sum(float(np.vdot(multiply(e, p.h, threads) * weight, e)) for p, weight, e in errors)
 

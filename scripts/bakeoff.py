@@ -28,7 +28,8 @@ from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from pyquant.codebook import Shape, decode_shape, encode_shape, learn_shape
+from pyquant.arguments import Shape
+from pyquant.codebook import decode_shape, encode_shape, learn_shape
 
 CB = {"CB2": Shape(4, 2, 256), "CB3": Shape(3, 1, 256), "CB4": Shape(4, 1, 256)}
 PER_ROW = 0  # as Shape.sb: one scale per row

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
+from gguf_tools.imatrix import read_imatrix
 from lutra.console import warn
 from lutra.conversion.plan import Planned
 from lutra.runtime.quantize import requires_importance
-from pyquant.importance import read_imatrix
 
 Importance = Mapping[str, NDArray[np.float32]]  # by tensor name: (k,), or (experts, k)
 

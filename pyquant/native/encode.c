@@ -1,8 +1,6 @@
 #include "quant.h"
 
-#include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 struct encode {
     const struct lutra_search *search;
@@ -39,33 +37,26 @@ static void encode_row(void *context, int64_t row) {
     e->error[row] = sum;
 }
 
-double lutra_encode(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
-                    const float *importance, const int8_t *library, int candidates, int threads,
-                    uint8_t *codes, uint16_t *selectors, uint16_t *d) {
+enum lutra_status lutra_encode(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
+                               const float *importance, const int8_t *library, int candidates, int threads,
+                               uint8_t *codes, uint16_t *selectors, uint16_t *d, double *error) {
+    if (!lutra_valid_matrix(shape, rows, k) || !lutra_valid_library(shape, library) || candidates < 0 ||
+        !lutra_valid_weights(rows * k, w, importance, k)) {
+        return LUTRA_REFUSED;
+    }
     struct lutra_search *search = lutra_search_new(shape, library, importance != NULL);
-    double *error = malloc((size_t)rows * sizeof *error), sum = -1.0;
-    if (search && error) {
-        struct encode e = {search, shape, k, w, importance, candidates, codes, selectors, d, error};
+    double *of_row = malloc((size_t)rows * sizeof *of_row);
+    bool done = search && of_row;
+    if (done) {
+        struct encode e = {search, shape, k, w, importance, candidates, codes, selectors, d, of_row};
         lutra_parallel(rows, threads, encode_row, &e);
-        sum = 0.0;
+        *error = 0.0;
         for (int64_t i = 0; i < rows; i++) {
-            if (error[i] < 0.0) {
-                sum = -1.0;
-                break;
-            }
-            sum += error[i];
+            done = done && of_row[i] >= 0.0;
+            *error += of_row[i];
         }
     }
-    free(error);
+    free(of_row);
     lutra_search_free(search);
-    return sum;
-}
-
-int64_t lutra_find_bad(int64_t n, const float *w, float limit) {
-    for (int64_t i = 0; i < n; i++) {
-        if (!(fabsf(w[i]) <= limit)) { // also NaN
-            return i;
-        }
-    }
-    return -1;
+    return done ? LUTRA_DONE : LUTRA_NO_MEMORY;
 }

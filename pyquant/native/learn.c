@@ -38,11 +38,15 @@ void lutra_learner_free(struct lutra_learner *l) {
     }
 }
 
-struct lutra_learner *lutra_learner_new(const struct lutra_shape *shape, int64_t blocks, const float *w,
-                                        const float *importance) {
+enum lutra_status lutra_learner_new(const struct lutra_shape *shape, int64_t blocks, const float *w,
+                                    const float *importance, struct lutra_learner **learner) {
+    if (!lutra_valid_matrix(shape, blocks, shape->sb) ||
+        !lutra_valid_weights(blocks * shape->sb, w, importance, blocks * shape->sb)) {
+        return LUTRA_REFUSED;
+    }
     struct lutra_learner *l = calloc(1, sizeof *l);
     if (!l) {
-        return NULL;
+        return LUTRA_NO_MEMORY;
     }
     const size_t groups = (size_t)blocks * (shape->sb / shape->group);
     l->shape = *shape;
@@ -58,9 +62,10 @@ struct lutra_learner *lutra_learner_new(const struct lutra_shape *shape, int64_t
     l->sum = calloc((size_t)shape->tables * (shape->pair << shape->bits) * 2, sizeof *l->sum);
     if (!l->sum || !l->d || !l->selector || !l->cost || !l->member || !l->start || !l->total) {
         lutra_learner_free(l);
-        return NULL;
+        return LUTRA_NO_MEMORY;
     }
-    return l;
+    *learner = l;
+    return LUTRA_DONE;
 }
 
 static void assign_block(void *context, int64_t i) {
@@ -189,12 +194,18 @@ static void revive_tables(struct lutra_learner *l, double revive) {
     }
 }
 
-double lutra_learner_step(struct lutra_learner *l, int64_t first, int64_t blocks, bool scales, double memory,
-                          double revive, int candidates, int threads, int8_t *library) {
+enum lutra_status lutra_learner_step(struct lutra_learner *l, int64_t first, int64_t blocks, bool scales,
+                                     double memory, double revive, int candidates, int threads,
+                                     int8_t *library, double *error) {
     const int64_t per_block = l->shape.sb / l->shape.group;
+    if (first < 0 || blocks < 1 || blocks > l->blocks || first > l->blocks - blocks || candidates < 0 ||
+        !(memory >= 0.0 && memory <= 1.0) || !(revive >= 0.0 && revive <= 1.0) ||
+        !lutra_valid_library(&l->shape, library)) {
+        return LUTRA_REFUSED;
+    }
     l->search = lutra_search_new(&l->shape, library, l->importance != NULL);
     if (!l->search) {
-        return -1.0;
+        return LUTRA_NO_MEMORY;
     }
     l->first = first;
     l->scales = scales;
@@ -203,12 +214,12 @@ double lutra_learner_step(struct lutra_learner *l, int64_t first, int64_t blocks
     l->library = library;
     lutra_parallel(blocks, threads, assign_block, l);
     lutra_search_free(l->search);
-    double error = 0.0;
+    *error = 0.0;
     for (int64_t i = first * per_block; i < (first + blocks) * per_block; i++) {
-        error += l->cost[i];
+        *error += l->cost[i];
     }
     sort_members(l, first * per_block, blocks * per_block);
     lutra_parallel(l->shape.tables, threads, move_table, l);
     revive_tables(l, revive);
-    return error;
+    return LUTRA_DONE;
 }

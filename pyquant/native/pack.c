@@ -29,8 +29,13 @@ static void pack_strip(void *context, int64_t strip) {
     free(selectors);
 }
 
-bool lutra_pack(const struct lutra_shape *shape, int64_t rows, int64_t k, const uint8_t *codes,
-                const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips) {
+enum lutra_status lutra_pack(const struct lutra_shape *shape, int64_t rows, int64_t k, const uint8_t *codes,
+                             const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips) {
+    if (!lutra_valid_matrix(shape, rows, k) || rows % LUTRA_ROWS || shape->group != LUTRA_GROUP ||
+        shape->tables > LUTRA_TABLES || shape->sb % LUTRA_CHUNK ||
+        !lutra_valid_codes(shape, rows, k, codes, selectors)) {
+        return LUTRA_REFUSED;
+    }
     struct pack p = {.format = {.bits = shape->bits, .pair = shape->pair, .sb = shape->sb},
                      .k = k,
                      .codes = codes,
@@ -38,5 +43,5 @@ bool lutra_pack(const struct lutra_shape *shape, int64_t rows, int64_t k, const 
                      .d = d,
                      .strips = strips};
     lutra_parallel(rows / LUTRA_ROWS, threads, pack_strip, &p);
-    return !p.failed;
+    return p.failed ? LUTRA_NO_MEMORY : LUTRA_DONE;
 }

@@ -23,69 +23,98 @@ enum {
     LUTRA_MAX_TABLES = 1024,
 };
 
+#define LUTRA_MAX_WEIGHTS (INT64_C(1) << 48)
+#define LUTRA_LARGEST (65504.0f * 127.0f) // weight: an fp16 scale times an int8 entry
+#define LUTRA_LEAST 1e-30f                // importance
+#define LUTRA_MOST 1e30f
+
+// Functions that return it check their arguments, all but the lengths of arrays, before they compute: shapes
+// as above, k a multiple of sb, entries from -127, codes and selectors that exist, weights and importances
+// within their bounds.
+enum lutra_status {
+    LUTRA_DONE,
+    LUTRA_NO_MEMORY,
+    LUTRA_REFUSED, // for what the arguments are
+};
+
+// ---- check.c -------------------------------------------------------------------------------
+
+bool lutra_valid_shape(const struct lutra_shape *shape);
+bool lutra_valid_matrix(const struct lutra_shape *shape, int64_t rows, int64_t k);
+bool lutra_valid_library(const struct lutra_shape *shape, const int8_t *library);
+bool lutra_valid_codes(const struct lutra_shape *shape, int64_t rows, int64_t k, const uint8_t *codes,
+                       const uint16_t *selectors);
+bool lutra_valid_weights(int64_t n, const float *w, const float *importance, int64_t importances);
+bool lutra_all_within(int64_t n, const float *x, float least, float most);
+
+// Index of the first weight that is NaN, infinite or beyond LUTRA_LARGEST in magnitude; -1 when there is
+// none.
+int64_t lutra_find_bad(int64_t n, const float *w);
+
 // ---- learn.c -------------------------------------------------------------------------------
 
 // The sample that a library is learned from: `blocks` super-blocks of weights (and of importances,
-// or NULL), kept by the caller for as long as the learner lives. NULL when out of memory.
+// or NULL), kept by the caller, and not changed, for as long as the learner lives.
 struct lutra_learner;
-struct lutra_learner *lutra_learner_new(const struct lutra_shape *shape, int64_t blocks, const float *w,
-                                        const float *importance);
+enum lutra_status lutra_learner_new(const struct lutra_shape *shape, int64_t blocks, const float *w,
+                                    const float *importance, struct lutra_learner **learner);
 void lutra_learner_free(struct lutra_learner *learner);
 
 // One iteration over `blocks` super-blocks of the sample from `first` on: every group picks its table (and,
 // with `scales`, every super-block its d), then every table moves to the centroids of its weights and, with
-// the factor `memory`, of those of earlier iterations. candidates: see lutra_encode. Returns the weighted
-// squared error before the move, < 0 when out of memory.
-double lutra_learner_step(struct lutra_learner *learner, int64_t first, int64_t blocks, bool scales,
-                          double memory, double revive, int candidates, int threads, int8_t *library);
+// the factor `memory`, of those of earlier iterations. candidates: see lutra_encode. error: the weighted
+// squared one before the move.
+enum lutra_status lutra_learner_step(struct lutra_learner *learner, int64_t first, int64_t blocks,
+                                     bool scales, double memory, double revive, int candidates, int threads,
+                                     int8_t *library, double *error);
 
 // ---- encode.c ------------------------------------------------------------------------------
 
 // rows x k weights -> codes [rows][k/pair] (group by group), selectors [rows][k/group] and fp16 scales
 // [rows][k/sb]. importance: [k] per column, or NULL. candidates: tables per group whose error is
-// computed exactly after the coarse search; 0 for all of them (full search). Returns the weighted squared
-// error, < 0 when out of memory.
-double lutra_encode(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
-                    const float *importance, const int8_t *library, int candidates, int threads,
-                    uint8_t *codes, uint16_t *selectors, uint16_t *d);
+// computed exactly after the coarse search; 0 for all of them (full search). error: the weighted squared one.
+enum lutra_status lutra_encode(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
+                               const float *importance, const int8_t *library, int candidates, int threads,
+                               uint8_t *codes, uint16_t *selectors, uint16_t *d, double *error);
 
-// Interleaves the result of lutra_encode into strips (formats/cb.h); group = 32, at most 256 tables.
-// False when out of memory.
-bool lutra_pack(const struct lutra_shape *shape, int64_t rows, int64_t k, const uint8_t *codes,
-                const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips);
+// ---- pack.c --------------------------------------------------------------------------------
 
-// Index of the first weight that is NaN, infinite or beyond `limit` in magnitude; -1 when there is none.
-int64_t lutra_find_bad(int64_t n, const float *w, float limit);
+// Interleaves the result of lutra_encode into strips (formats/cb.h): group = 32, at most 256 tables, sb a
+// multiple of 64, rows of 8.
+enum lutra_status lutra_pack(const struct lutra_shape *shape, int64_t rows, int64_t k, const uint8_t *codes,
+                             const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips);
 
-// ---- feedback.c ----------------------------------------------------------------------------
+// ---- gptq.c --------------------------------------------------------------------------------
 
 // The error of one group (32 weights; the two of a pair side by side) given what is around it: (c - q) form
-// (c - q)^T, form = feedback * D * feedback^T with feedback unit upper triangular. weight: D, of single
-// weights in [j][0], of pairs the rows of their 2x2 blocks. inverse turns what other groups' errors do to
-// this one into a shift of its target.
+// (c - q)^T, form = factor * D * factor^T with factor unit upper triangular. weight: D, of single weights in
+// [j][0], of pairs the rows of their 2x2 blocks; its diagonal within the bounds of importances. inverse turns
+// what other groups' errors do to this one into a shift of its target.
 struct lutra_group_form {
-    float form[32][32], feedback[32][32], weight[32][2], inverse[32][32];
+    float form[32][32], factor[32][32], weight[32][2], inverse[32][32];
 };
 
 // Selectors and codes of rows x k weights, group by group from the left; d [rows][k/32] is the scale of every
 // group. Not `again`: coupling [k][k] is what an error adds to the targets of the weights to its right.
 // `again`: it is the Hessian, and codes and selectors are improved, each group given all others. loss [rows]:
-// the error of each row. At least 32 tables; single weights of 3 or 4 bits, pairs of 4. False when out of
-// memory.
-bool lutra_feedback(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
-                    const struct lutra_group_form *forms, const float *coupling, const int8_t *library,
-                    const float *d, bool again, int threads, uint8_t *codes, uint16_t *selectors,
-                    double *loss);
+// the error of each row. group = 32, at least 32 tables; single weights of 3 or 4 bits, pairs of 4. Also
+// refused: numbers from which no finite error comes; codes and selectors are then some that exist.
+enum lutra_status lutra_gptq(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
+                             const struct lutra_group_form *forms, const float *coupling,
+                             const int8_t *library, const float *d, bool again, int threads, uint8_t *codes,
+                             uint16_t *selectors, double *loss);
 
 // ---- refit.c -------------------------------------------------------------------------------
 
 // The weights for entries [tables][pair][1 << bits] that need not be int8, and scales d [rows][k/sb].
-void lutra_look_up(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *entries,
-                   const uint8_t *codes, const uint16_t *selectors, const float *d, float *w);
+enum lutra_status lutra_look_up(const struct lutra_shape *shape, int64_t rows, int64_t k,
+                                const float *entries, const uint8_t *codes, const uint16_t *selectors,
+                                const float *d, float *w);
 
 // Its transpose: adds d * x, x [rows][k], to the sum of the entry that each weight looks up.
-void lutra_sum_entries(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *x,
-                       const uint8_t *codes, const uint16_t *selectors, const float *d, double *sums);
+enum lutra_status lutra_sum_entries(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *x,
+                                    const uint8_t *codes, const uint16_t *selectors, const float *d,
+                                    double *sums);
 
 // ---- search.c ------------------------------------------------------------------------------
 

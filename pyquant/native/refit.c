@@ -1,8 +1,11 @@
 // The two linear maps between the entries of a library and the weights they stand for.
 #include "quant.h"
 
-void lutra_look_up(const struct lutra_shape *f, int64_t rows, int64_t k, const float *entries,
-                   const uint8_t *codes, const uint16_t *selectors, const float *d, float *w) {
+enum lutra_status lutra_look_up(const struct lutra_shape *f, int64_t rows, int64_t k, const float *entries,
+                                const uint8_t *codes, const uint16_t *selectors, const float *d, float *w) {
+    if (!lutra_valid_matrix(f, rows, k) || !lutra_valid_codes(f, rows, k, codes, selectors)) {
+        return LUTRA_REFUSED;
+    }
     const int points = f->group / f->pair, size = f->pair << f->bits, groups = f->sb / f->group;
     for (int64_t g = 0; g < rows * k / f->group; g++) {
         const float *table = entries + (int64_t)selectors[g] * size, scale = d[g / groups];
@@ -12,10 +15,15 @@ void lutra_look_up(const struct lutra_shape *f, int64_t rows, int64_t k, const f
             }
         }
     }
+    return LUTRA_DONE;
 }
 
-void lutra_sum_entries(const struct lutra_shape *f, int64_t rows, int64_t k, const float *x,
-                       const uint8_t *codes, const uint16_t *selectors, const float *d, double *sums) {
+enum lutra_status lutra_sum_entries(const struct lutra_shape *f, int64_t rows, int64_t k, const float *x,
+                                    const uint8_t *codes, const uint16_t *selectors, const float *d,
+                                    double *sums) {
+    if (!lutra_valid_matrix(f, rows, k) || !lutra_valid_codes(f, rows, k, codes, selectors)) {
+        return LUTRA_REFUSED;
+    }
     const int points = f->group / f->pair, size = f->pair << f->bits, groups = f->sb / f->group;
     for (int64_t g = 0; g < rows * k / f->group; g++) {
         double *table = sums + (int64_t)selectors[g] * size;
@@ -27,4 +35,5 @@ void lutra_sum_entries(const struct lutra_shape *f, int64_t rows, int64_t k, con
             }
         }
     }
+    return LUTRA_DONE;
 }

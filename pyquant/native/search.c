@@ -318,8 +318,8 @@ INLINE float coarse(const struct lutra_search *s, const struct group *g, uint16_
     int32_t level[2 * LUTRA_MAX_GROUP];
     for (int l = 0; l < s->shape.pair * s->lanes; l++) {
         float x = g->x[l];
-        x = x < -127.0f ? -127.0f : x;
-        x = x > 127.0f ? 127.0f : x;
+        x = x > -127.0f ? x : -127.0f; // also NaN, which GPTQ makes of numbers too large
+        x = x < 127.0f ? x : 127.0f;
         level[l] = (int32_t)(x + 127.5f);
     }
     for (int j = 0; j < s->points; j++) {

@@ -9,12 +9,13 @@ from sklearn.cluster import KMeans
 from gguf_tools.errors import LutraError
 from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS
-from lutra.runtime.paths import lib_path
 from pyquant import encode, learn
-from pyquant.codebook import Shape, decode_shape, encode_shape, learn_shape
+from pyquant._native import native
+from pyquant.arguments import Shape
+from pyquant.codebook import decode_shape, encode_shape, learn_shape
 
 try:
-    lib_path("lutra_quant")
+    native()
 except LutraError as error:
     pytest.skip(str(error), allow_module_level=True)
 

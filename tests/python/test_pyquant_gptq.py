@@ -8,13 +8,14 @@ import pytest
 from gguf_tools.errors import LutraError
 from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS
-from lutra.runtime.paths import lib_path
 from pyquant import gptq
-from pyquant.codebook import Shape, decode_shape, encode_shape, learn_shape
+from pyquant._native import native
+from pyquant.arguments import Shape
+from pyquant.codebook import decode_shape, encode_shape, learn_shape
 from pyquant.gptq import DAMPING, column_blocks, quantize
 
 try:
-    lib_path("lutra_quant")
+    native()
 except LutraError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -38,7 +39,7 @@ def relative_error(w, decoded, hessian):
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
-def test_feedback_pays_and_is_what_the_file_says(name):
+def test_gptq_pays_and_is_what_the_file_says(name):
     """Less than half of the error of codes chosen weight by weight, and every step better than the last."""
     fmt = FORMATS[name]
     w, hessian = correlated(64, 512)

@@ -9,7 +9,7 @@ import pytest
 from gguf import GGUFWriter
 
 from gguf_tools.errors import LutraError
-from pyquant.importance import read_imatrix
+from gguf_tools.imatrix import read_imatrix
 
 SUMS = np.array([[2.0, 4.0, 6.0]], np.float32)
 

@@ -6,7 +6,6 @@ Both formats hold, per matrix, the sum over tokens of the squared input activati
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +80,7 @@ def _read_legacy(path: Path) -> dict[str, np.ndarray]:
         return data[at - size : at]
 
     def integer(what: str) -> int:
-        return struct.unpack("<i", take(4, what))[0]
+        return int.from_bytes(take(4, what), "little", signed=True)
 
     result = {}
     entries = integer("the number of entries")

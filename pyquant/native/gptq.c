@@ -7,13 +7,14 @@
 //
 //     sum over j of D_j v_j^2,   v_j = c_j - q_j + sum over i < j of (c_i - q_i) A_ij
 //
-// The tables that the coarse search (search.c) finds nearest to the target are tried with that feedback,
-// tables being the lanes of the vectors; then the codes of the best ones are improved one at a time until
-// none of them can be.
+// The tables that the coarse search (search.c) finds nearest to the target are tried that way, tables being
+// the lanes of the vectors; then the codes of the best ones are improved one at a time until none of them can
+// be.
 #include "quant.h"
 
 #include "clones.h"
 
+#include <float.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,7 @@
 enum {
     GROUP = LUTRA_GROUP,
     LANES = 32,     // tables at a time
-    SHORTLIST = 32, // tables per group that are tried with feedback, a multiple of LANES; 256 bring 0.002 dB
+    SHORTLIST = 32, // tables per group that are tried, a multiple of LANES; 256 bring 0.002 dB
     TILE = 16,      // rows that use a group's rows of the Hessian while they are in cache
     FINALISTS = 2,  // tables whose codes are improved
     SWEEPS = 4,     // over the codes of a group, at most
@@ -61,13 +62,13 @@ INLINE void try_tables(int pair, int entries, const struct lutra_group_form *f, 
                 t[a][l] = c[j + a];
             }
             for (int i = 0; i + 1 < j; i += 2) {
-                const float f0 = f->feedback[i][j + a], f1 = f->feedback[i + 1][j + a];
+                const float f0 = f->factor[i][j + a], f1 = f->factor[i + 1][j + a];
                 for (int l = 0; l < LANES; l++) {
                     t[a][l] += e[i][l] * f0;
                     odd[l] += e[i + 1][l] * f1;
                 }
             }
-            const float last = j % 2 ? f->feedback[j - 1][j + a] : 0.0f;
+            const float last = j % 2 ? f->factor[j - 1][j + a] : 0.0f;
             for (int l = 0; l < LANES; l++) {
                 t[a][l] += odd[l] + (j % 2 ? e[j - 1][l] * last : 0.0f);
             }
@@ -125,7 +126,7 @@ INLINE int nearest_code(int pair, int entries, const float *table, const float *
     return least & (entries - 1);
 }
 
-// Codes with feedback under one table, then each code alone, given the others.
+// Codes one after the other under one table, then each code alone, given the others.
 INLINE float find_codes(int pair, int entries, const struct lutra_group_form *f, const float *c,
                         const float *table, uint8_t *codes) {
     float e[GROUP], t[GROUP], g[GROUP] = {0};
@@ -137,7 +138,7 @@ INLINE float find_codes(int pair, int entries, const struct lutra_group_form *f,
         for (int a = 0; a < pair; a++) {
             e[j + a] = c[j + a] - table[a * entries + code];
             for (int i = 0; i < GROUP; i++) { // A is upper triangular: what is behind does not change
-                t[i] += e[j + a] * f->feedback[j + a][i];
+                t[i] += e[j + a] * f->factor[j + a][i];
                 g[i] += e[j + a] * f->form[j + a][i];
             }
         }
@@ -182,10 +183,13 @@ INLINE float find_codes(int pair, int entries, const struct lutra_group_form *f,
     return sum;
 }
 
+// Returns the error; not less than 3e38, with the first table and codes, when there is no finite one.
 INLINE float solve(int pair, int entries, const float *tables, const uint16_t *list,
                    const struct lutra_group_form *f, const float *c, uint16_t *selector, uint8_t *codes) {
     const size_t size = (size_t)pair * entries;
     float error[SHORTLIST], least = 3e38f;
+    *selector = list[0];
+    memset(codes, 0, GROUP / pair);
     for (int first = 0; first < SHORTLIST; first += LANES) {
         float lane[2 * LUTRA_MAX_ENTRIES * LANES];
         for (int l = 0; l < LANES; l++) {
@@ -244,7 +248,7 @@ static void add_rows(int64_t k, const float (*x)[GROUP], const float *restrict m
 
 // ---- rows ----------------------------------------------------------------------------------
 
-struct feedback {
+struct gptq {
     const struct lutra_shape *shape;
     const struct lutra_search *search;
     const float *tables; // the library
@@ -255,10 +259,10 @@ struct feedback {
     uint8_t *codes;
     uint16_t *selectors;
     double *loss;
-    atomic_bool failed;
+    atomic_int status;
 };
 
-static void look_up(const struct feedback *p, uint16_t selector, const uint8_t *codes, float d, float *q) {
+static void look_up(const struct gptq *p, uint16_t selector, const uint8_t *codes, float d, float *q) {
     const int pair = p->shape->pair, entries = 1 << p->shape->bits;
     const float *table = p->tables + (size_t)selector * pair * entries;
     for (int j = 0; j < GROUP; j++) {
@@ -267,7 +271,7 @@ static void look_up(const struct feedback *p, uint16_t selector, const uint8_t *
 }
 
 // The error under the best table and codes for target c.
-static float search_group(const struct feedback *p, const struct lutra_group_form *f, const float *c,
+static float search_group(const struct gptq *p, const struct lutra_group_form *f, const float *c,
                           uint16_t *selector, uint8_t *codes) {
     const int pair = p->shape->pair, points = GROUP / pair;
     float x[GROUP], weight[GROUP];
@@ -280,7 +284,7 @@ static float search_group(const struct feedback *p, const struct lutra_group_for
     return solve_group(p->shape, p->tables, coarse, f, c, selector, codes);
 }
 
-static void group_error(const struct feedback *p, int64_t row, int64_t g, float *e) {
+static void group_error(const struct gptq *p, int64_t row, int64_t g, float *e) {
     const int64_t at = row * (p->k / GROUP) + g;
     look_up(p, p->selectors[at], p->codes + at * (GROUP / p->shape->pair), p->d[at], e);
     for (int j = 0; j < GROUP; j++) {
@@ -290,7 +294,7 @@ static void group_error(const struct feedback *p, int64_t row, int64_t g, float 
 
 // Encodes a group, state [GROUP] being what other errors do to it. change [GROUP]: of its errors; a group
 // that is new had none before.
-static void encode_group(struct feedback *p, int64_t row, int64_t g, const float *state, float *change) {
+static void encode_group(struct gptq *p, int64_t row, int64_t g, const float *state, float *change) {
     const struct lutra_group_form *f = &p->forms[g];
     const int points = GROUP / p->shape->pair;
     const int64_t at = row * (p->k / GROUP) + g;
@@ -317,6 +321,9 @@ static void encode_group(struct feedback *p, int64_t row, int64_t g, const float
         change[j] = 0.0f;
     }
     float error = search_group(p, f, c, &selector, code) * d * d;
+    if (!(error < 3e38f)) {
+        p->status = LUTRA_REFUSED;
+    }
     if (d > 0.0f && p->again && error >= old) {
         return;
     }
@@ -330,7 +337,7 @@ static void encode_group(struct feedback *p, int64_t row, int64_t g, const float
 }
 
 // What the changed errors of a tile's group do to the columns from `from` on.
-static void spread(const struct feedback *p, int64_t g, int64_t from, const float (*change)[GROUP],
+static void spread(const struct gptq *p, int64_t g, int64_t from, const float (*change)[GROUP],
                    float *state) {
     const int64_t k = p->k;
     for (int r = 0; r < TILE; r += 4) {
@@ -341,12 +348,12 @@ static void spread(const struct feedback *p, int64_t g, int64_t from, const floa
 }
 
 static void encode_tile(void *context, int64_t tile) {
-    struct feedback *p = context;
+    struct gptq *p = context;
     const int64_t k = p->k, groups = k / GROUP, first = tile * TILE;
     const int rows = (int)(p->rows - first < TILE ? p->rows - first : TILE);
     float *state = calloc((size_t)TILE * k, sizeof *state); // of a row: what other groups' errors do to it
     if (!state) {
-        p->failed = true;
+        p->status = LUTRA_NO_MEMORY;
         return;
     }
     float change[TILE][GROUP] = {{0}}; // of a group's errors
@@ -380,28 +387,55 @@ static void encode_tile(void *context, int64_t tile) {
     free(state);
 }
 
-bool lutra_feedback(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
-                    const struct lutra_group_form *forms, const float *coupling, const int8_t *library,
-                    const float *d, bool again, int threads, uint8_t *codes, uint16_t *selectors,
-                    double *loss) {
-    const size_t size = (size_t)shape->tables * shape->pair << shape->bits;
+// Finite, and what the coarse search weighs by within its bounds.
+static bool valid_forms(int64_t n, int pair, const struct lutra_group_form *forms) {
+    for (int64_t i = 0; i < n; i++) {
+        for (int j = 0; j < GROUP; j++) {
+            if (!lutra_all_within(1, &forms[i].weight[j][j % pair], LUTRA_LEAST, LUTRA_MOST)) {
+                return false;
+            }
+        }
+    }
+    return lutra_all_within(n * (int64_t)(sizeof *forms / sizeof(float)), (const float *)forms, -FLT_MAX,
+                            FLT_MAX);
+}
+
+static bool valid(const struct gptq *p) {
+    const struct lutra_shape *f = p->shape;
+    const int64_t groups = p->k / GROUP;
+    return f->group == GROUP && f->tables >= SHORTLIST &&
+           (f->pair == 2 ? f->bits == 4 : f->bits == 3 || f->bits == 4) &&
+           lutra_valid_weights(p->rows * p->k, p->w, NULL, 0) && valid_forms(groups, f->pair, p->forms) &&
+           lutra_all_within(p->k * p->k, p->coupling, -FLT_MAX, FLT_MAX) &&
+           lutra_all_within(p->rows * groups, p->d, 0.0f, 65504.0f) &&
+           (!p->again || lutra_valid_codes(f, p->rows, p->k, p->codes, p->selectors));
+}
+
+enum lutra_status lutra_gptq(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
+                             const struct lutra_group_form *forms, const float *coupling,
+                             const int8_t *library, const float *d, bool again, int threads, uint8_t *codes,
+                             uint16_t *selectors, double *loss) {
+    struct gptq p = {.shape = shape,
+                     .forms = forms,
+                     .rows = rows,
+                     .k = k,
+                     .w = w,
+                     .coupling = coupling,
+                     .d = d,
+                     .again = again,
+                     .codes = codes,
+                     .selectors = selectors,
+                     .loss = loss};
+    if (!lutra_valid_matrix(shape, rows, k) || !valid(&p) || !lutra_valid_library(shape, library)) {
+        return LUTRA_REFUSED;
+    }
+    const size_t size = (size_t)shape->tables * (shape->pair << shape->bits);
     struct lutra_search *search = lutra_search_new(shape, library, true);
     float *tables = malloc(size * sizeof *tables);
-    struct feedback p = {.shape = shape,
-                         .search = search,
-                         .tables = tables,
-                         .forms = forms,
-                         .rows = rows,
-                         .k = k,
-                         .w = w,
-                         .coupling = coupling,
-                         .d = d,
-                         .again = again,
-                         .codes = codes,
-                         .selectors = selectors,
-                         .loss = loss};
-    p.failed = !search || !tables;
-    if (!p.failed) {
+    p.search = search;
+    p.tables = tables;
+    p.status = search && tables ? LUTRA_DONE : LUTRA_NO_MEMORY;
+    if (p.status == LUTRA_DONE) {
         for (size_t i = 0; i < size; i++) {
             tables[i] = library[i];
         }
@@ -409,5 +443,5 @@ bool lutra_feedback(const struct lutra_shape *shape, int64_t rows, int64_t k, co
     }
     free(tables);
     lutra_search_free(search);
-    return !p.failed;
+    return p.status;
 }
