@@ -70,14 +70,13 @@ _Q8_0 = _upstream("q8_0", _F16, LlamaFileType.MOSTLY_Q8_0)
 
 
 def _codebooks() -> list[Type]:
-    """One type for the members that differ in their super-blocks only, named after the largest."""
-    members: dict[tuple[int, int], dict[int, int]] = {}
+    """One type for the members that differ in their super-blocks only."""
+    members: dict[str, dict[int, int]] = {}
     for fmt in sorted(CB_FORMATS.values(), key=lambda f: (-f.sb, f.type)):
-        members.setdefault((fmt.bits, fmt.pair), {})[fmt.sb] = fmt.type
+        members.setdefault(fmt.family, {})[fmt.sb] = fmt.type
     types = []
-    for ids in members.values():
+    for name, ids in members.items():
         largest = CB_FORMATS[next(iter(ids.values()))]
-        name = largest.name.lower()
         types.append(Type(name, ids, largest.bpw, True, _SNR.get(name), _Q8_0, file_type=largest.type))
     return types
 

@@ -78,13 +78,15 @@ def pack(
 def _by_block(values: NDArray[Any], blocks: int) -> NDArray[np.uint16]:
     """Rows (R, n) as strip-super-blocks (R / 8 * blocks, 8, n / blocks), in the order of the file."""
     by_block = values.reshape(-1, ROWS, blocks, values.shape[1] // blocks).swapaxes(1, 2)
-    return by_block.reshape(-1, ROWS, values.shape[1] // blocks).astype(np.uint16)
+    words: NDArray[np.uint16] = by_block.reshape(-1, ROWS, values.shape[1] // blocks).astype(np.uint16)
+    return words
 
 
 def _by_row(values: NDArray[np.uint16], blocks: int) -> NDArray[np.uint16]:
     """The inverse of ``_by_block``; values (n, 8, ...)."""
-    by_row = values.reshape(len(values) // blocks, blocks, ROWS, -1).swapaxes(1, 2)
-    return by_row.reshape(len(values) // blocks * ROWS, -1)
+    by_row: NDArray[np.uint16] = values.reshape(len(values) // blocks, blocks, ROWS, -1).swapaxes(1, 2)
+    rows: NDArray[np.uint16] = by_row.reshape(len(values) // blocks * ROWS, -1)
+    return rows
 
 
 def unpack(

@@ -73,20 +73,3 @@ class CBFormat:
 
 
 CB_FORMATS: dict[int, CBFormat] = {member[1]: CBFormat(*member) for member in MEMBERS}  # by ggml type id
-CB_NAMES: tuple[str, ...] = tuple(dict.fromkeys(f.family for f in CB_FORMATS.values()))  # on the command line
-
-
-def cb_format(name: str, k: int, rows: int) -> CBFormat | None:
-    """The member of family ``name`` (one of ``CB_NAMES``) for a tensor of ``rows`` x ``k`` weights.
-
-    It has the largest super-block that divides ``k``. None when the tensor cannot or should not be CB:
-    no super-block does, ``rows`` not a multiple of 8, or a library larger than the rows it serves.
-    """
-    members = [f for f in CB_FORMATS.values() if f.family == name.lower()]
-    if not members:
-        raise ValueError(f"{name!r} is not a CB type; choose {', '.join(CB_NAMES[:-1])} or {CB_NAMES[-1]}")
-    fitting = [f for f in members if k and k % f.sb == 0]
-    if rows == 0 or rows % ROWS or not fitting:
-        return None
-    fmt = max(fitting, key=lambda f: f.sb)
-    return fmt if rows * fmt.row_bytes(k) >= fmt.library_bytes else None

@@ -19,5 +19,6 @@ def to_float32(raw: NDArray[Any], dtype: str, k: int) -> NDArray[np.float32]:
     if dtype == "Q8_0":
         blocks = raw.reshape(-1, 34)
         scale = blocks[:, :2].copy().view("<f2").astype(np.float32)
-        return (scale * blocks[:, 2:].view(np.int8)).reshape(-1, k)
+        weights: NDArray[np.float32] = (scale * blocks[:, 2:].view(np.int8)).reshape(-1, k)
+        return weights
     return raw.astype(np.float32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,39 +19,8 @@ from lutra.runtime.kernels import Kernel
 
 # y of one made-up strip times one made-up row (``golden_input``), as float32 bits by the reference.
 GOLDEN: dict[str, tuple[int, ...]] = {
-    "CB2": (0xC268F7F0, 0xC1957122, 0x42628D29, 0x430CA0AE, 0xC2B429E3, 0xC26C9726, 0xC1596851, 0xC3016206),
-    "CB3": (0xC1974F9F, 0x42DFB766, 0x41EB74E9, 0x42686BB0, 0xC220964D, 0x421AB859, 0xC2EB0143, 0x42C2374B),
-    "CB4": (0x428C64CA, 0xC2EF516B, 0xC2040F6F, 0xC21E7479, 0xC298B52A, 0x42BFD0E6, 0x40A3458B, 0xC1143E1C),
-    "CB2_64": (
-        0xC094F55C,
-        0xC1336F20,
-        0x42488A68,
-        0xC1B41E9B,
-        0x419BF691,
-        0xC247327B,
-        0xC2A6DBF9,
-        0x408749CB,
-    ),
-    "CB3_64": (
-        0xC1B6E010,
-        0x4237E54D,
-        0xC20EAD97,
-        0x4246EB0F,
-        0x42059500,
-        0xC1D257DF,
-        0xC0A945D2,
-        0xBFB1999A,
-    ),
-    "CB4_64": (
-        0xC21E2E2A,
-        0xC1950AA8,
-        0x4288936C,
-        0xC13BCD0B,
-        0xC22C632B,
-        0x42B3D5FB,
-        0x426FEB0A,
-        0xC28ABCDD,
-    ),
+    name: tuple(int(word, 16) for word in words.split())
+    for name, words in json.loads(Path(__file__).with_name("golden.json").read_text()).items()
 }
 
 STRIPS = 3  # looked at per tensor: the first, one in the middle, the last

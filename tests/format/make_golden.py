@@ -1,12 +1,13 @@
 """Writes the golden vectors of the format from the numpy reference: python tests/format/make_golden.py
 
 One golden/<member>.npz per member of the family: the inputs (codes, selectors, d, library, x) and what
-the format makes of them (data, weights, q, dx, y). Vectors of a frozen format version never change:
-only those of new members are written.
+the format makes of them (data, weights, q, dx, y); and the dot products of ``lutra verify``, a line per type
+of lutra/measure/golden.json. What is there never changes: only new members are written.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,8 +17,10 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # an installed packag
 
 from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS, CHUNK, GROUP, CBFormat
+from lutra.measure.conformance import bits, golden_input
 
 GOLDEN = Path(__file__).parent / "golden"
+VERIFY = Path(__file__).parents[2] / "lutra" / "measure" / "golden.json"
 ROWS = 16  # two strips
 COLUMNS = 4
 
@@ -65,9 +68,20 @@ def make(fmt: CBFormat) -> dict[str, np.ndarray]:
     }
 
 
+def verify_words(fmt: CBFormat) -> str:
+    """The line of ``golden.json``: the dot products of ``golden_input``, as float32 bits."""
+    strips, library, x = golden_input(fmt)
+    data = np.concatenate([strips.reshape(-1), library.view(np.uint8)])
+    y = codebook.gemv(data, 8, x.size, fmt, *codebook.quantize_x(x, fmt.sb))
+    return " ".join(f"{word:08x}" for word in bits(y))
+
+
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for member in MEMBERS:
         path = GOLDEN / f"{member.name.lower()}.npz"
         if not path.exists():
             np.savez_compressed(path, **make(member))
+    words = json.loads(VERIFY.read_text())
+    words |= {f.name: verify_words(f) for f in CB_FORMATS.values() if f.name not in words}
+    VERIFY.write_text(json.dumps(words, indent=2) + "\n")

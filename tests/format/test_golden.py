@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import cffi
 import numpy as np
 import pytest
-from make_golden import GOLDEN, MEMBERS, ROWS, columns_of, make
+from make_golden import GOLDEN, MEMBERS, ROWS, VERIFY, columns_of, make, verify_words
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats import codebook
@@ -43,6 +44,10 @@ def test_numpy_reproduces_golden(fmt):
     assert expected.keys() == made.keys()
     for name in expected:
         assert same_bits(expected[name], made[name]), name
+
+
+def test_numpy_reproduces_the_dot_products_of_verify():
+    assert json.loads(VERIFY.read_text()) == {f.name: verify_words(f) for f in types.CB_FORMATS.values()}
 
 
 @members

@@ -6,6 +6,7 @@ The copy is cut to the reference and one job of one set, which does not know the
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
 import re
@@ -30,10 +31,9 @@ def set_() -> str:
 
 
 def run(copy: Path, *command: str | Path, **env: str) -> str:
-    """The output of a command in the copy, whose gguf_tools comes before any other."""
-    path = f"{copy}{os.pathsep}{ROOT}"
+    """The output of a command in the copy, whose packages come before installed ones."""
     done = subprocess.run(
-        command, cwd=copy, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path} | env
+        command, cwd=copy, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(copy)} | env
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -43,7 +43,7 @@ def run(copy: Path, *command: str | Path, **env: str) -> str:
 def copy(tmp_path_factory: pytest.TempPathFactory, set_: str) -> Path:
     """The repository's part that knows types, cut, with the new type: generated and built."""
     copy = tmp_path_factory.mktemp("copy")
-    for name in ("cpu_kernels", "gguf_tools", "tests/kernels", "tests/format", "docs"):
+    for name in ("cpu_kernels", "gguf_tools", "lutra", "tests/kernels", "tests/format", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     generate = copy / "cpu_kernels/formats/generate.py"
     table = copy / "cpu_kernels/formats/cb.toml"
@@ -74,6 +74,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory, set_: str) -> Path:
     after = {path.name: path.read_bytes() for path in (copy / "tests/format/golden").iterdir()}
     assert set(after) - set(before) == {"cb15.npz", "cb15_64.npz"}
     assert all(after[name] == before[name] for name in before)
+    verify = json.loads((copy / "lutra/measure/golden.json").read_text())
+    assert list(verify)[-2:] == ["CB15", "CB15_64"]
 
     kernels = copy / "cpu_kernels"
     cc = ["cc", "-std=gnu11", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Iinclude"]
@@ -114,8 +116,8 @@ def test_everything_else_knows_it(copy: Path) -> None:
     assert "GGML_TYPE_CB15_64 = 435," in (copy / "cpu_kernels/overlay/cb_rows.py").read_text()
     assert "| CB15 | 415 | 3 | 2 | 256 | 1.8125 |" in (copy / "docs/FORMAT.md").read_text()
     assert "| gemv | cb15_64 | 1x1 |" in (copy / "cpu_kernels/README.md").read_text()
-    ask = "from gguf_tools.formats.family import cb_format; print(cb_format('cb15', 576, 4096))"
-    assert "name='CB15_64', type=435, bits=3, pair=2, sb=64" in run(copy, sys.executable, "-c", ask)
+    ask = "from gguf_tools.formats.catalog import TYPES; print(TYPES['cb15'].id_for((4096, 576)))"
+    assert run(copy, sys.executable, "-c", ask) == "435\n"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gguf_tools.formats.catalog import TYPES
-from gguf_tools.formats.family import CB_FORMATS, CB_NAMES
+from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.sources.families import FAMILIES
 from lutra.cli.main import VERBS
 
@@ -27,7 +27,7 @@ KINDS = {  # heading: (placeholder, the things there are)
 }
 # A file knows such things when it names all of one line; one name alone is often an example.
 TOGETHER = {
-    "A codebook type": [CB_NAMES],
+    "A codebook type": [[name for name, kind in TYPES.items() if kind.is_codebook]],
     "An instruction set": [
         [s for s in SETS if s.startswith("avx")],
         [s for s in SETS if s.startswith(("neon_", "sve"))],

@@ -11,7 +11,8 @@ from gguf_samples import hf_model, write_gguf
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats import codebook
-from gguf_tools.formats.family import CB_FORMATS, cb_format
+from gguf_tools.formats.catalog import TYPES
+from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.reader import GGUFFile
 from gguf_tools.sources.open import keeps_f32, open_source
 from lutra.conversion import tune
@@ -50,7 +51,7 @@ def quantized(tmp_path, source):
     tensors = {}
     for t in source.tensors:
         w = t.read()
-        fmt = cb_format("cb4" if t.name == "token_embd.weight" else "cb2", t.k, t.rows)
+        fmt = CB_FORMATS.get(TYPES["cb4" if t.name == "token_embd.weight" else "cb2"].id_for(t.shape))
         if keeps_f32(t.name, t.shape) or not fmt or t.name == "output.weight":
             tensors[t.name] = (0, t.shape, w)
         else:
