@@ -207,9 +207,9 @@ def cb_types_h(types: list[CBFormat]) -> str:
     return "\n".join([*lines, "#endif", "", "#endif", ""])
 
 
-def bit_maps_c() -> str:
-    """ref/bit_maps.c."""
-    lines = [f"// {LICENCE}", f"// {BY}", '#include "bits.h"', "", "// clang-format off"]
+def bit_maps_inc() -> str:
+    """ref/bit_maps.inc."""
+    lines = [f"// {LICENCE}", f"// {BY}", "// clang-format off"]
     lines.append(f"const struct lutra_bits lutra_bits[{strip.BITS[-1] + 1}] = {{")
     for bits in strip.BITS:
         owners = strip.lane_owners(bits)
@@ -400,7 +400,7 @@ def outputs() -> dict[Path, str]:
     types, kernels = read()
     texts = {
         KERNELS / "formats" / "cb_types.h": cb_types_h(types),
-        KERNELS / "ref" / "bit_maps.c": bit_maps_c(),
+        KERNELS / "ref" / "bit_maps.inc": bit_maps_inc(),
         KERNELS / "dispatch" / "kernels.h": kernels_h(kernels),
         KERNELS / "overlay" / "cb_rows.py": cb_rows_py(types),
         ROOT / "gguf_tools" / "formats" / "members.py": members_py(types),

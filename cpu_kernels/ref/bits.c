@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "bit_maps.inc"
+
 void lutra_bits_unpack(const struct lutra_bits *b, const uint8_t *restrict packed,
                        uint8_t codes[8][LUTRA_LANE]) {
     int met[8] = {0};

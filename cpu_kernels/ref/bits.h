@@ -13,7 +13,7 @@ struct lutra_bits {
     const char *map[5];
 };
 
-extern const struct lutra_bits lutra_bits[]; // [bits per code]; bit_maps.c
+extern const struct lutra_bits lutra_bits[]; // [bits per code]; bit_maps.inc
 
 // One period of packed vectors <-> its codes.
 void lutra_bits_unpack(const struct lutra_bits *b, const uint8_t *restrict packed,

@@ -58,7 +58,7 @@ def test_the_repository_passes(copy: Path) -> None:
     "path",
     [
         "cpu_kernels/formats/cb_types.h",
-        "cpu_kernels/ref/bit_maps.c",
+        "cpu_kernels/ref/bit_maps.inc",
         "cpu_kernels/dispatch/kernels.h",
         "cpu_kernels/avx2/gemm.c",
         "cpu_kernels/overlay/cb_rows.py",
