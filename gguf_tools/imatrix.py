@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
 from gguf_tools.reader import GGUFFile
@@ -17,7 +18,7 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 F32 = 0  # ggml type id
 
 
-def read_imatrix(path: str | Path) -> dict[str, np.ndarray]:
+def read_imatrix(path: str | Path) -> dict[str, NDArray[np.float32]]:
     """Mean squared activation per tensor name: float32 (k,), or (n_expert, k) for experts.
 
     An expert that no token reached has ones. Raises LutraError for a file that is truncated or no
@@ -29,11 +30,13 @@ def read_imatrix(path: str | Path) -> dict[str, np.ndarray]:
             magic = file.read(4)
     except OSError as error:
         raise LutraError(f"{path}: cannot be read: {error.strerror}") from None
-    return _read_gguf(path) if magic == b"GGUF" else _read_legacy(path)
+    if magic != b"GGUF":
+        return _read_legacy(path)
+    with GGUFFile(path) as file:
+        return _read_gguf(path, file)
 
 
-def _read_gguf(path: Path) -> dict[str, np.ndarray]:
-    file = GGUFFile(path)
+def _read_gguf(path: Path, file: GGUFFile) -> dict[str, NDArray[np.float32]]:
     names = [name.removesuffix(SUMS) for name in file.tensors if name.endswith(SUMS)]
     if not names:
         raise LutraError(f"{path}: holds no importance matrix; make one with llama-imatrix")
@@ -54,7 +57,7 @@ def _read_gguf(path: Path) -> dict[str, np.ndarray]:
     return result
 
 
-def _read_tensor(path: Path, file: GGUFFile, name: str) -> np.ndarray:
+def _read_tensor(path: Path, file: GGUFFile, name: str) -> NDArray[np.float32]:
     info = file.tensors.get(name)
     if info is None or info.type != F32 or info.weights == 0:
         raise LutraError(
@@ -63,7 +66,7 @@ def _read_tensor(path: Path, file: GGUFFile, name: str) -> np.ndarray:
     return file.data(info).view("<f4").astype(np.float32).reshape(info.shape)
 
 
-def _read_legacy(path: Path) -> dict[str, np.ndarray]:
+def _read_legacy(path: Path) -> dict[str, NDArray[np.float32]]:
     """int32 entries; per entry int32 length, name, int32 calls, int32 values, values (sum / tokens * calls).
 
     What may follow (number of chunks, name of the text) is not needed. Experts lie one after the
@@ -100,7 +103,7 @@ def _read_legacy(path: Path) -> dict[str, np.ndarray]:
     return result
 
 
-def _check(path: Path, name: str, values: np.ndarray) -> None:
+def _check(path: Path, name: str, values: NDArray[np.float32]) -> None:
     if not np.isfinite(values).all() or (values < 0).any():
         raise LutraError(
             f"{path}: {name} holds NaN, infinite or negative values; make it again with llama-imatrix"
