@@ -7,11 +7,14 @@ master: nothing is installed there unless it calls ``arm``.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
 
 _armed = False
 _base: ctypes.CDLL | None = None  # libggml-base, once it is loaded and the line is installed
@@ -32,6 +35,8 @@ def loaded(base: ctypes.CDLL) -> None:
     global _base
     if not _armed or not hasattr(base, "lutra_on_crash"):  # some other ggml, which will be refused
         return
+    import ctypes  # not for a command that loads nothing
+
     base.lutra_on_crash.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
     base.lutra_on_crash_remove.argtypes = (ctypes.c_int, ctypes.c_char_p)
     base.lutra_on_crash.restype = base.lutra_on_crash_remove.restype = None
