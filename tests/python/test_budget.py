@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_runner import assert_error, lutra, require_built
 from gguf_samples import hf_model
+from plan_samples import asked, tensor
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.catalog import TYPES
 from gguf_tools.inspect import read_info
 from gguf_tools.reader import GGUFFile, type_name
 from gguf_tools.sources.open import open_source
-from gguf_tools.sources.tensors import SourceTensor, keeps_f32
 from lutra.conversion import budget
 from lutra.conversion.budget import Choice, allocate, ranges, solve
-from lutra.conversion.options import ConversionOptions, Target
+from lutra.conversion.options import Target
 from lutra.conversion.plan import Rules, main_type, plan
 from lutra.conversion.sensitivity import group, measure
 
@@ -86,17 +85,6 @@ def test_a_large_knapsack_is_near_its_bound_and_monotone(monkeypatch):
 # ---- plans -----------------------------------------------------------------------------------
 
 
-def tensor(name: str, *shape: int) -> SourceTensor:
-    return SourceTensor(
-        name,
-        shape,
-        "F16",
-        Path("x"),
-        lambda a, b: np.zeros((b - a, shape[-1]), np.float32),
-        keeps_f32=keeps_f32(name, shape),
-    )
-
-
 TENSORS = [
     tensor("token_embd.weight", 4096, 256),
     *(tensor(f"blk.{i}.{role}.weight", 512, 256) for i in range(4) for role in ("attn_v", "ffn_up")),
@@ -104,11 +92,6 @@ TENSORS = [
     tensor("blk.0.odd.weight", 100, 100),
 ]
 COSTS = {t.name: 0.1 if "attn_v" in t.name else 0.01 for t in TENSORS if len(t.shape) == 2}
-
-
-def asked(kind: str, *tensor_types: str, **options) -> Rules:
-    """What ``lutra convert --type kind`` with these options asks for."""
-    return ConversionOptions(kind, tensor_types=tensor_types, threads=1, **options).rules
 
 
 def solved(text: str, rules: Rules | None = None) -> dict[str, str]:
