@@ -28,10 +28,11 @@ from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from gguf_tools.formats.family import CB_FORMATS
 from pyquant.arguments import Shape
 from pyquant.codebook import decode_shape, encode_shape, learn_shape
 
-CB = {"CB2": Shape(4, 2, 256), "CB3": Shape(3, 1, 256), "CB4": Shape(4, 1, 256)}
+CB = {fmt.name: Shape.of(fmt) for fmt in CB_FORMATS.values() if fmt.sb == 256}
 PER_ROW = 0  # as Shape.sb: one scale per row
 # llama-quantize's name -> the type that --pure gives every matrix
 UPSTREAM = {

@@ -23,16 +23,7 @@ static const struct lutra_kernel kernels[] = {
 };
 enum { KERNELS = sizeof(kernels) / sizeof(kernels[0]) };
 
-static const char *const set_names[LUTRA_SET_COUNT] = {
-    [LUTRA_SET_REF] = "ref",
-    [LUTRA_SET_NEON] = "neon",
-    [LUTRA_SET_NEON_DOTPROD] = "neon_dotprod",
-    [LUTRA_SET_NEON_I8MM] = "neon_i8mm",
-    [LUTRA_SET_SVE256] = "sve256",
-    [LUTRA_SET_AVX2] = "avx2",
-    [LUTRA_SET_AVX2_VNNI] = "avx2_vnni",
-    [LUTRA_SET_AVX512] = "avx512",
-};
+static const char *const set_names[LUTRA_SET_COUNT] = {LUTRA_SET_NAMES};
 
 int lutra_kernel_count(void) {
     return KERNELS;

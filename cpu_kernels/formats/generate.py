@@ -151,10 +151,17 @@ def shape_of_codes(fmt: CBFormat) -> tuple[str, str]:
     return "".join(f"[{n}]" for n, _ in dimensions), "".join(f"[{what}]" for _, what in dimensions)
 
 
+def library_size(fmt: CBFormat) -> str:
+    """The bytes of a library as text."""
+    n = fmt.library_bytes
+    return f"{n} B" if n % 1024 else f"{n >> 10} KiB"
+
+
 def cb_types_h(types: list[CBFormat]) -> str:
     """formats/cb_types.h."""
-    families = {fmt.family: fmt for fmt in reversed(types)}
-    families = dict(sorted(families.items(), key=lambda item: item[1].type))
+    families: dict[str, CBFormat] = {}
+    for f in types:
+        families.setdefault(f.family, f)
     lines = [
         f"// {LICENCE}",
         f"// {BY}",
@@ -165,7 +172,7 @@ def cb_types_h(types: list[CBFormat]) -> str:
     for f in types:
         lines.append(
             f"//     {f.name:7} {f.bits}  {f.pair}  {f.sb:3}  {f.bpw:<7g} {f.block_bytes:4} B"
-            f"{'':12}  {f.library_bytes >> 10} KiB"
+            f"{'':12}  {library_size(f)}"
         )
     lines += ["//", "// Which bits of the vectors belong to which lane vector, byte by byte:"]
     for bits in strip.BITS:
@@ -242,9 +249,8 @@ def kernels_h(kernels: list[Kernel]) -> str:
         "",
         "// clang-format off",
     ]
-    width = max(len(k.id) for k in kernels) + 2
     for set_, mine in sets:
-        rows = [f"    ROW({k.op + ',':12}{set_.upper()}, {k.id + ',':{width}}{k.function})" for k in mine]
+        rows = [f"    ROW({k.op + ',':12}{set_.upper()}, {k.id + ',':20}{k.function})" for k in mine]
         lines += [f"#define LUTRA_KERNELS_{set_.upper()}(ROW) \\", " \\\n".join(rows), ""]
     lines += ["// Those of this build."]
     guard = "#if"
@@ -260,6 +266,31 @@ def kernels_h(kernels: list[Kernel]) -> str:
     ]
     lines += [f"LUTRA_KERNELS_{set_.upper()}(LUTRA_DECLARE)" for set_, _ in sets]
     return "\n".join([*lines, "#undef LUTRA_DECLARE", "", "#endif", ""])
+
+
+def sets_h(sets: list[str]) -> str:
+    """include/lutra_sets.h."""
+    lines = [
+        f"// {LICENCE}",
+        f"// {BY}",
+        "// Instruction sets, of each machine the worst first: the order of choice.",
+        "#ifndef LUTRA_SETS_H",
+        "#define LUTRA_SETS_H",
+        "",
+        "enum lutra_set {",
+        *(f"    LUTRA_SET_{set_.upper()}," for set_ in sets),
+        "    LUTRA_SET_COUNT",
+        "};",
+        "",
+        "// clang-format off",
+        "#define LUTRA_SET_NAMES \\",
+        ", \\\n".join(f'    "{set_}"' for set_ in sets),
+        "// clang-format on",
+        "",
+        "#endif",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def every(sets: list[str]) -> str:
@@ -362,7 +393,7 @@ def type_table(types: list[CBFormat]) -> str:
     for f in types:
         lines.append(
             f"| {f.name} | {f.type} | {f.bits} | {f.pair} | {f.sb} | {f.bpw:g} "
-            f"| {f.library_bytes >> 10} KiB | {f.block_bytes} |"
+            f"| {library_size(f)} | {f.block_bytes} |"
         )
     return "\n".join([*lines, ""])
 
@@ -388,20 +419,21 @@ def section(path: Path, whole: str, name: str, text: str) -> str:
     return before + begin + text + end + after
 
 
-def read() -> tuple[list[CBFormat], list[Kernel]]:
-    """The types and the kernels of cb.toml."""
+def read() -> tuple[list[str], list[CBFormat], list[Kernel]]:
+    """The sets, the types and the kernels of cb.toml."""
     table = read_table()
     types = read_types(table)
-    return types, read_kernels(table, types)
+    return list(table["kernels"]), types, read_kernels(table, types)
 
 
 def outputs() -> dict[Path, str]:
     """Every generated file, or file with generated sections, and its text."""
-    types, kernels = read()
+    sets, types, kernels = read()
     texts = {
         KERNELS / "formats" / "cb_types.h": cb_types_h(types),
         KERNELS / "ref" / "bit_maps.inc": bit_maps_inc(),
         KERNELS / "dispatch" / "kernels.h": kernels_h(kernels),
+        KERNELS / "include" / "lutra_sets.h": sets_h(sets),
         KERNELS / "overlay" / "cb_rows.py": cb_rows_py(types),
         ROOT / "gguf_tools" / "formats" / "members.py": members_py(types),
     }

@@ -7,6 +7,7 @@
 #define LUTRA_KERNELS_H
 
 #include "../formats/cb.h"
+#include "lutra_sets.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -59,19 +60,6 @@ enum lutra_op {
     LUTRA_OP_DEQUANTIZE,
     LUTRA_OP_QUANTIZE,
     LUTRA_OP_COUNT
-};
-
-// Instruction sets, worst first. The order is the order of choice.
-enum lutra_set {
-    LUTRA_SET_REF,
-    LUTRA_SET_NEON,
-    LUTRA_SET_NEON_DOTPROD,
-    LUTRA_SET_NEON_I8MM,
-    LUTRA_SET_SVE256,
-    LUTRA_SET_AVX2,
-    LUTRA_SET_AVX2_VNNI,
-    LUTRA_SET_AVX512,
-    LUTRA_SET_COUNT
 };
 
 struct lutra_kernel {

@@ -48,13 +48,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory, set_: str) -> Path:
     generate = copy / "cpu_kernels/formats/generate.py"
     table = copy / "cpu_kernels/formats/cb.toml"
     parts = re.split(r"(?m)^(?=\[)", table.read_text())
-    kept = [p for p in parts if p.startswith(("[types]", "[kernels.ref]", f"[kernels.{set_}]"))]
-    kept[2] = "".join(
-        line
-        for line in kept[2].splitlines(keepends=True)
-        if line.startswith(("[", "machine", "types", "dequ"))
-    )
-    table.write_text("".join(kept))
+    for i, part in enumerate(parts):
+        if part.startswith("[kernels.") and not part.startswith("[kernels.ref]"):
+            kept = ("[", "machine", "types", *(["dequ"] if part.startswith(f"[kernels.{set_}]") else []))
+            parts[i] = "".join(line for line in part.splitlines(keepends=True) if line.startswith(kept))
+    table.write_text("".join(parts))
     run(copy, sys.executable, generate)  # from here on it is the new type that changes files
 
     table.write_text(table.read_text().replace("[types]\n", "[types]\n" + ROW))
@@ -135,7 +133,7 @@ def test_a_row_that_cannot_be_is_refused(tmp_path: Path, row: str, message: str)
     for name in ("cpu_kernels/formats", "gguf_tools"):
         shutil.copytree(ROOT / name, tmp_path / name)
     table = tmp_path / "cpu_kernels/formats/cb.toml"
-    table.write_text(table.read_text().replace("\n\n# A job", f"\n{row}\n\n# A job"))
+    table.write_text(re.sub(r"(?m)^(cb4 = .*)$", rf"\1\n{row}", table.read_text()))
     done = subprocess.run(
         [sys.executable, tmp_path / "cpu_kernels/formats/generate.py"], capture_output=True, text=True
     )

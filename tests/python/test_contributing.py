@@ -16,9 +16,7 @@ from lutra.cli.main import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-SETS = re.findall(
-    r'^    \[LUTRA_SET_\w+\] = "(\w+)"', (ROOT / "cpu_kernels/dispatch/registry.c").read_text(), re.MULTILINE
-)
+SETS = re.findall(r"^\[kernels\.(\w+)\]", (ROOT / "cpu_kernels/formats/cb.toml").read_text(), re.MULTILINE)
 KINDS = {  # heading: (placeholder, the things there are)
     "A codebook type": ("type", [fmt.name.lower() for fmt in CB_FORMATS.values()]),
     "An instruction set": ("set", SETS),
