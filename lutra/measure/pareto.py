@@ -60,7 +60,9 @@ def new_figure(columns: int) -> tuple[Figure, Sequence[Axes]]:
 
 
 def plot(path: Path, title: str, panels: Sequence[Panel]) -> None:
-    """Draw the panels side by side into a PNG."""
+    """Draw the panels side by side: an SVG where the name ends so, else a PNG."""
+    import matplotlib
+
     figure, axes = new_figure(len(panels))
     figure.suptitle(title)
     for axis, panel in zip(axes, panels, strict=True):
@@ -68,7 +70,11 @@ def plot(path: Path, title: str, panels: Sequence[Panel]) -> None:
     figure.draw_without_rendering()  # labels are placed by where things come to lie
     for axis, panel in zip(axes, panels, strict=True):
         place_labels(axis, panel.points)
-    figure.savefig(path, format="png", dpi=150)
+    if path.suffix == ".svg":
+        with matplotlib.rc_context({"svg.hashsalt": path.name}):  # the same bytes each time
+            figure.savefig(path, format="svg", metadata={"Date": None})
+    else:
+        figure.savefig(path, format="png", dpi=150)
 
 
 def draw(axis: Axes, panel: Panel) -> None:
