@@ -139,3 +139,12 @@ def test_a_row_that_cannot_be_is_refused(tmp_path: Path, row: str, message: str)
     )
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: cpu_kernels/formats/cb.toml: type {message}")
+
+
+def test_without_a_toml_reader_it_says_what_to_install() -> None:
+    hide = "sys.modules.update(tomllib=None, tomli=None)"
+    code = f"import runpy, sys; {hide}; runpy.run_path(sys.argv.pop(), run_name='__main__')"
+    command = [sys.executable, "-c", code, ROOT / "cpu_kernels/formats/generate.py"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cb.toml: reading TOML needs Python 3.11, or pip install tomli\n" in done.stderr
