@@ -26,3 +26,13 @@ def tiny_chat(tmp_path_factory):
         return path
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def f16(tmp_path_factory):
+    """tiny-chat as it is."""
+    require_built("llama-perplexity")
+    path = tmp_path_factory.mktemp("f16") / "f16.gguf"
+    done = lutra("convert", TINY_CHAT, "--type", "f16", "-o", path)
+    assert done.returncode == 0, done.stderr
+    return path

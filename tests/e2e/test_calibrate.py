@@ -31,15 +31,6 @@ QUESTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def f16(tmp_path_factory):
-    require_built("llama-perplexity")
-    path = tmp_path_factory.mktemp("f16") / "f16.gguf"
-    done = lutra("convert", TINY_CHAT, "--type", "f16", "-o", path)
-    assert done.returncode == 0, done.stderr
-    return path
-
-
 def capture(path, names, weights=None):
     """Inputs by name; ``weights`` replace matrices on the way."""
     seen = {}
