@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measuring("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     showing = parser.add_argument_group("showing, instead of or beside a Markdown table").add_argument
     showing("--json", action="store_true", help="print the results as JSON")
-    showing("--plot", type=Path, metavar="FILE.png", help="draw quality against size")
+    showing("--plot", type=Path, metavar="FILE.png", help="draw quality against size; or FILE.svg")
     converting = parser.add_argument_group("converting").add_argument
     converting("--types", type=type_list, metavar="T,...", help="types to convert SRC to, e.g. cb4,cb3,q4_k")
     converting("--out-dir", type=Path, default=Path(), metavar="DIR", help="where they go (default: .)")

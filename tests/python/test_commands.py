@@ -101,3 +101,11 @@ def test_the_picture_is_drawn_from_the_results(tmp_path: Path) -> None:
     assert [label for label in labels if f"<!-- {label} -->" not in drawn.read_text()] == []
     published = (ROOT / "docs/size-quality.svg").read_text()
     assert [label for label in labels if f"<!-- {label} -->" not in published] == []
+
+
+def test_an_input_that_is_missing_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts/reproduce"), "mixes", "--model", str(tmp_path / "no")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path / 'no'}: no such file or directory\n"
