@@ -51,8 +51,10 @@ def quantized(tmp_path, source):
     tensors = {}
     for t in source.tensors:
         w = t.read()
-        fmt = CB_FORMATS.get(TYPES["cb4" if t.name == "token_embd.weight" else "cb2"].id_for(t.shape))
-        if keeps_f32(t.name, t.shape) or not fmt or t.name == "output.weight":
+        kind = "cb4" if t.name == "token_embd.weight" else "cb2"
+        kept = keeps_f32(t.name, t.shape) or t.name == "output.weight"
+        fmt = None if kept else CB_FORMATS.get(TYPES[kind].id_for(t.shape))
+        if not fmt:
             tensors[t.name] = (0, t.shape, w)
         else:
             library = learn(w, fmt)
