@@ -12,8 +12,10 @@ from lutra.conversion.options import ConversionOptions
 from lutra.conversion.pipeline import convert
 
 
-@pytest.mark.parametrize("kind", ["f16", "cb4", "q4_0"])
-def test_a_link_stays_and_nothing_stays_open(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "calibrated"), [("f16", False), ("cb4", False), ("cb4", True), ("q4_0", False)]
+)
+def test_a_link_stays_and_nothing_stays_open(tmp_path, kind, calibrated):
     """The output is made where the link leads, by ourselves and by llama-quantize."""
     require_built("llama-quantize")
     model = hf_model(tmp_path / "m", "LlamaForCausalLM")
@@ -21,7 +23,11 @@ def test_a_link_stays_and_nothing_stays_open(tmp_path, kind):
     for directory in (link.parent, disk):
         directory.mkdir()
     link.symlink_to(disk / "o.gguf")
-    result = convert(model, ConversionOptions(kind, calibrate=False, threads=1), link)
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat, and the dog on the log. " * 20)
+    calibration = text if calibrated else None
+    options = ConversionOptions(kind, calibration=calibration, calibrate=calibrated, threads=1)
+    result = convert(model, options, link)
     assert held(tmp_path) == []
     assert result.path == disk / "o.gguf"
     assert link.is_symlink()
