@@ -76,14 +76,13 @@ class Loaded(Closing):
         return self._open(self._ctx)
 
     @shielded
-    def start(self, params: Any) -> None:
-        """Make the context. Raises LutraError when there cannot be one of this size."""
+    def start(self, params: Any, advice: str) -> None:
+        """Make the context. Raises LutraError, with ``advice``, when there cannot be one of this size."""
         with log.listening(self._verbose) as errors:
             self._ctx = self._api.llama_init_from_model(self.model, params)
         if not self._ctx:
-            raise LutraError(
-                f"{self.path}: no context of {params.n_ctx} tokens: {log.reason(errors)}; try a smaller --ctx"
-            )
+            reason = log.reason(errors)
+            raise LutraError(f"{self.path}: no context of {params.n_ctx} tokens: {reason}; {advice}")
 
     @shielded
     def decode(self, batch: Any) -> None:

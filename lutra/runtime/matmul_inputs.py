@@ -24,6 +24,8 @@ from gguf_tools.interrupts import shielded
 from lutra.runtime.loaded import Closing, Loaded
 from lutra.runtime.native import llama, load
 
+_ADVICE = "--no-calibration converts without computing the model"
+
 
 class _Node(ctypes.Structure):
     """struct lutra_matmul_inputs of cpu_kernels/ggml/lutra_ggml.h."""
@@ -111,7 +113,7 @@ class Capture(Closing):
         self._last: MatmulInputs | None = None  # whose weights the graph may be using
         self._batch: Any = None
         self._api = llama()
-        self._loaded = Loaded(path, advice="--no-calibration converts without computing the model")
+        self._loaded = Loaded(path, advice=_ADVICE)
         try:
             self._start(pieces, threads, predictions)
         except BaseException:
@@ -130,7 +132,7 @@ class Capture(Closing):
         params.n_outputs_max = params.n_outputs_max_per_seq = outputs
         params.n_threads = params.n_threads_batch = threads
         params.cb_eval = self._callback
-        self._loaded.start(params)
+        self._loaded.start(params, _ADVICE)
         self._batch = api.llama_batch_init(n, 0, 1)
         # The last layer computes only what is asked for: evenly spread tokens, few if the vocabulary is
         # large.

@@ -63,7 +63,7 @@ class Model(Closing):
             params.n_batch = params.n_ubatch = self._batch = min(_BATCH, params.n_ctx)
             params.n_threads = params.n_threads_batch = threads or default_threads()
             self.n_ctx: int = params.n_ctx  # llama.cpp rounds its own up
-            loaded.start(params)
+            loaded.start(params, "try a smaller --ctx")
         except BaseException:
             loaded.close()
             raise
