@@ -45,6 +45,9 @@ struct bench_kernel {
 const struct bench_kernel *bench_lutra_kernels(void);
 const struct bench_kernel *bench_upstream_kernels(void);
 
+// Operands of this shape, ready for prepare().
+struct operands operands_new(const struct bench_block *block, int64_t k, int64_t rows, int64_t columns);
+
 // Memory of that many bytes at the start of a cache line; never freed, as the program runs one kernel.
 void *bench_alloc(size_t bytes);
 

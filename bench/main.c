@@ -22,65 +22,6 @@ static const char *const op_names[LUTRA_OP_COUNT] = {
     [LUTRA_OP_QUANTIZE] = "quantize",
 };
 
-// ---- operands ----------------------------------------------------------------------------------------
-
-void *bench_alloc(size_t bytes) {
-    void *memory = aligned_alloc(64, (bytes + 127) / 64 * 64);
-    if (!memory) {
-        fprintf(stderr, "out of memory\n");
-        exit(2);
-    }
-    return memory;
-}
-
-static uint64_t random_bits(void) { // xorshift64
-    static uint64_t state = 88172645463325252u;
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state;
-}
-
-static uint8_t *random_bytes(size_t bytes) {
-    uint8_t *data = bench_alloc(bytes + 8);
-    for (size_t i = 0; i < bytes; i += 8) {
-        const uint64_t bits = random_bits();
-        memcpy(data + i, &bits, sizeof(bits));
-    }
-    return data;
-}
-
-static uint8_t *random_weights(const struct bench_block *b, int64_t k, int64_t rows) {
-    const size_t blocks = (size_t)(k / b->weights * (rows / b->rows));
-    uint8_t *data = random_bytes(blocks * b->bytes);
-    for (size_t i = 0; i < blocks; i++) {
-        for (int s = 0; s < b->scales; s++) {
-            const uint16_t scale = (uint16_t)(0x1000 + random_bits() % 0x1800); // 2^-11 to 2^-5
-            memcpy(data + i * b->bytes + b->scale_offset + 2 * s, &scale, sizeof(scale));
-        }
-    }
-    return data;
-}
-
-static int8_t *random_library(void) {
-    const size_t bytes = 8192; // the largest of the family
-    int8_t *library = (int8_t *)random_bytes(bytes);
-    for (size_t i = 0; i < bytes; i++) {
-        library[i] = library[i] == -128 ? -127 : library[i];
-    }
-    return library;
-}
-
-static float *random_floats(size_t n) { // uniform in [-1, 1)
-    float *x = bench_alloc(n * sizeof(*x));
-    for (size_t i = 0; i < n; i++) {
-        x[i] = (float)(int32_t)random_bits() * 0x1p-31f;
-    }
-    return x;
-}
-
-// ---- running -----------------------------------------------------------------------------------------
-
 static double now(void) { // processor time of this thread: other work on the machine disturbs it less
     struct timespec t;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
@@ -157,22 +98,16 @@ int main(int argc, char **argv) {
     if (!kernel) {
         kernel = find(bench_upstream_kernels(), argv[2], argv[3]);
     }
-    struct operands o = {.k = atoll(argv[4]), .rows = atoll(argv[5]), .columns = atoll(argv[6])};
-    if (!kernel || o.k < 256 || o.k % 256 || o.rows < 8 || o.rows % 8 || o.columns < 1) {
+    const int64_t k = atoll(argv[4]), rows = atoll(argv[5]), columns = atoll(argv[6]);
+    if (!kernel || k < 256 || k % 256 || rows < 8 || rows % 8 || columns < 1) {
         fprintf(stderr, "no such kernel, K no multiple of 256, or ROWS no multiple of 8\n");
         return 2;
     }
-    if (kernel->block.bytes) {
-        o.weights = random_weights(&kernel->block, o.k, o.rows);
-    }
-    o.library = random_library();
-    o.x = random_floats((size_t)(o.k * o.columns));
-    const int64_t results = o.rows * o.columns;
-    o.y = bench_alloc((size_t)(results > o.k ? results : o.k) * sizeof(float));
+    struct operands o = operands_new(&kernel->block, k, rows, columns);
     kernel->prepare(kernel, &o);
 
     const bool matmul = kernel->op != LUTRA_OP_DEQUANTIZE && kernel->op != LUTRA_OP_QUANTIZE;
-    const double units = (double)o.k / 32 * (matmul ? (double)results : 1);
+    const double units = (double)k / 32 * (matmul ? (double)(rows * columns) : 1);
     if (mark) {
         syscall(MARK, 1);
         kernel->run(kernel, &o);
