@@ -84,7 +84,6 @@ def add_options(add: Callable[..., object]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, or show what would be made."""
-    from gguf_tools.writer import require_replaceable
     from lutra.conversion.options import source_name
     from lutra.conversion.pipeline import convert, preview
 
@@ -94,10 +93,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(preview(args.source, options, output).rstrip("\n"))
         return 0
-    if args.report:
-        require_replaceable(args.report)
-        if not args.report.absolute().parent.is_dir():
-            raise LutraError(f"{args.report.parent}: no such directory; create it or choose another --report")
+    if args.report and not args.report.absolute().parent.is_dir():
+        raise LutraError(f"{args.report.parent}: no such directory; create it or choose another --report")
     result = convert(args.source, options, output)
     if args.report:
         args.report.write_text(json.dumps(result.report(), indent=1))
