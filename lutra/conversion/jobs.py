@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from gguf_tools.errors import LutraError
 from lutra.conversion.workdir import cpu, software
 
-CONNECT_SECONDS = 10
+CONNECT_SECONDS = 30
 
 
 class Jobs:

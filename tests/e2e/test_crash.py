@@ -128,7 +128,7 @@ def crash_at_work(output, *how):
         env=environment({"GGML_NO_BACKTRACE": "1"}),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
 
 

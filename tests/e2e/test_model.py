@@ -138,6 +138,6 @@ def test_llama_cpp_is_importable_as_usual(order, tiny_chat):
         env=environment({"LLAMA_CPP_LIB_PATH": str(lib_dir())}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr

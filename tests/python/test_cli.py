@@ -38,7 +38,7 @@ def test_overview_names_every_verb_without_loading_anything():
     assert all(verb in done.stdout for verb in VERBS)
     loaded = subprocess.run(
         [*command()[:1], "-X", "importtime", "-m", "lutra", "--help"],
-        env=environment(), capture_output=True, text=True, timeout=60,
+        env=environment(), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert not {"numpy", "gguf", "ctypes"} & {
         line.split("|")[-1].strip() for line in loaded.stderr.splitlines()

@@ -20,7 +20,7 @@ def lint(directory: Path) -> subprocess.CompletedProcess[str]:
         "from importlinter.cli import lint_imports_command; lint_imports_command()",
     ]
     return subprocess.run(
-        [*command, "--no-cache"], cwd=directory, capture_output=True, text=True, timeout=120
+        [*command, "--no-cache"], cwd=directory, capture_output=True, text=True, timeout=600
     )
 
 

@@ -87,7 +87,8 @@ def test_a_blas_that_another_package_brings_does_not_count():
 
 
 def test_a_cluster_without_workers(monkeypatch):
-    monkeypatch.setattr(jobs, "CONNECT_SECONDS", 1)
+    wait = distributed.Client.wait_for_workers
+    monkeypatch.setattr(distributed.Client, "wait_for_workers", lambda self, n, timeout: wait(self, n, 0.1))
     with (
         distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster,
         pytest.raises(LutraError, match="has no workers"),
