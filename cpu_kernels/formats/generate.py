@@ -89,7 +89,7 @@ def read_types(table: dict[str, Any]) -> list[CBFormat]:
             if id_ in types:
                 raise TableError(f"type {name}: id {id_} is taken by {types[id_].name}")
             suffix = "" if sb == largest else f"_{sb}"
-            types[id_] = CBFormat(name.upper() + suffix, id_, row["bits"], row["weights"], sb)
+            types[id_] = CBFormat(name.upper() + suffix, id_, row["bits"], row["weights"], sb, name)
             try:
                 layout = strip.block(row["bits"], row["weights"], sb)
             except ValueError as error:
@@ -365,8 +365,8 @@ def members_py(types: list[CBFormat]) -> str:
         BY,
         '"""',
         "",
-        "MEMBERS = (  # name, ggml type id, bits per code, weights per code, super-block",
-        *(f'    ("{f.name}", {f.type}, {f.bits}, {f.pair}, {f.sb}),' for f in types),
+        "MEMBERS = (  # name, ggml type id, bits per code, weights per code, super-block, type",
+        *(f'    ("{f.name}", {f.type}, {f.bits}, {f.pair}, {f.sb}, "{f.family}"),' for f in types),
         ")",
         "",
     ]

@@ -43,7 +43,9 @@ class Type:
         for block, type_id in self.ids.items():
             if k % block == 0 and k:
                 fmt = CB_FORMATS.get(type_id)
-                if fmt and (shape[-2] % ROWS or prod(leading) * fmt.row_bytes(k) < fmt.library_bytes):
+                if fmt and (
+                    len(shape) < 2 or shape[-2] % ROWS or prod(leading) * fmt.row_bytes(k) < fmt.library_bytes
+                ):
                     return None
                 return type_id
         return None

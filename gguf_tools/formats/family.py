@@ -24,7 +24,8 @@ TABLES = 256  # tables per library
 class CBFormat:
     """One member of the family: ``bits`` per code, ``pair`` weights per code, ``sb`` per super-block.
 
-    ``type`` is the ggml type id, or -1 for members that only the references know.
+    ``type`` is the ggml type id, or -1 for members that only the references know. ``family`` names the type
+    as it is asked for, the same for all super-blocks: "cb4".
     """
 
     name: str
@@ -32,11 +33,7 @@ class CBFormat:
     bits: int
     pair: int
     sb: int
-
-    @property
-    def family(self) -> str:
-        """The type's name on the command line, the same for all super-blocks: "cb4"."""
-        return self.name.partition("_")[0].lower()
+    family: str = ""
 
     @property
     def bpw(self) -> float:

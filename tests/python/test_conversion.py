@@ -94,6 +94,7 @@ def test_types_are_values_that_fall_back():
         assert seen[-1].name in ("f16", "bf16", "f32")
     assert TYPES["cb4"].id_for((512, 256)) == 404
     assert TYPES["cb4"].id_for((512, 448)) == 424
+    assert TYPES["cb4"].id_for((256,)) is None  # a vector has no strips
     assert len(set(TYPES.values())) == len(TYPES)  # hashable, all different
     assert {recipe.base for recipe in RECIPES.values()} <= set(TYPES.values())
 
