@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The bench program: runs one kernel, Lutra's or upstream's, on made-up operands of a given shape.
 #ifndef LUTRA_BENCH_H
 #define LUTRA_BENCH_H

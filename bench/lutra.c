@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Lutra's kernels for the bench: those of the registry that belong to this program's set, and the
 // reference.
 #include "bench.h"

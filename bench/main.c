@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lutra_bench_SET: Lutra's kernels of one instruction set, and upstream's compiled for the same set.
 //
 //   lutra_bench_SET list                           name, set, job, type, weight bytes per unit; one line each

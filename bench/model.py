@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Cycles of an exact trace on Arm cores, from llvm-mca's scheduling models."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A picture of the results: cycles or ns per unit, a bar per kernel."""
 
 from __future__ import annotations

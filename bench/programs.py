@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Building the bench programs: one per instruction set and compiler."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The bench's results: what one holds, and how they are written."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tokens per second that whole machines should reach, from modelled cycles and published figures.
 
 A token takes the larger of two times: what the cores compute, and what memory delivers. Attention, norms

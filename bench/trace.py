@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Exact instruction traces of 64-bit Arm programs: qemu-user with trace_plugin.c, then llvm-objdump."""
 
 from __future__ import annotations

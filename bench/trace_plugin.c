@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A TCG plugin for qemu-user: the exact sequence of instructions of one marked region of a program.
 //
 //   cc -O2 -fPIC -shared -o trace.so trace_plugin.c

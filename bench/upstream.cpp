@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Upstream's kernels for the bench: per type the ones that upstream itself would run on a CPU with the
 // instructions this file is compiled for (see ggml_repack_get_optimal_repack_type in its repack.cpp).
 #include "bench.h"

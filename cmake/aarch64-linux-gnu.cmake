@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Cross build for 64-bit Arm Linux on Debian or Ubuntu: clang-22 where installed, otherwise gcc
 # (apt packages gcc-aarch64-linux-gnu and g++-aarch64-linux-gnu; clang takes its libraries from them).
 set(CMAKE_SYSTEM_NAME Linux)

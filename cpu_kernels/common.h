@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the kernels of all instruction sets share: the sizes of a type, and the two ways in which a count
 // becomes a constant.
 //

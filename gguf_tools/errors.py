@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The one exception whose message is meant for the person at the keyboard."""
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Importance matrices as llama-imatrix writes them: how strongly each input column of a matrix is used.
 
 Both formats hold, per matrix, the sum over tokens of the squared input activations: GGUF (tensors

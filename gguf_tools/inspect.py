@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is in a GGUF file (``lutra info``) and whether its bytes can be right (``lutra verify``)."""
 
 from __future__ import annotations

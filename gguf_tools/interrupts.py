@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Ctrl-C and ``kill`` as exceptions that never cut tidying up short.
 
 Python turns a signal into an exception between any two of its instructions, so also in the first line of an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Files mapped for reading, which are closed when their reader says so and not when memory is collected."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A strict GGUF reader: maps the file, checks every number in it, allocates only what the file backs.
 
 The reader of the ``gguf`` package trusts the header and stops at type ids it does not know; this one

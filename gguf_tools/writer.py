@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A streaming GGUF writer: sizes declared up front, data in order and in pieces, rename at the end.
 
 The data goes to a partial file in the output's own directory, which becomes the output only when every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Lutra: large language models on Arm CPUs from codebook GGUF files.
 
     import lutra

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m lutra``: the same as the command ``lutra``."""
 
 from lutra.cli.main import main

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Numbers, lines and bars as people read them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Learning codebooks and encoding weights with them."""
 
 from pyquant.codebook import encode, learn

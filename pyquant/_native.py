@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """liblutra_quant.so through cffi; ``native/quant.h`` says what each function does."""
 
 from __future__ import annotations

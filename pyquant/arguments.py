@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the functions of this package take: the shape of a format, rows of weights; and what they refuse."""
 
 from __future__ import annotations

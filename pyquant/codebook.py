@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The library of a tensor: learned by k-means over tables, then used to encode its rows.
 
 The error that both minimise is ``sum(importance * (w - d * entry)**2)`` over the weights.

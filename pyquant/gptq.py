@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Encoding a matrix against the Hessian of its inputs: GPTQ with codebooks, then descent.
 
 What a matrix W does to its inputs X (tokens, k) is changed by ``(Q - W) X^T``, whose squared size is

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
 """Compare the CB family, and the parameters around it, with upstream's types of like size.
 
 Every variant's weights are dequantized into a copy of the F16 model, which llama-perplexity then

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
 """Moves the overlay to another release of llama-cpp-python: `scripts/bump_llama.py 0.3.37`.
 
 Downloads the release, says which edited files have changed since the locked one, tries every edit,

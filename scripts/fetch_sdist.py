@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
 """Brings llama.cpp: pip downloads the pinned llama-cpp-python sdist, the overlay's edits are applied.
 
 The licence notices of what it holds are gathered beside it in `notices/`. Called by CMake when it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The licence notices of llama.cpp and of everything that it brings along and we compile in.
 
 They are gathered from its sources when it is fetched and go into the package (``lutra/licenses``), so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Sourced by demo and test: .venv beside the sources, with lutra installed in it.
 # Needs python3 and a C++ compiler; cmake and ninja come with pip.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A test that is left out must say why; under CI=true or LUTRA_STRICT=1 only what cannot be had may be."""
 
 from __future__ import annotations

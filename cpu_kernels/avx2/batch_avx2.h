@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // gemv and batch: strips x up to 4 columns, each row's entries looked up once. More columns pay for the
 // panel of gemm.
 //

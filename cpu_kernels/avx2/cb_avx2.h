@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the AVX2 kernels share: the table lookups of a row.
 #ifndef LUTRA_AVX2_CB_AVX2_H
 #define LUTRA_AVX2_CB_AVX2_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One row of a strip to floats.
 #ifndef LUTRA_AVX2_DEQUANTIZE_AVX2_H
 #define LUTRA_AVX2_DEQUANTIZE_AVX2_H

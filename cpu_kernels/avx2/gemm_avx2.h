@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // gemm: a super-block of some strips is decoded once into a panel in L1 and meets all columns.
 //
 // How entries meet activations is the set's, see product.h.

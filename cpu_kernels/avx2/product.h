@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How entries meet activations: by the best instruction of the set that is being compiled, avx2/ or
 // avx2_vnni/.
 #ifndef LUTRA_AVX2_PRODUCT_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How entries meet activations on AVX2: VPMADDUBSW, whose first operand is unsigned. With s = -1 where
 // q < 0, else 0, and w ^ s = -w - 1 or w:
 //

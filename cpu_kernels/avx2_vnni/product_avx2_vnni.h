@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // How entries meet activations with AVX-VNNI: VPDPBUSD, unsigned by signed bytes. The entries become
 // unsigned, entry + 128, by flipping the tables; -128 * sum of q, the correction, is taken once.
 #ifndef LUTRA_AVX2_VNNI_PRODUCT_AVX2_VNNI_H

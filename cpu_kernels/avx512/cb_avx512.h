@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the AVX-512 kernels share: the table lookups.
 //
 // A group of a row, 32 weights, becomes one 256-bit vector in order of k by one PSHUFB. Nothing is put

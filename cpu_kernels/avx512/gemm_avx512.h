@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // gemm: a super-block of some strips is decoded once and meets all columns.
 //
 // VPDPBUSD multiplies unsigned by signed bytes. The activations become unsigned, q + 128, and the sums

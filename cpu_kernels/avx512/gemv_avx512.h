@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // gemv and batch: strips times 1 to 8 columns. The entries of a few rows meet all columns while they are
 // in registers; as many rows as leave 16 sums at most, one vector of int32 each.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Run-time CPU detection; compiled for the baseline of the architecture.
 #include "cpu.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the CPU we run on can do, operating system included.
 #ifndef LUTRA_DISPATCH_CPU_H
 #define LUTRA_DISPATCH_CPU_H

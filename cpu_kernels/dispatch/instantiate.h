@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // A kernel from its body: LUTRA_KERNEL(op, function, type...) defines `function` as the inline function `op`
 // of the header included before, for the type that the arguments after `function` name.
 #ifndef LUTRA_DISPATCH_INSTANTIATE_H

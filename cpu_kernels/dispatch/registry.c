@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The registry: the kernels of this build, and the choice among them.
 #include "cpu.h"
 #include "kernels.h"

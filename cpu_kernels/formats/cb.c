@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The ggml types of the CB family, found by id and by name.
 #include "../include/lutra_kernels.h"
 

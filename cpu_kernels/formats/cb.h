@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The CB family: codebook weights, one selector byte per group, one library per tensor.
 // This header is the definition of the format (version 1); docs/FORMAT.md explains it in prose.
 //

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
 """Writes all that follows from cb.toml and the layout of the family; the output is committed.
 
 cpu_kernels/formats/generate.py            # writes the files that differ

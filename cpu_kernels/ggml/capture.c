@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What goes into the products of a graph, for whoever computes it node by node and wants to see the inputs
 // of a matrix, or to put other weights in its place: calibration (lutra/runtime/matmul_inputs.py).
 #include "ggml-impl.h"

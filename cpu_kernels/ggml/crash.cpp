@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The last line of a command: what ggml's and llama.cpp's assertions, exceptions that nobody catches and
 // fatal signals say, instead of a backtrace and a core. Whatever thread it happens in, the process ends.
 #include "ggml.h"

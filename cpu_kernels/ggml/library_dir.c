@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Where libggml is, for the search for CPU backends.
 #include "lutra_ggml.h"
 

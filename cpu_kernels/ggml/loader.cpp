@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Checks at load time, for libllama.
 #include "loader.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What llama.cpp's model loader asks of Lutra.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What ggml and llama.cpp ask of Lutra: the edits of the overlay call these functions, nothing else.
 //
 // A CB tensor is ggml's own tensor with one difference: the library follows the rows inside the

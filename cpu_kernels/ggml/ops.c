@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The operations of ggml's graph on CB weights, for ggml-cpu: MUL_MAT, MUL_MAT_ID and GET_ROWS.
 //
 // A product is computed in two phases with a barrier between them:

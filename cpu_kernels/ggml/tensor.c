@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Size, shape and data of CB tensors, for ggml-base.
 #include "lutra_ggml.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Every kernel of Lutra: what each job computes, which kernels this build has, and which one runs.
 //
 // A kernel is named lutra_<op>_<type>_<tile>_<set>; its file has the same name. The scalar

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The scalar reference: the specification of packing, encoding and every kernel's arithmetic, for
 // every member of the CB family (1 to 6 bits per code, 1 or 2 weights per code, both super-blocks).
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The batch body of the NEON kernels, with and without dot product: 2 rows x n columns meet in registers,
 // n from 1 to 8, a constant of the inner functions.
 #ifndef LUTRA_NEON_BATCH_NEON_H

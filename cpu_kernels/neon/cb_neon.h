@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the NEON kernels share: the table lookups of a row, and its products with activations. neon_dotprod/
 // includes this header too; its compiler flags select the dot-product instruction below.
 #ifndef LUTRA_NEON_CB_NEON_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The dequantize body of the NEON kernels: one row of a strip to floats.
 #ifndef LUTRA_NEON_DEQUANTIZE_NEON_H
 #define LUTRA_NEON_DEQUANTIZE_NEON_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The gemm body of the plain NEON kernels.
 #ifndef LUTRA_NEON_GEMM_NEON_H
 #define LUTRA_NEON_GEMM_NEON_H

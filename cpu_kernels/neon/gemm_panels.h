@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The order of a gemm on decoded panels, for the sets with products of 4 or 8 bytes per lane.
 //
 // A super-block of GEMM_STRIPS strips is decoded into panels. Then the activations of 8 columns at a time

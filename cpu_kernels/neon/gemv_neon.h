@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The gemv body of the NEON kernels, with and without dot product: 8 rows x 1 column, one vector of int32
 // sums per row.
 #ifndef LUTRA_NEON_GEMV_NEON_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The operands of a gemm on decoded panels, and what its parts share. gemm_panels.h has the order, and the
 // set the parts, each with its own order of the bytes:
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Activations to int8, for both super-blocks; `sb` is a constant at every call.
 #ifndef LUTRA_NEON_QUANTIZE_NEON_H
 #define LUTRA_NEON_QUANTIZE_NEON_H

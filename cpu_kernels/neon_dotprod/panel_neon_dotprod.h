@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The parts of the NEON dot-product gemm: SDOT by lane multiplies 4 rows x 4 weights by 4 of the 16
 // activations in a vector of one column.
 #ifndef LUTRA_NEON_DOTPROD_PANEL_NEON_DOTPROD_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The batch body of the NEON i8mm kernels: 4 rows x up to 8 columns meet in registers. The rows of a chunk
 // are decoded straight into operands of SMMLA; the activations of a super-block are packed once for a group
 // of strips, as in gemm. `width`, the number of columns made even, is a constant of the inner functions.

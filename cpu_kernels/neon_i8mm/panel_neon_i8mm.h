@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The parts of the NEON i8mm gemm. SMMLA multiplies 2 rows x 8 weights by 8 weights x 2 columns: an operand
 // is 8 bytes of one row or column and 8 bytes of the next, and the four lanes of a sum are
 //

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The hooks by which Lutra joins llama.cpp, and what an edit is.
 
 What the lines call is in ``cpu_kernels/ggml``. What mends upstream rather than serves Lutra is in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Edits that mend llama.cpp itself: what upstream could take as it is, with the reason.
 
 When a release of upstream has one, its entry goes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Applies the edits to the files of llama.cpp, and knows the version they were made for.
 
 Everything works on contents in memory, so that applying twice, or to a tree that is already edited,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Packing and unpacking of one period of codes; bits.h has the idea.
 #include "bits.h"
 

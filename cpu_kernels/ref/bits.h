@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Where each bit of a code lies: the pictures of formats/cb_types.h as data.
 #ifndef LUTRA_REF_BITS_H
 #define LUTRA_REF_BITS_H

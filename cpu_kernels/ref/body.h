@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The bodies of the reference kernels: lutra_ref.h for the ggml type with this id.
 #ifndef LUTRA_REF_BODY_H
 #define LUTRA_REF_BODY_H

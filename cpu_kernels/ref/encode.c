@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Encoding by full search: the specification of "nearest". pyquant has the fast one.
 #include "../include/lutra_ref.h"
 

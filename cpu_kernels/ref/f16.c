@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Half precision without hardware support.
 #include "../include/lutra_ref.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The arithmetic of every job of lutra_kernels.h, one weight after another.
 #include "../include/lutra_ref.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // From codes, selectors and scales to strips and back, for every member of the family.
 #include "../include/lutra_ref.h"
 #include "bits.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The batch body of the SVE-256 kernels, up to 8 columns.
 #ifndef LUTRA_SVE256_BATCH_SVE256_H
 #define LUTRA_SVE256_BATCH_SVE256_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the SVE-256 kernels share: the table lookups of a row. The vector length is 256 bits exactly.
 #ifndef LUTRA_SVE256_CB_SVE256_H
 #define LUTRA_SVE256_CB_SVE256_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The gemm body of the SVE-256 kernels.
 #ifndef LUTRA_SVE256_GEMM_SVE256_H
 #define LUTRA_SVE256_GEMM_SVE256_H

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The types that a tensor of a converted file can have, and the recipes that spread them over a model."""
 
 from __future__ import annotations

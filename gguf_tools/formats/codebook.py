@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The numpy reference of CB tensors, layout and arithmetic: a second opinion on the scalar C reference.
 
 Written from the layout in ``strip`` and the description in ``cpu_kernels/include/lutra_kernels.h`` alone,

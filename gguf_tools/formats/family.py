@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The CB family as Python sees it: parameters, ggml type ids and sizes.
 
 ``cpu_kernels/formats/cb.toml`` lists the types; ``members`` is written from it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stored floats as float32: what is exact in every precision that models are published in."""
 
 from __future__ import annotations

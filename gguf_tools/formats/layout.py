@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A small algebra of bit layouts: where each bit of an array lies in packed bytes.
 
 A ``Layout`` is *fields* of *modes*. A mode counts i from 0 to extent - 1; i moves the index along one axis

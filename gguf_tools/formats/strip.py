@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The layout of the CB family, for every number of bits per code and weights per code.
 
 Parts and their axes, from the smallest unit to the whole rows of eight (``layout`` has the algebra):

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: MIT
 """Where weights come from: Hugging Face directories and GGUF files, read tensor by tensor."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """config.json of a Hugging Face model: what a decoder needs of it, checked."""
 
 from __future__ import annotations

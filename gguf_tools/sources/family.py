@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a family of models is to Lutra: one value, made of plain functions, in a module of ``families``.
 
 Beside it are the parts that most families share.

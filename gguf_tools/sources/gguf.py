@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """GGUF files of F32, F16, BF16 or Q8_0 tensors as a source of weights."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hugging Face directories as a source of weights, without torch: what is common to all families.
 
 Names, key/values and the order of both are those of llama.cpp's converter (its F16 output), so that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """llama.cpp's own converter, for the architectures that are not read here. It needs torch."""
 
 from __future__ import annotations

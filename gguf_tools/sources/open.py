@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Open a model, wherever it is: a GGUF file, a Hugging Face directory, or a Hugging Face id."""
 
 from __future__ import annotations

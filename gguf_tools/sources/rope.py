@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rotary embeddings: their keys, Llama 3's frequency factors, and the order of rows that they need."""
 
 from __future__ import annotations

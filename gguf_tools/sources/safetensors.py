@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Safetensors files, mapped and checked, without torch: bfloat16 stays the uint16 it is on disk."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a source of weights looks like to the rest of Lutra, whatever file it came from."""
 
 from __future__ import annotations

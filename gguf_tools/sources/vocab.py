@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tokenizers of Hugging Face directories as GGUF key/values, without torch, transformers or sentencepiece.
 
 Special tokens, merges and chat templates come from ``gguf.SpecialVocab``. Three kinds of vocabulary:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Argument types that several verbs share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``lutra bench``: the speed of models, by llama-bench (unmodified)."""
 
 from __future__ import annotations

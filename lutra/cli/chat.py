@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``lutra chat``: a conversation with a model, or one question and its answer."""
 
 from __future__ import annotations

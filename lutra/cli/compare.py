@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``lutra compare``: the table people publish of a model's files or types: size, quality and speed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``lutra convert``: any model lutra can read, as a GGUF of any type, in one command."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``lutra eval``: the quality of a model, by llama-perplexity (unmodified) and by exact answers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``lutra info``: what this machine can do, and what is in a file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The command ``lutra``: finds the verb, turns errors into one line."""
 
 from __future__ import annotations

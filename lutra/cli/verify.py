@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``lutra verify``: can this file be right, and does this machine compute it right?"""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Types for a size: ``lutra convert --target-bpw`` and ``--target-size``.
 
 A matrix may have one of several types; larger ones cost less. Which ones, so that the file stays within the

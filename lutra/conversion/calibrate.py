@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Calibrated quantization: each matrix behind the layers already quantized, in one pass of the model.
 
 Two copies of the model compute the calibration text side by side: the original, and one whose matrices

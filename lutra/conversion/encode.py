@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The bytes of one tensor without calibration: codebooks by k-means, upstream's types by ggml."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tensor jobs through joblib: in this process, or on a cluster that runs already."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Upstream's file types: llama-quantize makes them from a GGUF of floats."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a conversion is asked for, as one value that is checked when it is made."""
 
 from __future__ import annotations

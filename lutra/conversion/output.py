@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writing a file: its key/values, its tensors one after another, and what stands beside it meanwhile."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``lutra.convert``: from a source to a file, by ourselves or, for upstream's types, with llama-quantize."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which type each tensor of a converted file gets: the rules of ``lutra convert``, no work done yet."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What errors in each matrix cost: the model predicts a text with noise in one group of matrices at a time.
 
 The noise has a known size relative to the weights; its cost is the KL divergence of the predictions to those

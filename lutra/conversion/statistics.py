@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What calibration knows of a matrix: the Hessian of its inputs, and their drift from the original's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The text that a model computes while it is calibrated, measured or tuned: sequences of tokens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tuning what the codes leave open: libraries, scales and norms follow the original model's predictions.
 
 The codes and selectors of a finished file stay as they are. The entries of the libraries, the scale d of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Importance matrices: what each input of a matrix weighs, as llama-imatrix has measured it."""
 
 from __future__ import annotations

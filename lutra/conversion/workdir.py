@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Finished tensors of a conversion on disk, so that the same command goes on after a crash or a stop."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Several files of one model, measured one after another: size, quality and speed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Does this machine compute right? Every kernel against golden values and the reference, bit by bit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Quality against size: which files nothing beats at their size, and the picture of it."""
 
 from __future__ import annotations

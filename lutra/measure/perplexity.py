@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Perplexity, and the divergence from another model's predictions, by llama-perplexity (unmodified)."""
 
 from __future__ import annotations

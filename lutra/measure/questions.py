@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Questions with exact answers: how many of them a model gets right."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tokens per second, by llama-bench (unmodified)."""
 
 from __future__ import annotations

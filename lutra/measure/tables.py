@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The results of a comparison as people publish them: a Markdown table, its conditions, what to draw."""
 
 from __future__ import annotations

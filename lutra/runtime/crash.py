@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The last line of the command where native code ends it: cpu_kernels/ggml/crash.cpp.
 
 llama.cpp checks much of a model with assertions, and those end the process. A command must say what happened

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The kernel registry of libggml-base (cpu_kernels/include/lutra_kernels.h) through ctypes.
 
 Arrays go in as numpy where a kernel is called; listing kernels needs no numpy.

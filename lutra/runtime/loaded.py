@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What llama.cpp holds for a file, and its release."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What llama.cpp says: one callback for the process, which knows what call each thread is in."""
 
 from __future__ import annotations

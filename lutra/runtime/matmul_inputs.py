@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Watching a model compute: the inputs of each matrix are shown before the product, and its weights replaced.
 
 All tokens go through the model in one graph, node by node (llama.cpp's eval callback), so that one pass is

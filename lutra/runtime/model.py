@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A model in memory: messages or tokens in, text or tokens out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """ggml and llama.cpp in this process: our builds of their shared objects, through ctypes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where the native libraries and the llama.cpp tools are."""
 
 from __future__ import annotations

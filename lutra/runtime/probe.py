@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Try a model in a child process first: some damaged files end the process that loads them."""
 
 from __future__ import annotations

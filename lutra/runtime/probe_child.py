@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``python -m lutra.runtime.probe_child FILE``: load the header of a model and use its vocabulary.
 
 The reason why that cannot be done goes to standard output, nothing else.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Upstream's own types: float rows to bytes with ggml's quantizers (libggml-base, ctypes)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Chat templates: messages in, prompt out, by the Jinja template of the file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How many threads to use when the user does not say."""
 
 from __future__ import annotations

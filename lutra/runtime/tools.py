@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Running llama.cpp's tools as child processes that never outlive us."""
 
 from __future__ import annotations

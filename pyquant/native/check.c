@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // What the entry points refuse, so that nothing is read or written beyond its place. The lengths of arrays
 // are the caller's word.
 #include "quant.h"

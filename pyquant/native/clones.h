@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Inner loops are compiled once per instruction set, and the best is taken when the library is loaded.
 #ifndef LUTRA_CLONES_H
 #define LUTRA_CLONES_H

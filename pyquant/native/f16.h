@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // IEEE half precision, as bits.
 #ifndef LUTRA_QUANT_F16_H
 #define LUTRA_QUANT_F16_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Encoding against a Hessian: the error that counts is e H e^T, e = w - q over a whole row.
 //
 // Groups are solved one after the other; each is a small problem of its own, (c - q) S (c - q)^T with the

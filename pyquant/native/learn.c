@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Learning a library: k-means whose centroids are tables.
 #include "quant.h"
 

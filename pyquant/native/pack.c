@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Strips on all cores; what a strip is, the reference says.
 #include "quant.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 #include "quant.h"
 
 #include <pthread.h>

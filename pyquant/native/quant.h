@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Learning and encoding of the CB family. One shape describes a member of the family; the frozen
 // formats have group = 32 and tables = 256, other values serve comparisons.
 //

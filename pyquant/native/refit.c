@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The two linear maps between the entries of a library and the weights they stand for.
 #include "quant.h"
 

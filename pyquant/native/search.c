@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The search for the best table of a group, and for the best scale of a super-block.
 //
 // Coarse: the values of the weights are rounded to the cells of a grid, and the error that every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whole paths, with the models that come with the repository."""
 
 from __future__ import annotations

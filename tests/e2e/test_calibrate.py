@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Calibration: what is captured, what replacing weights does, and what it is good for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What each step of calibration does: without it, a measured error rises by more than chance."""
 
 from __future__ import annotations

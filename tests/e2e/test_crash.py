@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Models that llama.cpp aborts on: one line, exit code 1, and no file of a model's size left behind."""
 
 from __future__ import annotations

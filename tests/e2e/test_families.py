@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What families say about matrices that share an input, against the graph that the runtime computes."""
 
 from __future__ import annotations

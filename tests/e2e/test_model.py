@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """lutra.runtime.model.Model: what Python programs chat with, and what it leaves behind."""
 
 from __future__ import annotations

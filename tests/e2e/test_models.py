@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Model families whose tensors take other ways through the kernels, with random weights."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a conversion does with its output's name, and what it leaves open."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The embedded model: converted, asked, measured."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes the golden vectors of the format from the numpy reference: python tests/format/make_golden.py
 
 One golden/<member>.npz per member of the family: the inputs (codes, selectors, d, library, x) and what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Golden vectors: the numpy reference and the C reference both reproduce them, bit for bit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The layout algebra: what it builds, and that it refuses every layout that is not one to one."""
 
 from __future__ import annotations

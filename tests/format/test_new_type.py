@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A type is a row of cb.toml and golden files: a made-up one of 3-bit pairs is added to a copy, and works.
 
 The copy is cut to the reference and one job of one set, which does not know the new type.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lutra_gguf_fuzz [ROUNDS [SEED]]: damaged GGUF files must be refused or computed.
 //
 // Round i makes a small file with CB tensors, damages it with a generator seeded by SEED + i, opens it

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // Checks, random numbers, guarded buffers and made-up tensors.
 #include "harness.h"
 

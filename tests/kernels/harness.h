@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The kernel tests' tools: checks, random numbers, guarded buffers, made-up tensors.
 #ifndef LUTRA_TESTS_KERNELS_HARNESS_H
 #define LUTRA_TESTS_KERNELS_HARNESS_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lutra_kernel_tests [--expect SET] [--seed N] [SUBSTRING]
 //
 // The reference against the format, the registry, then every kernel of this CPU against the reference.

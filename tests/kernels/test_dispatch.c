@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The registry: complete, consistent, and obedient to LUTRA_KERNELS.
 #include "harness.h"
 

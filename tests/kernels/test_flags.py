@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Flags of the environment do not reach the kernels: each directory keeps its own instruction set."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // One kernel against the reference of the same job: the same bits on every input.
 //
 // The int32 sums are compared through the floats. Below 2^24, where they always stay (256 * 127 * 127

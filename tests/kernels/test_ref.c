@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The reference against the words and drawings of formats/cb.h, written out a second time.
 #include "harness.h"
 

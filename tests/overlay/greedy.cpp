@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lutra_greedy FILE: reads a rendered prompt from standard input and prints the greedy answer, as
 // `lutra chat -p ... --temp 0` does. For machines without Python: emulated ones, in our tests.
 #include "llama.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // MUL_MAT, MUL_MAT_ID and GET_ROWS on random CB tensors through ggml's CPU backend, against float64
 // sums over dequantized weights and the same quantized activations.
 //

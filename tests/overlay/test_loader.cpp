@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // lutra_check_library: an entry of -128 is found in memory, and memory of a device is left alone.
 #include "ggml-backend-impl.h"
 #include "ggml-backend.h"

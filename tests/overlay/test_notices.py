@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Licence notices: of every component of llama.cpp, and in the package that ships them compiled."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The applier of the overlay, the sources it accepts, and the move to another release."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs the command ``lutra`` as a person would, for the tests of the command line."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Small models made by hand for the gguf_tools tests: GGUF files and Hugging Face directories."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What this process holds open."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tensors of zeros and the rules of a conversion, for tests of what becomes of tensors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``signalled.py NUMBER MODULE:FUNCTION NTH ARG...``: ``lutra ARG...``, which sends itself a signal.
 
 That happens when it calls the function for the NTH time, before the function does anything.

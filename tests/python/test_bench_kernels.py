@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The bench: its parts on known input, and one kernel end to end where the tools are installed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Types for a size: the knapsack, what is planned, and what sensitivity is measured."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """scripts/check_kernels finds what is out of date, and a kernel without a body, a reference, a test or a
 benchmark."""
 

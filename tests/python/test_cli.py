@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The command line: help, errors in one line, conversion, damaged files."""
 
 from __future__ import annotations

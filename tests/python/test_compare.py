@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``lutra compare``: its parts on known input, and a tiny random model from conversion to picture."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """CONTRIBUTING.md is true: its lists have every file that knows of a type, a set, a family or a verb."""
 
 from __future__ import annotations

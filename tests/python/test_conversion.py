@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Conversion as a library: the options are checked first, and files say what really happened."""
 
 from __future__ import annotations

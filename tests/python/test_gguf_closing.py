@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is opened is closed: no descriptor, mapping or temporary file outlives its reader."""
 
 from __future__ import annotations

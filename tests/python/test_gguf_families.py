@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The families of Hugging Face models: what each says is what llama.cpp has, and one module adds one."""
 
 from __future__ import annotations

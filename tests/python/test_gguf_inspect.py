@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """``gguf_tools.inspect``: sizes as they are, and every defect of a CB tensor found."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The GGUF reader: what it reads, what it refuses, and that nothing else ever comes out of it."""
 
 from __future__ import annotations

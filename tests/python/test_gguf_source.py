@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sources of weights: GGUF files and Hugging Face directories, sound and damaged."""
 
 from __future__ import annotations

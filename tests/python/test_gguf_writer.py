@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The GGUF writer: complete files or none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reading llama-imatrix files."""
 
 from __future__ import annotations

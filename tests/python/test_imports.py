@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Imports go one way: the contracts of pyproject.toml hold, and they would notice if not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Signals at every moment: what a conversion leaves behind is nothing, or named and of use."""
 
 from __future__ import annotations

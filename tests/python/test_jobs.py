@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Jobs on a Dask cluster: only workers like this process get any."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which type each tensor gets."""
 
 from __future__ import annotations

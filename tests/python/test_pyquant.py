@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Learning and encoding: quality on Gaussian weights, determinism."""
 
 from __future__ import annotations

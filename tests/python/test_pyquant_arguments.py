@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What pyquant refuses: at the door of its Python functions, and of the C functions themselves."""
 
 from __future__ import annotations

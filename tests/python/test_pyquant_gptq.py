@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Encoding against a Hessian: what it gains, that its loss is the decoded file's, and pieces."""
 
 from __future__ import annotations

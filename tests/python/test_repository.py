@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the documents say about the repository is so: files, versions, licence lines."""
 
 from __future__ import annotations

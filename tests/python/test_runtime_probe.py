@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Trying a model in a child process: what it says, and that only lutra is in it."""
 
 from __future__ import annotations

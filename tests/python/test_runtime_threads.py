@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Default threads: cores that are allowed and fast, and the control groups' share of time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What calibration makes of the inputs that it sees; no model computes here."""
 
 from __future__ import annotations

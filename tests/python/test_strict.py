@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is left out fails where nothing may be left out (tests/conftest.py)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The last lines of scripts/test: nothing that failed or was left out gets lost."""
 
 from __future__ import annotations

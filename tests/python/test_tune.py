@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tuning: torch computes what the model computes, only what is continuous changes, and for the better."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The families that are read without llama.cpp's converter: a module each, with its ``FAMILY``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Llama, and Mistral, which is the same but for its defaults."""
 
 from __future__ import annotations

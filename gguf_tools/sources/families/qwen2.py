@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Qwen2 and Qwen2.5: Llama's blocks with biases on q, k and v; q and k stay as they are stored."""
 
 from __future__ import annotations
