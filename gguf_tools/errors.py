@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The one exception whose message is meant for the person at the keyboard."""
+"""What is meant for the person at the keyboard: the one exception, and warnings."""
 
+import logging
 
-class LutraError(Exception):
-    """One line: what went wrong, with which file or tensor, and what to do next."""
+_LOGGER = logging.getLogger("gguf_tools")

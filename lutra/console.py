@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +20,16 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """One line on standard error."""
     print(f"lutra: warning: {message}", file=sys.stderr)
+
+
+class _Handler(logging.Handler):
+    """Shows what the packages below warn of."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+logging.getLogger("gguf_tools").addHandler(_Handler())
 
 
 def progress(total: int, unit: str, title: str = "") -> tqdm[NoReturn]:

@@ -41,7 +41,8 @@ class Config:
     head_dim: int
     head_dim_given: bool
     vocab: int
-    tied: bool  # the output matrix is the token embeddings
+    tied: bool | None  # the output matrix is the token embeddings; None: config.json does not say
+    activation: str  # of the feed-forward part, as transformers calls it
     rms_eps: float
     rope: dict[str, Any]
 
@@ -63,13 +64,12 @@ def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults:
         value = values.get(key, default)
         if value is None:
             raise LutraError(f"{path}: lacks {key!r}; download the model again")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
             raise LutraError(f"{path}: {key!r} is {value!r}, not a positive number")
         return value
 
-    if method := values.get("quantization_config"):
-        kind = method.get("quant_method", "") if isinstance(method, dict) else method
-        raise LutraError(f"{path}: the model is already quantized ({kind}); start from its original")
     heads, hidden = number("num_attention_heads"), number("hidden_size")
     kv_heads = number("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -93,10 +93,22 @@ def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults:
         head_dim=head_dim,
         head_dim_given="head_dim" in values,
         vocab=number("vocab_size"),
-        tied=bool(values.get("tie_word_embeddings", False)),
+        tied=bool(values["tie_word_embeddings"]) if "tie_word_embeddings" in values else None,
+        activation=str(values.get("hidden_act", values.get("hidden_activation", "silu"))),
         rms_eps=float(eps),
         rope=rope,
     )
+
+
+def quantized_by(raw: Mapping[str, Any]) -> str | None:
+    """What config.json says that the weights are quantized with; None where it says nothing.
+
+    It may be left over: tools that restore the weights forget to remove it.
+    """
+    method = raw.get("quantization_config")
+    if not method:
+        return None
+    return str(method.get("quant_method", "unknown") if isinstance(method, dict) else method)
 
 
 def _rope(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Family:
     row_order: Callable[[str, Config], NDArray[np.intp] | None]
     # Whether the tensor of this GGUF name and shape is float32 in a file of any type.
     keeps_f32: Callable[[str, tuple[int, ...]], bool]
+    # What its graph computes in the feed-forward part, by transformers' names.
+    activations: tuple[str, ...] = ("silu", "swish")
 
 
 # ---- parts -----------------------------------------------------------------------------------

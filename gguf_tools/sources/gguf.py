@@ -42,12 +42,25 @@ def open_gguf(path: Path) -> Source:
         names = [t.name for t in tensors]
         if len(set(names)) < len(names):
             raise LutraError(f"{path}: parts of this split model hold the same tensor; download it again")
+        _require_different_tokens(first)
         metadata = {
             key: value
             for key, value in first.metadata.items()
             if not key.startswith("split.") and key != "general.alignment"
         }
         return Source(path, first.architecture, metadata, tensors, resources.pop_all())
+
+
+def _require_different_tokens(file: GGUFFile) -> None:
+    """Raise LutraError where two tokens have one text: llama.cpp would end the process over it."""
+    tokens = file.get("tokenizer.ggml.tokens")
+    owners: dict[object, int] = {}
+    for i, text in enumerate(tokens if isinstance(tokens, list) else []):
+        if text and owners.setdefault(text, i) != i:  # those without text get a name from llama.cpp
+            raise LutraError(
+                f"{file.path}: its tokens {owners[text]} and {i} are both {text!r}, which llama.cpp refuses; "
+                "convert the model from its original"
+            )
 
 
 def _other_parts(first: GGUFFile) -> list[Path]:

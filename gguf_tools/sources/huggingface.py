@@ -8,9 +8,10 @@ go through that converter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -19,14 +20,28 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.floats import to_float32
-from gguf_tools.sources import llama_converter
-from gguf_tools.sources.config import Config, read_config
+from gguf_tools.sources import card, llama_converter
+from gguf_tools.sources.config import Config, quantized_by, read_config
 from gguf_tools.sources.families import BY_ARCHITECTURE
 from gguf_tools.sources.family import Family
 from gguf_tools.sources.gguf import open_gguf
+from gguf_tools.sources.hub_cache import model_name
 from gguf_tools.sources.rope import llama3_factors
 from gguf_tools.sources.safetensors import StoredTensor, open_safetensors, read_json
 from gguf_tools.sources.tensors import Source, SourceTensor
+
+# What decides about tensors and tokens, where it is there, beside the weights.
+_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 # What models hold that is no weight.
 _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
@@ -51,51 +66,64 @@ def open_hf(directory: Path, name: str | None = None) -> Source:
         if family is None:
             source = open_gguf(llama_converter.convert(directory, architecture, resources))
             resources.push(source)
+            read = [file for form in llama_converter.READ for file in sorted(directory.glob(form))]
             return Source(
-                directory, source.architecture, source.metadata, source.tensors, resources.pop_all()
+                directory, source.architecture, source.metadata, source.tensors, resources.pop_all(), read
             )
         config = read_config(config_path, raw, architecture, family.architectures[architecture])
-        tensors = list(_tensors(directory, config, family, resources))
-        metadata = _metadata(directory, name, config, family, tensors)
-        return Source(directory, gguf.MODEL_ARCH_NAMES[family.arch], metadata, tensors, resources.pop_all())
+        if config.activation not in family.activations:
+            raise LutraError(
+                f"{config_path}: hidden_act is {config.activation!r}, but llama.cpp computes "
+                f"{family.activations[0]!r} in a {architecture}: its answers would be noise"
+            )
+        try:
+            tensors = list(_tensors(directory, config, family, resources))
+        except LutraError as error:
+            if method := quantized_by(raw):
+                raise LutraError(
+                    f"{config_path}: the model is already quantized ({method}); "
+                    f"start from its original ({error})"
+                ) from None
+            raise
+        metadata = _metadata(directory, name or model_name(directory), config, raw, family, tensors)
+        files = [directory / file for file in _FILES]
+        return Source(
+            directory, gguf.MODEL_ARCH_NAMES[family.arch], metadata, tensors, resources.pop_all(), files
+        )
 
 
 # ---- key/values ------------------------------------------------------------------------------
 
 
 def _metadata(
-    directory: Path, name: str | None, config: Config, family: Family, tensors: list[SourceTensor]
+    directory: Path,
+    name: str,
+    config: Config,
+    raw: Mapping[str, Any],
+    family: Family,
+    tensors: list[SourceTensor],
 ) -> dict[str, GGUFValue]:
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[family.arch])  # only collects key/values
     try:
-        _add_model_card(writer, directory.resolve(), name, tensors)
+        for t in tensors:
+            writer.add_tensor_info(t.name, t.shape, np.dtype(np.float16), 0)
+        counts = writer.get_total_parameter_count()
+        meta = card.describe(directory, name, raw, counts[0])
+        meta.name = meta.name or name
+        meta.size_label = meta.size_label or gguf.size_label(*counts)
+        writer.add_type(gguf.GGUFType.MODEL)
+        meta.set_gguf_meta_model(writer)
         family.add_keys(writer, config)
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         family.add_vocabulary(writer, directory, config)
     except LutraError:
         raise
-    except Exception as error:  # gguf and yaml on damaged files: there is no end to what they raise
+    except Exception as error:  # gguf on damaged files: there is no end to what it raises
         reason = (str(error).splitlines() or [""])[0][:200]
         raise LutraError(
-            f"{directory}: its json files or README.md are damaged ({type(error).__name__}: {reason})"
+            f"{directory}: its json files are damaged ({type(error).__name__}: {reason})"
         ) from None
     return writer.kv_data[0]
-
-
-def _add_model_card(
-    writer: gguf.GGUFWriter, directory: Path, name: str | None, tensors: list[SourceTensor]
-) -> None:
-    """The keys ``general.*``: what the directory, its README.md and its tensors say about the model."""
-    for t in tensors:
-        writer.add_tensor_info(t.name, t.shape, np.dtype(np.float16), 0)
-    counts = writer.get_total_parameter_count()
-    meta = gguf.Metadata.load(None, directory, name, counts[0])
-    meta.name = meta.name or directory.name
-    meta.size_label = meta.size_label or gguf.size_label(*counts)
-    if meta.sampling_penalty_repeat is None:  # the name that transformers uses
-        meta.sampling_penalty_repeat = meta.load_generation_config(directory).get("repetition_penalty")
-    writer.add_type(gguf.GGUFType.MODEL)
-    meta.set_gguf_meta_model(writer)
 
 
 # ---- tensors ---------------------------------------------------------------------------------
@@ -111,8 +139,9 @@ def _tensors(directory: Path, config: Config, family: Family, resources: ExitSta
     names = gguf.get_tensor_name_map(family.arch, config.layers)
     shapes = _shapes(config, family)
     seen: dict[str, str] = {}
+    ignored = (*_IGNORED, "lm_head.weight") if config.tied else _IGNORED
     for tensor in stored.values():
-        if tensor.name.endswith(_IGNORED):
+        if tensor.name.endswith(ignored):
             continue
         what = f"{tensor.path}: tensor {tensor.name!r}"
         name = names.get_name(tensor.name, (".weight", ".bias"))
@@ -126,7 +155,7 @@ def _tensors(directory: Path, config: Config, family: Family, resources: ExitSta
         seen[name] = tensor.name
         yield _read(name, tensor, config, family)
     missing = next((n for n in shapes if n not in seen and not n.endswith(".bias")), None)
-    if missing == "output.weight" and config.tied:
+    if missing == "output.weight" and config.tied is not False:
         missing = None
     if missing:
         raise LutraError(f"{directory}: no tensor for {missing}; the model is incomplete, download it again")

@@ -16,6 +16,8 @@ from gguf_tools.errors import LutraError
 from gguf_tools.sources.families import BY_ARCHITECTURE
 
 SCRIPT = "convert_hf_to_gguf.py"
+# What it reads of a directory: forms of names.
+READ = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.tiktoken", "merges.txt", "vocab.txt")
 
 
 def script_path() -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.gguf import open_gguf
+from gguf_tools.sources.hub_cache import snapshot
 from gguf_tools.sources.huggingface import open_hf
 from gguf_tools.sources.tensors import Source, SourceTensor, keeps_f32
 
@@ -15,13 +16,13 @@ __all__ = ["Source", "SourceTensor", "keeps_f32", "open_source"]
 
 
 def open_source(source: str | Path) -> Source:
-    """The model at ``source``: a GGUF file, a directory in Hugging Face's form, or an id (user/model).
+    """The model at ``source``: a GGUF file, a directory in Hugging Face's form or of its cache, or an id.
 
     Raises ``LutraError`` with the cause and the next step when it cannot be read.
     """
     path = Path(source)
     if path.is_dir():
-        return open_hf(path)
+        return open_hf(snapshot(path))
     if path.exists():
         return open_gguf(path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) and path.suffix != ".gguf":

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
@@ -81,6 +81,7 @@ class Source:
     metadata: dict[str, GGUFValue]
     tensors: list[SourceTensor]
     resources: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
+    files: Sequence[Path] = ()  # what else it follows from, if it is there: config, tokenizer
 
     def __enter__(self) -> Source:
         return self

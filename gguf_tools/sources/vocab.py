@@ -15,11 +15,12 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gguf import GGUFWriter, SpecialVocab, TokenType
 
-from gguf_tools.errors import LutraError
+from gguf_tools.errors import LutraError, warn
+from gguf_tools.sources.card import generation_config
 from gguf_tools.sources.safetensors import read_json
 
 # gguf guesses at templates of sentence pairs, which no chat uses, and warns about its guesses.
@@ -57,6 +58,16 @@ _PIECE_TYPES = {
 
 Piece = tuple[str, float, TokenType]  # text, score, type
 
+# Ids of tokens that end a text beyond those that llama.cpp has keys for, as text: "7 9".
+END_TOKENS_KEY = "tokenizer.lutra.end_token_ids"
+
+# Texts at which llama.cpp ends a text whatever the keys say.
+_ENDS = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<｜end▁of▁sentence｜>", "[e~[",
+}  # fmt: skip
+
 
 def add_vocabulary(writer: GGUFWriter, directory: Path, n_vocab: int) -> None:
     """Add the keys ``tokenizer.*`` for ``n_vocab`` tokens to ``writer``.
@@ -64,8 +75,8 @@ def add_vocabulary(writer: GGUFWriter, directory: Path, n_vocab: int) -> None:
     Raises ``LutraError`` when there is no tokenizer, or none that llama.cpp knows.
     """
     model, path = directory / "tokenizer.model", directory / "tokenizer.json"
-    if model.is_file():
-        pieces = _fill(_sentencepiece(model), n_vocab, -10000.0)
+    if model.is_file() and (stored := _sentencepiece(model, path.is_file())):
+        pieces = _fill(stored, n_vocab, -10000.0)
         _override(pieces, directory)
         _add_sentencepiece(writer, directory, pieces)
         return
@@ -133,16 +144,64 @@ def _special_vocab(directory: Path, *, load_merges: bool = False, n_vocab: int |
     return special
 
 
+def _add_special(writer: GGUFWriter, directory: Path, special: SpecialVocab, tokens: list[str]) -> None:
+    """Special tokens and what ends a text.
+
+    transformers ends at any eos_token_id of generation_config.json. llama.cpp ends at its eos, eot and eom,
+    and at the texts that it knows; what is left goes to a key that lutra reads.
+    """
+    if special.add_special_token.get("eos"):
+        # It is for training. llama.cpp would end every prompt with it, chats included.
+        special.add_special_token["eos"] = False
+    if special.chat_template is None and (directory / "chat_template.jinja").is_file():
+        special.chat_template = (directory / "chat_template.jinja").read_text("utf-8")
+    special.add_to_gguf(writer, quiet=True)
+    ends: dict[int, None] = {}  # a set in order
+    for said in (generation_config(directory), read_json(directory / "config.json")):
+        ids = said.get("eos_token_id")
+        ends |= dict.fromkeys(i for i in (ids if isinstance(ids, list) else [ids]) if _is_token(i, tokens))
+    if not _is_token(special.special_token_ids.get("eos"), tokens) and ends:
+        writer.add_eos_token_id(next(iter(ends)))
+        del ends[next(iter(ends))]
+    eos = special.special_token_ids.get("eos")
+    unknown = [i for i in ends if i != eos and tokens[i] not in _ENDS]
+    for add, i in zip((writer.add_eot_token_id, writer.add_eom_token_id), unknown, strict=False):
+        add(i)
+    if len(unknown) > 2:
+        writer.add_string(END_TOKENS_KEY, " ".join(map(str, unknown[2:])))
+
+
+def _is_token(i: Any, tokens: list[str]) -> TypeGuard[int]:
+    return isinstance(i, int) and not isinstance(i, bool) and 0 <= i < len(tokens)
+
+
+def _rename_duplicates(directory: Path, tokens: list[str], kinds: list[TokenType]) -> None:
+    """Give each text to one token, the first that is in use: llama.cpp ends the process over a second one."""
+    owners: dict[str, int] = {}
+    for i in sorted(range(len(tokens)), key=lambda i: kinds[i] == TokenType.UNUSED):
+        if owners.setdefault(tokens[i], i) == i:
+            continue
+        name = f"[DUPLICATE{i}]"
+        if kinds[i] != TokenType.UNUSED:
+            warn(
+                f"{directory}: token {i} is {tokens[i]!r} as {owners[tokens[i]]} is; it is called {name} now"
+            )
+        tokens[i], kinds[i] = name, TokenType.UNUSED
+        owners[name] = i
+
+
 # ---- SentencePiece ---------------------------------------------------------------------------
 
 
 def _add_sentencepiece(writer: GGUFWriter, directory: Path, pieces: list[Piece]) -> None:
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([text for text, _, _ in pieces])
+    tokens, kinds = [text for text, _, _ in pieces], [kind for _, _, kind in pieces]
+    _rename_duplicates(directory, tokens, kinds)
+    writer.add_token_list(tokens)
     writer.add_token_scores([score for _, score, _ in pieces])
-    writer.add_token_types([kind for _, _, kind in pieces])
-    _special_vocab(directory, n_vocab=len(pieces)).add_to_gguf(writer, quiet=True)
+    writer.add_token_types(kinds)
+    _add_special(writer, directory, _special_vocab(directory, n_vocab=len(pieces)), tokens)
 
 
 def _fill(pieces: dict[int, Piece], n_vocab: int, score: float) -> list[Piece]:
@@ -151,33 +210,52 @@ def _fill(pieces: dict[int, Piece], n_vocab: int, score: float) -> list[Piece]:
 
 
 def _override(pieces: list[Piece], directory: Path) -> None:
-    """Apply the added tokens of added_tokens.json and tokenizer_config.json to ``pieces``."""
+    """Apply the added tokens of added_tokens.json, tokenizer.json and tokenizer_config.json to ``pieces``.
+
+    Of tokenizer.json only what is news: others keep the scores and types that they have in tokenizer.model.
+    """
     path = directory / "added_tokens.json"
     if path.is_file():
         for text, i in read_json(path).items():
             if isinstance(i, int) and 0 <= i < len(pieces):
                 pieces[i] = (text, -1000.0, TokenType.USER_DEFINED)
-    for i, token in _added_tokens(directory).items():
+    added = _added_tokens(directory)
+    if (directory / "tokenizer.json").is_file():
+        for token in read_json(directory / "tokenizer.json").get("added_tokens") or ():
+            i = token.get("id")
+            if isinstance(i, int) and 0 <= i < len(pieces):
+                text, _, kind = pieces[i]
+                if token.get("content") != text or kind in (TokenType.NORMAL, TokenType.UNUSED):
+                    added.setdefault(i, token)
+    for i, token in added.items():
         if 0 <= i < len(pieces):
             text, kind = _added_token(str(token.get("content", "")), bool(token.get("special")))
             pieces[i] = (text, -1000.0, kind)
 
 
-def _sentencepiece(path: Path) -> dict[int, Piece]:
+def _sentencepiece(path: Path, is_spare: bool) -> dict[int, Piece]:
     """The pieces of tokenizer.model, SentencePiece's protobuf: field 1 of the model, repeated, is
-    a piece of text (1), score (2) and type (3, absent: normal)."""
+    a piece of text (1), score (2) and type (3, absent: normal).
+
+    Files of this name may be something else, such as tiktoken's. If it ``is_spare``, as there is a
+    tokenizer.json that says the same, there are no pieces then.
+    """
     pieces: dict[int, Piece] = {}
+    data = path.read_bytes()
     try:
-        for number, message in _protobuf(path.read_bytes()):
+        for number, message in _protobuf(data):
             if number == 1:
                 piece = dict(_protobuf(message))
                 (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
                 kind = _PIECE_TYPES[piece.get(3, 1)]
                 pieces[len(pieces)] = (piece.get(1, b"").decode(), score, kind)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error):
-        raise LutraError(f"{path}: not a SentencePiece model; download it again") from None
+        pieces.clear()
     if not pieces:
-        raise LutraError(f"{path}: has no tokens; download it again")
+        if not is_spare:
+            raise LutraError(f"{path}: not a SentencePiece model; copy the model's tokenizer.json there")
+        if not re.match(rb"[A-Za-z0-9+/=]+ \d+\s", data):  # tiktoken's, which nobody misses
+            warn(f"{path}: not a SentencePiece model; tokenizer.json is used instead")
     return pieces
 
 
@@ -248,12 +326,13 @@ def _add_byte_level(writer: GGUFWriter, directory: Path, tokenizer: dict[str, An
         kinds.append(kind)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_pre_tokenizer(path, tokenizer))
+    _rename_duplicates(directory, tokens, kinds)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     special = _special_vocab(directory, load_merges=True)
     if not special.merges:
         raise LutraError(f"{path}: has no merges, nor has merges.txt; download the tokenizer again")
-    special.add_to_gguf(writer, quiet=True)
+    _add_special(writer, directory, special, tokens)
 
 
 def _pre_tokenizer(path: Path, tokenizer: dict[str, Any]) -> str:

@@ -204,9 +204,10 @@ class WorkDirectory:
 
 def source_files(source: Source) -> list[tuple[str, int, int]]:
     """Name, size and time of change (ns) of every file that a model comes from."""
-    is_directory = source.path.is_dir()
-    files = source.path.iterdir() if is_directory else {tensor.path for tensor in source.tensors}
-    stats = [(path.name, path.stat()) for path in sorted(files) if path.is_file()]
+    weights = {tensor.path for tensor in source.tensors}
+    if source.path.is_dir():  # the weights of a temporary file have no other source than the directory
+        weights = {path for path in weights if path.parent == source.path}
+    stats = [(path.name, path.stat()) for path in sorted({*source.files, *weights}) if path.is_file()]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
