@@ -4,3 +4,12 @@
 import logging
 
 _LOGGER = logging.getLogger("gguf_tools")
+
+
+class LutraError(Exception):
+    """One line: what went wrong, with which file or tensor, and what to do next."""
+
+
+def warn(message: str) -> None:
+    """One line about what was left out or is not as it seems, to the logger "gguf_tools"."""
+    _LOGGER.warning("%s", message)
