@@ -10,6 +10,10 @@ class LutraError(Exception):
     """One line: what went wrong, with which file or tensor, and what to do next."""
 
 
+class Unfamiliar(LutraError):
+    """A model of a family that is read here has something that is not; llama.cpp's converter may know it."""
+
+
 def warn(message: str) -> None:
     """One line about what was left out or is not as it seems, to the logger "gguf_tools"."""
     _LOGGER.warning("%s", message)

@@ -24,6 +24,7 @@ _ROPE_NUMBERS = (
     "beta_fast",
     "beta_slow",
 )
+_EXPERTS = ("num_local_experts", "num_experts")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Config:
     activation: str  # of the feed-forward part, as transformers calls it
     rms_eps: float
     rope: dict[str, Any]
+    experts: int  # of a mixture; 0: none
+    experts_used: int
+    values: Mapping[str, Any]  # all of it, for what only one family knows
 
     @property
     def rope_theta(self) -> float:
@@ -52,7 +56,7 @@ class Config:
         return float(self.rope["rope_theta"])
 
 
-def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults: Mapping[str, int]) -> Config:
+def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults: Mapping[str, Any]) -> Config:
     """Read ``raw``, the object in config.json; ``defaults`` are its family's.
 
     Raises ``LutraError`` naming the key that is missing or makes no sense.
@@ -77,6 +81,7 @@ def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults:
     head_dim = number("head_dim", hidden // heads)
     if head_dim % 2:
         raise LutraError(f"{path}: a head_dim of {head_dim} is odd, rotary embeddings need pairs")
+    experts = next((number(key) for key in _EXPERTS if values.get(key)), 0)
     rope, eps = _rope(path, values), values["rms_norm_eps"]
     for key, value in {**{k: rope[k] for k in _ROPE_NUMBERS if k in rope}, "rms_norm_eps": eps}.items():
         if not isinstance(value, int | float) or not 0 < value < 1e30:
@@ -97,6 +102,9 @@ def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults:
         activation=str(values.get("hidden_act", values.get("hidden_activation", "silu"))),
         rms_eps=float(eps),
         rope=rope,
+        experts=experts,
+        experts_used=number("num_experts_per_tok") if experts else 0,
+        values=values,
     )
 
 
@@ -114,6 +122,8 @@ def quantized_by(raw: Mapping[str, Any]) -> str | None:
 def _rope(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of rotary embeddings, beside the other keys or under one of their own."""
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if isinstance(scaling, dict):  # those of the layers with a window may be others: their family's business
+        scaling = scaling.get("full_attention", scaling)
     if not isinstance(scaling, dict):
         raise LutraError(f"{path}: the scaling of rope is {scaling!r}; download the model again")
     outer = {key: values.get(key) for key in ("rope_theta", "original_max_position_embeddings")}

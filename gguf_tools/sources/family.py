@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_tools.errors import LutraError
 from gguf_tools.sources import rope
 from gguf_tools.sources.config import Config
 
@@ -32,12 +34,13 @@ class Family:
 
     Names of tensors and keys are those of ``arch`` in llama.cpp; names within a block come without the
     block and without ``.weight``: "attn_q". Token embeddings, the last norm and the output matrix are
-    what every model has, and any matrix of a block may have a bias.
+    what every model has. Any matrix of a block may have a bias, but those that end in "_exps", which every
+    expert has.
     """
 
     arch: gguf.MODEL_ARCH
     # As config.json calls them, each with what transformers assumes where config.json is silent.
-    architectures: Mapping[str, Mapping[str, int]]
+    architectures: Mapping[str, Mapping[str, Any]]
     # The architecture's keys and the tokenizer's, in the order of llama.cpp's converter.
     add_keys: Callable[[gguf.GGUFWriter, Config], None]
     add_vocabulary: Callable[[gguf.GGUFWriter, Path, Config], None]
@@ -50,13 +53,20 @@ class Family:
     keeps_f32: Callable[[str, tuple[int, ...]], bool]
     # What its graph computes in the feed-forward part, by transformers' names.
     activations: tuple[str, ...] = ("silu", "swish")
+    # What the graph does not add to the weights of norms, but transformers does.
+    norm_offset: float = 0.0
 
 
 # ---- parts -----------------------------------------------------------------------------------
 
 
-def add_common_keys(writer: gguf.GGUFWriter, config: Config, *, head_dim: bool) -> None:
-    """The keys that llama.cpp's converter gives to most architectures, those of ``head_dim`` if wanted."""
+def add_common_keys(
+    writer: gguf.GGUFWriter, config: Config, *, head_dim: bool, window_theta: float | None = None
+) -> None:
+    """The keys that llama.cpp's converter gives to most architectures, those of ``head_dim`` if wanted.
+
+    ``window_theta``: base of the rotary frequencies in layers with a window, where it is another.
+    """
     writer.add_block_count(config.layers)
     writer.add_context_length(config.context)
     writer.add_embedding_length(config.hidden)
@@ -65,7 +75,12 @@ def add_common_keys(writer: gguf.GGUFWriter, config: Config, *, head_dim: bool) 
     writer.add_head_count_kv(config.kv_heads)
     rope.add_scaling(writer, config)
     writer.add_rope_freq_base(config.rope_theta)
+    if window_theta is not None:
+        writer.add_rope_freq_base_swa(window_theta)
     writer.add_layer_norm_rms_eps(config.rms_eps)
+    if config.experts:
+        writer.add_expert_count(config.experts)
+        writer.add_expert_used_count(config.experts_used)
     if head_dim:
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
@@ -93,6 +108,31 @@ def as_stored(name: str, config: Config) -> None:
     """For ``Family.row_order``: rows that stay as they are."""
 
 
+def refuse_window(config: Config, window: Any) -> None:
+    """Raise ``LutraError`` if attention ends at a ``window``, which the graph knows nothing of."""
+    if isinstance(window, int) and 0 < window < config.context:
+        raise LutraError(
+            f"{config.path}: sliding_window is {window}, which llama.cpp ignores in a {config.architecture}; "
+            f"set max_position_embeddings to {window}, up to which both are the same"
+        )
+
+
 def is_vector(name: str, shape: tuple[int, ...]) -> bool:
     """For ``Family.keeps_f32``: vectors, nothing else."""
     return len(shape) < 2
+
+
+def is_vector_or_router(name: str, shape: tuple[int, ...]) -> bool:
+    """For ``Family.keeps_f32`` of a mixture of experts: vectors, and what chooses the experts."""
+    return is_vector(name, shape) or name.endswith(".ffn_gate_inp.weight")
+
+
+def expert_matrices(config: Config, ffn: int) -> list[SharedInput]:
+    """The matrices of a block of grouped-query attention and a mixture of gated experts of size ``ffn``."""
+    return [
+        *gated_matrices(config)[:2],
+        SharedInput(
+            config.hidden, {"ffn_gate_inp": config.experts, "ffn_gate_exps": ffn, "ffn_up_exps": ffn}
+        ),
+        SharedInput(ffn, {"ffn_down_exps": config.hidden}),
+    ]

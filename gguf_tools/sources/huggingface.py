@@ -18,10 +18,11 @@ import numpy as np
 from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
-from gguf_tools.errors import LutraError
+from gguf_tools.errors import LutraError, Unfamiliar
 from gguf_tools.formats.floats import to_float32
 from gguf_tools.sources import card, llama_converter
 from gguf_tools.sources.config import Config, quantized_by, read_config
+from gguf_tools.sources.experts import Stack, stacked
 from gguf_tools.sources.families import BY_ARCHITECTURE
 from gguf_tools.sources.family import Family
 from gguf_tools.sources.gguf import open_gguf
@@ -51,8 +52,17 @@ def open_hf(directory: Path, name: str | None = None) -> Source:
     """The model in ``directory`` (config.json, safetensors, a tokenizer), ``name`` its title if known.
 
     Raises ``LutraError`` naming the file or tensor that is missing, damaged or of a wrong shape, and
-    for architectures of no family when llama.cpp's converter cannot run.
+    for architectures of no family, and for what no family knows, when llama.cpp's converter cannot run.
     """
+    try:
+        return _open(directory, name, BY_ARCHITECTURE)
+    except Unfamiliar:
+        if not llama_converter.is_installed():
+            raise
+        return _open(directory, name, {})
+
+
+def _open(directory: Path, name: str | None, families: Mapping[str, Family]) -> Source:
     config_path = directory / "config.json"
     if not config_path.is_file():
         raise LutraError(
@@ -61,7 +71,7 @@ def open_hf(directory: Path, name: str | None = None) -> Source:
     raw = read_json(config_path)
     names = raw.get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else "a model without architecture"
-    family = BY_ARCHITECTURE.get(architecture)
+    family = families.get(architecture)
     with ExitStack() as resources:
         if family is None:
             source = open_gguf(llama_converter.convert(directory, architecture, resources))
@@ -140,7 +150,7 @@ def _tensors(directory: Path, config: Config, family: Family, resources: ExitSta
     shapes = _shapes(config, family)
     seen: dict[str, str] = {}
     ignored = (*_IGNORED, "lm_head.weight") if config.tied else _IGNORED
-    for tensor in stored.values():
+    for tensor in stacked(stored.values(), config.experts):
         if tensor.name.endswith(ignored):
             continue
         what = f"{tensor.path}: tensor {tensor.name!r}"
@@ -169,8 +179,11 @@ def _shapes(config: Config, family: Family) -> dict[str, tuple[int, ...]]:
             shapes[f"blk.{i}.{name}.weight"] = (length,)
         for shared in family.matrices(config):
             for name, rows in shared.rows.items():
-                shapes[f"blk.{i}.{name}.weight"] = (rows, shared.length)
-                shapes[f"blk.{i}.{name}.bias"] = (rows,)
+                if name.endswith("_exps"):
+                    shapes[f"blk.{i}.{name}.weight"] = (config.experts, rows, shared.length)
+                else:
+                    shapes[f"blk.{i}.{name}.weight"] = (rows, shared.length)
+                    shapes[f"blk.{i}.{name}.bias"] = (rows,)
     shapes["output_norm.weight"] = (config.hidden,)
     shapes["output.weight"] = (config.vocab, config.hidden)
     return shapes
@@ -183,18 +196,22 @@ def _made(name: str, vector: NDArray[np.float32], path: Path) -> SourceTensor:
     )
 
 
-def _read(name: str, tensor: StoredTensor, config: Config, family: Family) -> SourceTensor:
+def _read(name: str, tensor: StoredTensor | Stack, config: Config, family: Family) -> SourceTensor:
+    keeps_f32 = family.keeps_f32(name, tensor.shape)
+    if isinstance(tensor, Stack):
+        return SourceTensor(name, tensor.shape, tensor.dtype, tensor.path, tensor.load, keeps_f32=keeps_f32)
     k = tensor.shape[-1]
+    is_norm = family.norm_offset and name.endswith("_norm.weight")
     part = name.split(".")[-2]  # blk.0.attn_q.weight
     order = family.row_order(part, config) if name.startswith("blk.") else None
 
     def load(start: int, stop: int) -> NDArray[np.float32]:
         matrix = tensor.array.reshape(-1, k)
         if order is None:
-            return to_float32(matrix[start:stop], tensor.dtype, k)
+            rows = to_float32(matrix[start:stop], tensor.dtype, k)
+            return rows + np.float32(family.norm_offset) if is_norm else rows
         if len(tensor.shape) == 1:  # a bias: its weights are reordered
             return to_float32(matrix[start:stop, order], tensor.dtype, k)
         return to_float32(matrix[order[start:stop]], tensor.dtype, k)
 
-    keeps_f32 = family.keeps_f32(name, tensor.shape)
     return SourceTensor(name, tensor.shape, tensor.dtype, tensor.path, load, keeps_f32=keeps_f32)

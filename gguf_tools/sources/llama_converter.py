@@ -26,6 +26,11 @@ def script_path() -> Path:
     return Path(os.environ.get("LUTRA_CONVERTER_DIR", default)) / SCRIPT
 
 
+def is_installed() -> bool:
+    """Whether it can run here: it is there, and torch."""
+    return importlib.util.find_spec("torch") is not None and script_path().is_file()
+
+
 def convert(directory: Path, architecture: str, resources: ExitStack) -> Path:
     """Convert a Hugging Face directory to an F16 GGUF, which is there until ``resources`` is closed.
 
@@ -33,7 +38,7 @@ def convert(directory: Path, architecture: str, resources: ExitStack) -> Path:
     the converter's last line when it fails, and where the converter would run the model's own code.
     """
     script = script_path()
-    if importlib.util.find_spec("torch") is None or not script.is_file():
+    if not is_installed():
         direct = ", ".join(name.removesuffix("ForCausalLM") for name in BY_ARCHITECTURE)
         raise LutraError(
             f"{directory}: {architecture} is not read directly ({direct} are); make an "

@@ -9,12 +9,12 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.errors import LutraError
+from gguf_tools.errors import LutraError, Unfamiliar
 from gguf_tools.sources.config import Config
 
 
 def add_scaling(writer: gguf.GGUFWriter, config: Config) -> None:
-    """Add the keys ``rope.scaling.*``. Raises ``LutraError`` for a kind of scaling that has none."""
+    """Add the keys ``rope.scaling.*``. Raises ``Unfamiliar`` for a kind of scaling that has none."""
     rope = config.rope
     kind = rope.get("rope_type")
     if kind in ("linear", "yarn"):
@@ -31,7 +31,7 @@ def add_scaling(writer: gguf.GGUFWriter, config: Config) -> None:
                 if rope.get(key) is not None:
                     add(rope[key])
     elif kind not in (None, "default", "dynamic", "llama3"):  # dynamic: nothing changes within the context
-        raise LutraError(f"{config.path}: rope type {kind!r} is not supported; convert to an F16 GGUF first")
+        raise Unfamiliar(f"{config.path}: rope type {kind!r} is not supported; convert to an F16 GGUF first")
 
 
 def llama3_factors(config: Config) -> NDArray[np.float32] | None:

@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 
 from gguf import GGUFWriter, SpecialVocab, TokenType
 
-from gguf_tools.errors import LutraError, warn
+from gguf_tools.errors import LutraError, Unfamiliar, warn
 from gguf_tools.sources.card import generation_config
 from gguf_tools.sources.safetensors import read_json
 
@@ -86,7 +86,7 @@ def add_vocabulary(writer: GGUFWriter, directory: Path, n_vocab: int) -> None:
     try:
         bpe = tokenizer["model"]
         if bpe["type"] != "BPE":
-            raise LutraError(f"{path}: is a {bpe['type']} tokenizer, not BPE; pass an F16 GGUF instead")
+            raise Unfamiliar(f"{path}: is a {bpe['type']} tokenizer, not BPE; pass an F16 GGUF instead")
         if bpe.get("byte_fallback"):
             _add_sentencepiece(writer, directory, _fill(_pieces_of_bpe(tokenizer), n_vocab, -1000.0))
         else:
@@ -353,7 +353,7 @@ def _pre_tokenizer(path: Path, tokenizer: dict[str, Any]) -> str:
     name = _PRE_TOKENIZERS.get(tuple(rules))
     if name is None:
         known = ", ".join(_PRE_TOKENIZERS.values())
-        raise LutraError(
+        raise Unfamiliar(
             f"{path}: its pre-tokenizer ({' + '.join(rules)[:80] or 'none'}) is none of {known}; "
             "make an F16 GGUF with llama.cpp's convert_hf_to_gguf.py and pass that"
         )

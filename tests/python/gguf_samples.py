@@ -132,16 +132,22 @@ def byte_level_tokenizer(pattern: str = QWEN2_WORDS) -> tuple[dict, dict]:
     spare = iter(range(256, 512))
     vocab = {c or chr(next(spare)): i for i, c in enumerate(bytes_)} | {"th": 256, "the": 257}
     added = [("<|endoftext|>", True), ("<|im_end|>", True), ("<tool_call>", False)]
-    tokens = [{"id": 258 + i, "content": text, "special": special} for i, (text, special) in enumerate(added)]
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokens = [
+        {"id": 258 + i, "content": text, **plain, "special": special}
+        for i, (text, special) in enumerate(added)
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     steps = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        byte_level,
     ]
     tokenizer = {
+        "version": "1.0",
         "added_tokens": tokens,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "post_processor": {"type": "ByteLevel"},
-        "decoder": {"type": "ByteLevel"},
+        "post_processor": byte_level,
+        "decoder": byte_level,
         "model": {"type": "BPE", "vocab": vocab, "merges": ["t h", "th e"]},
     }
     config = {
@@ -150,49 +156,95 @@ def byte_level_tokenizer(pattern: str = QWEN2_WORDS) -> tuple[dict, dict]:
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
         "chat_template": "{{ messages[0].content }}",
+        "tokenizer_class": "PreTrainedTokenizerFast",
     }
     return tokenizer, config
+
+
+def attention(c: dict, prefix: str = "self_attn.") -> dict:
+    """Shapes of q, k, v and o in a block of a model with the config.json ``c``."""
+    hidden, head_dim = c["hidden_size"], c.get("head_dim", c["hidden_size"] // c["num_attention_heads"])
+    q, kv = c["num_attention_heads"] * head_dim, c["num_key_value_heads"] * head_dim
+    return {
+        prefix + "q_proj.weight": (q, hidden),
+        prefix + "k_proj.weight": (kv, hidden),
+        prefix + "v_proj.weight": (kv, hidden),
+        prefix + "o_proj.weight": (hidden, q),
+    }
+
+
+def gated(
+    c: dict, prefix: str = "mlp.", ffn: str = "intermediate_size", names=("gate_proj", "up_proj", "down_proj")
+) -> dict:
+    """Shapes of the feed-forward part of a block, or of an expert in one."""
+    hidden, ffn = c["hidden_size"], c[ffn]
+    gate, up, down = (f"{prefix}{name}.weight" for name in names)
+    return {gate: (ffn, hidden), up: (ffn, hidden), down: (hidden, ffn)}
+
+
+def norms(c: dict, *names: str) -> dict:
+    """Shapes of vectors of a block."""
+    return {f"{name}.weight": (c["hidden_size"],) for name in names}
+
+
+def head_norms(c: dict) -> dict:
+    """Shapes of the norms of the heads of q and k."""
+    head_dim = c.get("head_dim", c["hidden_size"] // c["num_attention_heads"])
+    return {f"self_attn.{x}_norm.weight": (head_dim,) for x in "qk"}
+
+
+def llama_block(c: dict) -> dict:
+    """Shapes of a block: two norms, a gated feed-forward part, attention."""
+    return norms(c, "input_layernorm", "post_attention_layernorm") | gated(c) | attention(c)
+
+
+def qwen2_block(c: dict) -> dict:
+    """Llama's, with biases on q, k and v."""
+    block = llama_block(c)
+    return block | {f"self_attn.{x}_proj.bias": block[f"self_attn.{x}_proj.weight"][:1] for x in "qkv"}
+
+
+# By architecture: what its config.json has beside, and the shapes of a block.
+BLOCKS = {
+    "LlamaForCausalLM": ({"model_type": "llama"}, llama_block),
+    "MistralForCausalLM": ({"model_type": "mistral"}, llama_block),
+    "Qwen2ForCausalLM": ({"model_type": "qwen2"}, qwen2_block),
+    "Qwen3ForCausalLM": ({"model_type": "qwen3", "head_dim": 32}, lambda c: llama_block(c) | head_norms(c)),
+    "SmolLM3ForCausalLM": (
+        {"model_type": "smollm3", "pad_token_id": 258, "num_hidden_layers": 4},
+        llama_block,
+    ),
+}
 
 
 def hf_model(
     directory: Path, architecture: str = "Qwen2ForCausalLM", *, dtype="BF16", shards=1, **config
 ) -> Path:
-    """A random model of one layer, untied, in Hugging Face's form; ``config`` overrides config.json."""
-    hidden, ffn, heads, kv_heads, vocab = 448, 1216, 7, 1, 264
-    qwen = architecture == "Qwen2ForCausalLM"
+    """A random model, untied, in Hugging Face's form; ``config`` overrides config.json."""
+    beside, block = BLOCKS[architecture]
     settings = {
         "architectures": [architecture],
-        "hidden_size": hidden,
-        "intermediate_size": ffn,
+        "hidden_size": 448,
+        "intermediate_size": 1216,
         "num_hidden_layers": 1,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab,
+        "num_attention_heads": 7,
+        "num_key_value_heads": 1,
+        "vocab_size": 264,
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0,
         "tie_word_embeddings": False,
+        **beside,
         **config,
     }
-    head_dim = settings.get("head_dim", hidden // heads)
-    q, kv = heads * head_dim, kv_heads * head_dim
-    layer = "model.layers.0."
+    hidden, vocab = settings["hidden_size"], settings["vocab_size"]
     shapes = {
         "lm_head.weight": (vocab, hidden),
         "model.embed_tokens.weight": (vocab, hidden),
         "model.norm.weight": (hidden,),
-        layer + "input_layernorm.weight": (hidden,),
-        layer + "post_attention_layernorm.weight": (hidden,),
-        layer + "mlp.gate_proj.weight": (ffn, hidden),
-        layer + "mlp.up_proj.weight": (ffn, hidden),
-        layer + "mlp.down_proj.weight": (hidden, ffn),
-        layer + "self_attn.q_proj.weight": (q, hidden),
-        layer + "self_attn.k_proj.weight": (kv, hidden),
-        layer + "self_attn.v_proj.weight": (kv, hidden),
-        layer + "self_attn.o_proj.weight": (hidden, q),
     }
-    if qwen:
-        shapes |= {layer + f"self_attn.{x}_proj.bias": (n,) for x, n in (("q", q), ("k", kv), ("v", kv))}
+    for i in range(settings["num_hidden_layers"]):
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in block(settings).items()}
     rng = np.random.default_rng(0)
     tensors = {name: rng.standard_normal(shape, np.float32) * 0.05 for name, shape in shapes.items()}
     directory.mkdir()
@@ -205,7 +257,9 @@ def hf_model(
         for part in set(parts.values()):
             write_safetensors(directory / part, {n: t for n, t in tensors.items() if parts[n] == part}, dtype)
         (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
-    tokenizer, tokenizer_config = byte_level_tokenizer(QWEN2_WORDS if qwen else LLAMA3_WORDS)
+    tokenizer, tokenizer_config = byte_level_tokenizer(
+        QWEN2_WORDS if "Qwen" in architecture else LLAMA3_WORDS
+    )
     for file, value in (
         ("config.json", settings),
         ("tokenizer.json", tokenizer),

@@ -17,6 +17,7 @@ import pytest
 from gguf_samples import hf_model, read_hf, write_safetensors
 
 import gguf_tools
+from gguf_tools.errors import LutraError
 from gguf_tools.sources.config import read_config
 from gguf_tools.sources.families import BY_ARCHITECTURE, FAMILIES, llama
 from gguf_tools.sources.open import open_source
@@ -92,6 +93,25 @@ def test_granites_vocabulary_has_no_bos(tmp_path, monkeypatch, says):
     found = values(open_source(model))
     assert found["tokenizer.ggml.add_bos_token"] is False
     assert list(found)[-1] == "tokenizer.ggml.add_bos_token"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "words"),
+    [
+        ("Qwen3ForCausalLM", {"use_sliding_window": True, "sliding_window": 128}, "sliding_window is 128"),
+        ("SmolLM3ForCausalLM", {"use_sliding_window": True, "sliding_window": 128}, "sliding_window is 128"),
+        ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 1, 1, 1]}, "no_rope_layers"),
+        ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}, "no_rope_layers"),
+    ],
+)
+def test_what_the_graph_does_not_compute_is_refused(tmp_path, architecture, config, words):
+    with pytest.raises(LutraError, match=words):
+        open_source(hf_model(tmp_path / "m", architecture, **config))
+
+
+def test_a_window_beyond_the_context_is_none(tmp_path):
+    config = {"use_sliding_window": True, "sliding_window": 512}
+    open_source(hf_model(tmp_path / "m", "Qwen3ForCausalLM", **config))
 
 
 def test_a_bias_is_reordered_with_its_rows(tmp_path, monkeypatch):

@@ -508,8 +508,8 @@ def test_mutations_give_only_lutra_errors(tmp_path, tiny_chat, seed):
 def test_other_architectures_need_upstream(tmp_path, monkeypatch):
     monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(tmp_path))
     model = hf_model(tmp_path / "m")
-    edit(model, "config.json", architectures=["MixtralForCausalLM"])
-    refused(model, "MixtralForCausalLM", "convert_hf_to_gguf.py", "then pass that file")
+    edit(model, "config.json", architectures=["ArceeForCausalLM"])
+    refused(model, "ArceeForCausalLM", "convert_hf_to_gguf.py", "then pass that file")
 
 
 def test_other_architectures_through_upstream(tmp_path, monkeypatch):
@@ -519,7 +519,7 @@ def test_other_architectures_through_upstream(tmp_path, monkeypatch):
     sample = sample_gguf(tmp_path / "sample.gguf")
     script = tmp_path / "convert_hf_to_gguf.py"
     model = hf_model(tmp_path / "m")
-    edit(model, "config.json", architectures=["MixtralForCausalLM"])
+    edit(model, "config.json", architectures=["ArceeForCausalLM"])
     script.write_text(
         f"import shutil, sys; shutil.copy({str(sample)!r}, sys.argv[sys.argv.index('--outfile') + 1])"
     )
@@ -527,7 +527,26 @@ def test_other_architectures_through_upstream(tmp_path, monkeypatch):
         assert [t.name for t in source.tensors] == list(GGUFFile(sample).tensors)
         assert all(t.read().size for t in source.tensors)
     script.write_text("raise SystemExit('no such model')")
-    refused(model, "MixtralForCausalLM", "no such model")
+    refused(model, "ArceeForCausalLM", "no such model")
+
+
+def test_what_a_family_does_not_read_goes_through_upstream(tmp_path, monkeypatch):
+    """Where its converter can run; otherwise the refusal says what is not read."""
+    model = hf_model(tmp_path / "m")
+    tokenizer, _ = byte_level_tokenizer(r"\w+|\W+")
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    other = hf_model(tmp_path / "o", rope_scaling={"rope_type": "longrope", "factor": 2.0})
+    sample = sample_gguf(tmp_path / "sample.gguf")
+    monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(tmp_path))
+    monkeypatch.setattr(llama_converter.importlib.util, "find_spec", lambda name: object())
+    for directory in (model, other):
+        refused(directory, "not supported" if directory == other else "pre-tokenizer")
+    (tmp_path / "convert_hf_to_gguf.py").write_text(
+        f"import shutil, sys; shutil.copy({str(sample)!r}, sys.argv[sys.argv.index('--outfile') + 1])"
+    )
+    for directory in (model, other):
+        with open_source(directory) as source:
+            assert [t.name for t in source.tensors] == list(GGUFFile(sample).tensors)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
@@ -538,7 +557,7 @@ def test_the_code_of_a_model_is_not_run(tmp_path, monkeypatch, name):
     ran = tmp_path / "ran"
     (tmp_path / "convert_hf_to_gguf.py").write_text(f"open({str(ran)!r}, 'w')")
     model = hf_model(tmp_path / "m")
-    edit(model, "config.json", architectures=["MixtralForCausalLM"])
+    edit(model, "config.json", architectures=["ArceeForCausalLM"])
     edit(model, name, auto_map={"AutoTokenizer": ["tokenization.Evil", None]})
-    refused(model, f"{name}: MixtralForCausalLM comes with Python code", "if you trust it")
+    refused(model, f"{name}: ArceeForCausalLM comes with Python code", "if you trust it")
     assert not ran.exists()

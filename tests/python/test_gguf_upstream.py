@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""What is read directly against llama.cpp's own converter, which needs torch: the same files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from gguf_samples import F16, F32, hf_model, write_gguf
+
+from gguf_tools.reader import GGUFFile
+from gguf_tools.sources import llama_converter
+from gguf_tools.sources.families import BY_ARCHITECTURE
+from gguf_tools.sources.open import open_source
+
+# The converter knows tokenizers by what they make of a text; those of the samples are not among them.
+CONVERT = """
+import runpy, sys
+from pathlib import Path
+
+pre, script, *arguments = sys.argv[1:]
+sys.path.insert(0, str(Path(script).parent))
+from conversion.base import TextModel
+
+TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+sys.argv = [script, *arguments]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def convert(model, output, pre):
+    """The F16 file that llama.cpp's converter writes."""
+    script = llama_converter.script_path()
+    assert script.is_file(), "LUTRA_CONVERTER_DIR has to name the folder of llama.cpp's converter"
+    command = [sys.executable, "-c", CONVERT, pre, script, model, "--outtype", "f16", "--outfile", output]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def write(source, output):
+    """The F16 file of what is read directly."""
+    tensors = {}
+    for t in source.tensors:
+        kind, dtype = (F32, "<f4") if t.keeps_f32 else (F16, "<f2")
+        tensors[t.name] = kind, t.shape, t.read().astype(dtype)
+    return write_gguf(output, tensors, source.metadata)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("architecture", BY_ARCHITECTURE)
+def test_a_family_is_what_upstream_makes_of_it(tmp_path, architecture):
+    model = hf_model(tmp_path / "Tiny-Model-Instruct", architecture)
+    with open_source(model) as source:
+        ours = write(source, tmp_path / "ours.gguf")
+        upstream = convert(model, tmp_path / "upstream.gguf", source.metadata["tokenizer.ggml.pre"].value)
+    ours, upstream = GGUFFile(ours), GGUFFile(upstream)
+    del ours.metadata["general.alignment"]  # of our writer
+    assert list(ours.metadata.items()) == list(upstream.metadata.items())
+    assert list(ours.tensors) == list(upstream.tensors)
+    for t, u in zip(ours.tensors.values(), upstream.tensors.values(), strict=True):
+        assert (t.type, t.shape, ours.data(t).tobytes()) == (u.type, u.shape, upstream.data(u).tobytes()), (
+            t.name
+        )
