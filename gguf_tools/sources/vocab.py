@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 from gguf import GGUFWriter, SpecialVocab, TokenType
 
 from gguf_tools.errors import LutraError, Unfamiliar, warn
+from gguf_tools.formats.keys import END_TOKENS_KEY
 from gguf_tools.sources.card import generation_config
 from gguf_tools.sources.safetensors import read_json
 
@@ -57,9 +58,6 @@ _PIECE_TYPES = {
 }
 
 Piece = tuple[str, float, TokenType]  # text, score, type
-
-# Ids of tokens that end a text beyond those that llama.cpp has keys for, as text: "7 9".
-END_TOKENS_KEY = "tokenizer.lutra.end_token_ids"
 
 # Texts at which llama.cpp ends a text whatever the keys say.
 _ENDS = {

@@ -94,6 +94,10 @@ def _perplexity(
     """Run llama-perplexity once and read its results. ``fills``: the file of predictions it makes, if any."""
     command = ["-m", str(require_loadable(model)), "-f", str(text.path), "-c", str(text.ctx)]
     command += ["-t", str(threads), *options]
+    command += [
+        "--override-kv",
+        "tokenizer.ggml.add_eos_token=bool:false",
+    ]  # with EOS at its end it does nothing
     command += ["--chunks", str(text.chunks)] if text.chunks else []
     with progress(0, "chunk", title) as bar:
         watch = Watch(bar, model, text, fills)

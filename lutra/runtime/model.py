@@ -6,11 +6,13 @@ from __future__ import annotations
 import codecs
 import ctypes
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.keys import END_TOKENS_KEY
 from gguf_tools.interrupts import shielded
 from lutra.runtime.kernels import require_obeyed_choice
 from lutra.runtime.loaded import Closing, Loaded
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from lutra.runtime.template import ChatTemplate, Message
 
 _BATCH = 512  # tokens per llama_decode of a prompt
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Model(Closing):
@@ -135,23 +138,52 @@ class Model(Closing):
         return template.decode() if template else None
 
     def special_token(self, name: str) -> str:
-        """Text of the token "bos" or "eos"; empty when the vocabulary has none."""
+        """Text of the token "bos", "eos", "pad", "sep" or "mask"; empty when the vocabulary has none."""
+        # llama.cpp makes 11 of a byte-level BPE's bos and eos that are not there, as it is in GPT-2.
+        if name in ("bos", "eos") and self._is_bpe and self._value(f"tokenizer.ggml.{name}_token_id") is None:
+            return ""
         token = getattr(self._api, f"llama_vocab_{name}")(self._vocab)
         return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokens of ``text`` with its special tokens; BOS first if the model wants it and it is not there."""
+        """Tokens of ``text`` with its special tokens; BOS first if the model wants it and it is not there.
+
+        EOS is not added, whatever the file says: a prompt is no finished text. Lone surrogates, which stand
+        for bytes that are no UTF-8, become U+FFFD.
+        """
         api = self._api
         bos = self.special_token("bos")
         if bos and api.llama_vocab_get_add_bos(self._vocab):
             text = text.removeprefix(bos)
-        data = text.encode()
+        data = _SURROGATE.sub("\ufffd", text).encode()
         size = len(data) + 8  # no token is shorter than a byte; room for BOS and EOS
         tokens = (api.llama_token * size)()
         n = api.llama_tokenize(self._vocab, data, len(data), tokens, size, True, True)
         if n < 0:
             raise LutraError(f"{self.path}: the tokenizer refuses a text of {len(data)} bytes")
+        if (
+            n
+            and api.llama_vocab_get_add_eos(self._vocab)
+            and tokens[n - 1] == api.llama_vocab_eos(self._vocab)
+        ):
+            n -= 1
         return list(tokens[:n])
+
+    def _value(self, key: str) -> str | None:
+        """A key/value of the file that is no array, as text."""
+        buffer = ctypes.create_string_buffer(4096)
+        n = self._api.llama_model_meta_val_str(self._loaded.model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if n >= 0 else None
+
+    @property
+    def _is_bpe(self) -> bool:
+        return bool(self._api.llama_vocab_type(self._vocab) == self._api.LLAMA_VOCAB_TYPE_BPE)
+
+    @functools.cached_property
+    def _ends(self) -> frozenset[int]:
+        """Tokens that end an answer beside those that llama.cpp knows."""
+        ids = (self._value(END_TOKENS_KEY) or "").split()
+        return frozenset(int(i) for i in ids if i.isdecimal())
 
     def piece(self, token: int, special: bool = False) -> bytes:
         """Bytes of one token; they may be a part of a UTF-8 character."""
@@ -198,7 +230,7 @@ class Model(Closing):
         while limit is None or produced < limit:
             self._decode(pending)
             token = sampler.sample(self._loaded.ctx)
-            if self._api.llama_vocab_is_eog(self._vocab, token):
+            if token in self._ends or self._api.llama_vocab_is_eog(self._vocab, token):
                 return
             yield token
             produced += 1

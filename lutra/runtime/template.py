@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
+from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gguf_tools.errors import LutraError
@@ -22,26 +25,57 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """In place of Jinja's, which is for HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+class _Generation(Extension):
+    """{% generation %}...{% endgeneration %}: what training looks at. Here its content is all that counts."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """A block of its own, as transformers has it: what is set in it is not seen outside."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+    @staticmethod
+    def _content(caller: Any) -> Any:
+        return caller()
+
+
 class ChatTemplate:
     """Renders a conversation as transformers' ``apply_chat_template`` does.
 
-    The template comes with the file, so it runs in Jinja's sandbox.
+    ``special`` are the texts of special tokens, those that the vocabulary has: "bos_token" and the like. The
+    template comes with the file, so it runs in Jinja's sandbox.
     """
 
-    def __init__(self, source: str | None, path: Path, *, bos: str = "", eos: str = "") -> None:
+    def __init__(self, source: str | None, path: Path, special: Mapping[str, str] | None = None) -> None:
         if not source:
             raise LutraError(
                 f"{path}: no chat template in the file; this is not a chat model (use 'lutra eval' or bench)"
             )
         env = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
         )
-        env.globals.update(
-            bos_token=bos,
-            eos_token=eos,
-            raise_exception=_raise_exception,
-            strftime_now=lambda form: datetime.now().strftime(form),
-        )
+        env.filters["tojson"] = _tojson
+        env.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+        self._special = dict(special or {})
         self._path = path
         try:
             self._template = env.from_string(source)
@@ -51,13 +85,19 @@ class ChatTemplate:
     @classmethod
     def of(cls, model: Model) -> ChatTemplate:
         """The template in a model's file."""
-        bos, eos = model.special_token("bos"), model.special_token("eos")
-        return cls(model.chat_template, model.path, bos=bos, eos=eos)
+        texts = {f"{name}_token": model.special_token(name) for name in ("bos", "eos", "pad", "sep", "mask")}
+        return cls(model.chat_template, model.path, {name: text for name, text in texts.items() if text})
 
     def render(self, messages: list[Message], prompt: bool = True) -> str:
         """The prompt for the assistant's next answer to ``messages``, or without ``prompt`` just those."""
         try:
-            return self._template.render(messages=messages, add_generation_prompt=prompt)
+            return self._template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self._special,
+            )
         # A template is a program of the file's author: TypeError, KeyError and others may come out of it.
         except Exception as error:
             raise self._failure(error) from None
