@@ -48,12 +48,19 @@ class Config:
     rope: dict[str, Any]
     experts: int  # of a mixture; 0: none
     experts_used: int
-    values: Mapping[str, Any]  # all of it, for what only one family knows
+    values: Mapping[str, Any]  # all of it, null where it says so: for what only one family knows
 
     @property
     def rope_theta(self) -> float:
         """Base of the rotary frequencies."""
         return float(self.rope["rope_theta"])
+
+    def positive(self, key: str, values: Mapping[str, Any] | None = None) -> float:
+        """A number of ``values``, by default of config.json; ``LutraError`` if it is none or not positive."""
+        value = (self.values if values is None else values).get(key)
+        if not isinstance(value, int | float) or not 0 < value < 1e30:
+            raise LutraError(f"{self.path}: {key!r} is {value!r}, not a positive number")
+        return float(value)
 
 
 def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults: Mapping[str, Any]) -> Config:
@@ -104,7 +111,7 @@ def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults:
         rope=rope,
         experts=experts,
         experts_used=number("num_experts_per_tok") if experts else 0,
-        values=values,
+        values={**defaults, **raw},
     )
 
 

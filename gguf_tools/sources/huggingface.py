@@ -47,6 +47,9 @@ _FILES = (
 # What models hold that is no weight.
 _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 
+# What sees, in models that also write: llama.cpp has it in a file of its own.
+_NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
+
 
 def open_hf(directory: Path, name: str | None = None) -> Source:
     """The model in ``directory`` (config.json, safetensors, a tokenizer), ``name`` its title if known.
@@ -72,6 +75,8 @@ def _open(directory: Path, name: str | None, families: Mapping[str, Family]) -> 
     names = raw.get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else "a model without architecture"
     family = families.get(architecture)
+    if isinstance(raw.get("text_config"), dict):  # it sees or hears, too
+        raw = {**raw, **raw["text_config"]}
     with ExitStack() as resources:
         if family is None:
             source = open_gguf(llama_converter.convert(directory, architecture, resources))
@@ -151,10 +156,10 @@ def _tensors(directory: Path, config: Config, family: Family, resources: ExitSta
     seen: dict[str, str] = {}
     ignored = (*_IGNORED, "lm_head.weight") if config.tied else _IGNORED
     for tensor in stacked(stored.values(), config.experts):
-        if tensor.name.endswith(ignored):
+        if tensor.name.endswith(ignored) or any(part in tensor.name for part in _NOT_TEXT):
             continue
         what = f"{tensor.path}: tensor {tensor.name!r}"
-        name = names.get_name(tensor.name, (".weight", ".bias"))
+        name = names.get_name(tensor.name.replace("language_model.", ""), (".weight", ".bias"))
         if name not in shapes:
             raise LutraError(f"{what} is no part of a {config.architecture} of {config.layers} layers")
         if name in seen:

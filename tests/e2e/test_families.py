@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 from cli_runner import lutra, require_built
-from gguf_samples import hf_model
+from gguf_samples import BLOCKS, hf_model
 
 from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.inspect import read_info
@@ -17,7 +17,7 @@ from gguf_tools.sources.families import BY_ARCHITECTURE
 from lutra.conversion.calibrate import matmul_order
 from lutra.runtime.model import Model
 
-ARCHITECTURES = pytest.mark.parametrize("architecture", BY_ARCHITECTURE)
+ARCHITECTURES = pytest.mark.parametrize("architecture", BLOCKS)
 
 
 def converted(model, kind, *options):

@@ -204,14 +204,37 @@ def qwen2_block(c: dict) -> dict:
     return block | {f"self_attn.{x}_proj.bias": block[f"self_attn.{x}_proj.weight"][:1] for x in "qkv"}
 
 
+def gemma_block(c: dict) -> dict:
+    """Llama's, with norms after both parts."""
+    return llama_block(c) | norms(c, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+
+
+# Tied; the vocabulary has no more tokens than the tokenizer, as llama.cpp's converter cuts the others off.
+GEMMA = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "sliding_window": 64,
+    "vocab_size": 261,
+    "tie_word_embeddings": True,
+}
+
 # By architecture: what its config.json has beside, and the shapes of a block.
 BLOCKS = {
     "LlamaForCausalLM": ({"model_type": "llama"}, llama_block),
     "MistralForCausalLM": ({"model_type": "mistral"}, llama_block),
     "Qwen2ForCausalLM": ({"model_type": "qwen2"}, qwen2_block),
     "Qwen3ForCausalLM": ({"model_type": "qwen3", "head_dim": 32}, lambda c: llama_block(c) | head_norms(c)),
+    "Gemma2ForCausalLM": (
+        {**GEMMA, "model_type": "gemma2", "num_hidden_layers": 2, "rope_theta": 10000.0},
+        gemma_block,
+    ),
+    "Gemma3ForCausalLM": (
+        {**GEMMA, "model_type": "gemma3_text", "num_hidden_layers": 6},
+        lambda c: gemma_block(c) | head_norms(c),
+    ),
     "SmolLM3ForCausalLM": (
-        {"model_type": "smollm3", "pad_token_id": 258, "num_hidden_layers": 4},
+        {"model_type": "smollm3", "pad_token_id": 258, "tie_word_embeddings": True, "num_hidden_layers": 4},
         llama_block,
     ),
 }
@@ -238,8 +261,8 @@ def hf_model(
         **config,
     }
     hidden, vocab = settings["hidden_size"], settings["vocab_size"]
-    shapes = {
-        "lm_head.weight": (vocab, hidden),
+    shapes = {} if settings["tie_word_embeddings"] else {"lm_head.weight": (vocab, hidden)}
+    shapes |= {
         "model.embed_tokens.weight": (vocab, hidden),
         "model.norm.weight": (hidden,),
     }

@@ -14,15 +14,15 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf_samples import hf_model, read_hf, write_safetensors
+from gguf_samples import BLOCKS, hf_model, read_hf, write_safetensors
 
 import gguf_tools
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.config import read_config
 from gguf_tools.sources.families import BY_ARCHITECTURE, FAMILIES, llama
-from gguf_tools.sources.open import open_source
+from gguf_tools.sources.open import keeps_f32, open_source
 
-ARCHITECTURES = pytest.mark.parametrize("architecture", BY_ARCHITECTURE)
+ARCHITECTURES = pytest.mark.parametrize("architecture", BLOCKS)
 
 
 def values(source):
@@ -37,6 +37,10 @@ def config_of(model, family, architecture):
 def test_no_two_families_serve_one_architecture():
     names = [name for family in FAMILIES for name in family.architectures]
     assert len(names) == len(set(names)) == len(BY_ARCHITECTURE)
+
+
+def test_each_family_has_a_sample():
+    assert {*BLOCKS, "Gemma3ForConditionalGeneration"} == set(BY_ARCHITECTURE)
 
 
 @ARCHITECTURES
@@ -61,10 +65,10 @@ def test_rows_are_reordered_within_their_tensor(tmp_path, architecture):
 
 
 @ARCHITECTURES
-def test_vectors_alone_stay_f32(tmp_path, architecture):
+def test_vectors_and_routers_stay_f32(tmp_path, architecture):
     """As llama.cpp's converter writes these families."""
     for tensor in open_source(hf_model(tmp_path / "m", architecture)).tensors:
-        assert tensor.keeps_f32 == (len(tensor.shape) == 1)
+        assert tensor.keeps_f32 == keeps_f32(tensor.name, tensor.shape)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +106,63 @@ def test_granites_vocabulary_has_no_bos(tmp_path, monkeypatch, says):
         ("SmolLM3ForCausalLM", {"use_sliding_window": True, "sliding_window": 128}, "sliding_window is 128"),
         ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 1, 1, 1]}, "no_rope_layers"),
         ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}, "no_rope_layers"),
+        ("Gemma3ForCausalLM", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64"),
+        ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("Gemma3ForCausalLM", {"hidden_activation": "silu"}, "'silu'"),
+        ("Gemma3ForCausalLM", {"sliding_window": None}, "'sliding_window' is None"),
+        ("Gemma2ForCausalLM", {"attn_logit_softcapping": None}, "'attn_logit_softcapping' is None"),
+        ("Gemma2ForCausalLM", {"rope_theta": 20000.0}, "rope"),
     ],
 )
 def test_what_the_graph_does_not_compute_is_refused(tmp_path, architecture, config, words):
     with pytest.raises(LutraError, match=words):
         open_source(hf_model(tmp_path / "m", architecture, **config))
+
+
+def test_the_text_of_a_model_that_sees(tmp_path):
+    """Gemma 3 as published: the decoder's settings and tensors have names of their own."""
+    model = hf_model(tmp_path / "m", "Gemma3ForCausalLM")
+    with open_source(model) as source:
+        expected = {t.name: t.read() for t in source.tensors}
+        metadata = source.metadata
+    path = model / "config.json"
+    text = json.loads(path.read_text())
+    del text["architectures"]
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": text,
+    }
+    path.write_text(json.dumps(config))
+    stored = {name: read_hf(model, name) for name in stored_names(model)}
+    for before, vision in (("language_model.model.", ""), ("model.language_model.", "model.")):
+        tensors = {name.replace("model.", before, 1): tensor for name, tensor in stored.items()}
+        tensors[f"{vision}vision_tower.embeddings.weight"] = np.ones((4, 4), np.float32)
+        tensors[f"{vision}multi_modal_projector.mm_soft_emb_norm.weight"] = np.ones(4, np.float32)
+        write_safetensors(model / "model.safetensors", tensors)
+        with open_source(model) as source:
+            assert source.metadata == metadata
+            found = {t.name: t.read() for t in source.tensors}
+        assert list(found) == list(expected)
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "window", "pattern"),
+    [
+        ("ssssss", 64, [True] * 6),
+        ("sssssf", 64, None),
+        ("ffffff", None, None),
+        ("sfsfsf", 64, [True, False] * 3),
+    ],
+)
+def test_layers_with_a_window(tmp_path, kinds, window, pattern):
+    names = {"s": "sliding_attention", "f": "full_attention"}
+    config = {"layer_types": [names[kind] for kind in kinds]}
+    found = values(open_source(hf_model(tmp_path / "m", "Gemma3ForCausalLM", **config)))
+    assert found.get("gemma3.attention.sliding_window") == window
+    assert found.get("gemma3.attention.sliding_window_pattern") == pattern
 
 
 def test_a_window_beyond_the_context_is_none(tmp_path):
