@@ -67,7 +67,7 @@ def compiler(family: str, machine: str) -> Compiler:
     if family == "clang":
         newest = [f"clang-{v}" for v in range(30, 13, -1) if shutil.which(f"clang-{v}")]
         c = newest[0] if newest else "clang"
-        need(c, "clang-22 (from apt.llvm.org)")
+        need(c, "clang-22")
         cxx = c.replace("clang", "clang++")
         if cross:
             need(f"{machine}-linux-gnu-g++", f"g++-{machine.replace('_', '-')}-linux-gnu")

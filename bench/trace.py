@@ -25,7 +25,7 @@ QEMU_CPU = {  # the emulated CPU that runs a set's kernels
 
 def llvm(tool: str) -> str:
     """The path of one of LLVM's tools."""
-    return programs.need(f"{tool}-{LLVM}", f"llvm-{LLVM} (from apt.llvm.org)")
+    return programs.need(f"{tool}-{LLVM}", f"llvm-{LLVM}")
 
 
 def qemu(isa: str) -> list[str]:

@@ -11,6 +11,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.families import BY_ARCHITECTURE
@@ -59,12 +60,26 @@ def convert(directory: Path, architecture: str, resources: ExitStack) -> Path:
 
 
 def _own_code(directory: Path) -> Path | None:
-    """The file that asks for code of the model's author: the converter lets transformers run that."""
-    for path in sorted(directory.glob("*.json")):
-        try:
-            value = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(value, dict) and "auto_map" in value:
+    """The file that makes the converter run code of the model's author, if one does.
+
+    It opens the tokenizer, and lets transformers run what ``auto_map`` names for it; that looks at the
+    model's configuration only where the class of the tokenizer is not written down. Code of the network stays
+    unused.
+    """
+    maps = {path: _object(path) for path in sorted(directory.glob("*.json"))}
+    has_class = "tokenizer_class" in _object(directory / "tokenizer_config.json")
+    for path, value in maps.items():
+        auto_map = value.get("auto_map")
+        names = auto_map if isinstance(auto_map, dict) else {}
+        if "AutoTokenizer" in names or (names and not has_class):
             return path
     return None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; empty where it is none, or no object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

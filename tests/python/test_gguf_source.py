@@ -561,3 +561,12 @@ def test_the_code_of_a_model_is_not_run(tmp_path, monkeypatch, name):
     edit(model, name, auto_map={"AutoTokenizer": ["tokenization.Evil", None]})
     refused(model, f"{name}: ArceeForCausalLM comes with Python code", "if you trust it")
     assert not ran.exists()
+    # Code of the network is not what the converter runs, if the tokenizer's class is known.
+    edit(model, name, auto_map=None)
+    edit(model, "config.json", auto_map={"AutoConfig": "configuration.Evil"})
+    edit(model, "tokenizer_config.json", tokenizer_class=None)
+    refused(model, "config.json: ArceeForCausalLM comes with Python code")
+    assert not ran.exists()
+    edit(model, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    refused(model, "llama.cpp's converter failed")  # it ran, and made nothing
+    assert ran.exists()
