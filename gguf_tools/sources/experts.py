@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.formats.floats import to_float32
 from gguf_tools.sources.safetensors import StoredTensor
 
-_EXPERT = re.compile(r"(.+\.experts)\.(\d{1,6})\.(\w+\.weight)")
+_EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d{0,5})\.(\w+\.weight)")
 
 
 @dataclass(frozen=True)
@@ -51,27 +52,25 @@ class Stack:
         return np.concatenate(parts) if parts else np.empty((0, k), np.float32)
 
 
-def stacked(stored: Iterable[StoredTensor], count: int) -> Iterator[StoredTensor | Stack]:
-    """``stored`` with stacks of ``count`` experts in place of their matrices, where a block's are complete.
+def stacked(stored: Collection[StoredTensor], count: int) -> Iterator[StoredTensor | Stack]:
+    """``stored`` with stacks of ``count`` experts for their matrices, in place of the last one of a block.
 
     Raises ``LutraError`` naming a matrix that is missing or differs in its shape from the others.
     """
+    matches = {tensor.name: _EXPERT.fullmatch(tensor.name) for tensor in stored} if count else {}
+    left = Counter(match[1] for match in matches.values() if match)
     blocks: dict[str, dict[str, dict[int, StoredTensor]]] = {}
     for tensor in stored:
-        match = _EXPERT.fullmatch(tensor.name)
-        if not count or not match:
+        match = matches.get(tensor.name)
+        if not match:
             yield tensor
             continue
         block, number, part = match.groups()
-        parts = blocks.setdefault(block, {})
-        parts.setdefault(part, {})[int(number)] = tensor
-        if sum(map(len, parts.values())) == 3 * count:  # gate, up and down
-            for part in sorted(parts):
-                yield _stack(f"{block}.{part}", parts[part], count)
-            del blocks[block]
-    for block, parts in blocks.items():
-        for part in parts:
-            yield _stack(f"{block}.{part}", parts[part], count)
+        blocks.setdefault(block, {}).setdefault(part, {})[int(number)] = tensor
+        left[block] -= 1
+        if not left[block]:
+            for part, matrices in sorted(blocks.pop(block).items()):
+                yield _stack(f"{block}.{part}", matrices, count)
 
 
 def _stack(name: str, matrices: dict[int, StoredTensor], count: int) -> Stack:

@@ -131,8 +131,7 @@ def expert_matrices(config: Config, ffn: int) -> list[SharedInput]:
     """The matrices of a block of grouped-query attention and a mixture of gated experts of size ``ffn``."""
     return [
         *gated_matrices(config)[:2],
-        SharedInput(
-            config.hidden, {"ffn_gate_inp": config.experts, "ffn_gate_exps": ffn, "ffn_up_exps": ffn}
-        ),
+        SharedInput(config.hidden, {"ffn_gate_inp": config.experts}),
+        SharedInput(config.hidden, {"ffn_gate_exps": ffn, "ffn_up_exps": ffn}),
         SharedInput(ffn, {"ffn_down_exps": config.hidden}),
     ]

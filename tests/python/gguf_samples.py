@@ -209,6 +209,26 @@ def gemma_block(c: dict) -> dict:
     return llama_block(c) | norms(c, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
+def experts(c: dict, part: str, count: str, ffn: str, names: tuple[str, str, str]) -> dict:
+    """Shapes of a block's mixture of experts, called ``part``."""
+    shapes = {f"{part}.gate.weight": (c[count], c["hidden_size"])}
+    for i in range(c[count]):
+        shapes |= gated(c, f"{part}.experts.{i}.", ffn, names)
+    return shapes
+
+
+def mixtral_block(c: dict) -> dict:
+    """Llama's norms and attention, and a mixture of experts."""
+    mixture = experts(c, "block_sparse_moe", "num_local_experts", "intermediate_size", ("w1", "w3", "w2"))
+    return norms(c, "input_layernorm", "post_attention_layernorm") | attention(c) | mixture
+
+
+def qwen3moe_block(c: dict) -> dict:
+    """The same with norms of heads, and other names."""
+    mixture = experts(c, "mlp", "num_experts", "moe_intermediate_size", ("gate_proj", "up_proj", "down_proj"))
+    return norms(c, "input_layernorm", "post_attention_layernorm") | attention(c) | head_norms(c) | mixture
+
+
 # Tied; the vocabulary has no more tokens than the tokenizer, as llama.cpp's converter cuts the others off.
 GEMMA = {
     "hidden_activation": "gelu_pytorch_tanh",
@@ -225,6 +245,26 @@ BLOCKS = {
     "MistralForCausalLM": ({"model_type": "mistral"}, llama_block),
     "Qwen2ForCausalLM": ({"model_type": "qwen2"}, qwen2_block),
     "Qwen3ForCausalLM": ({"model_type": "qwen3", "head_dim": 32}, lambda c: llama_block(c) | head_norms(c)),
+    "Qwen3MoeForCausalLM": (
+        {
+            "model_type": "qwen3_moe",
+            "num_experts": 11,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 128,
+            "norm_topk_prob": True,
+        },
+        qwen3moe_block,
+    ),
+    "MixtralForCausalLM": (
+        {
+            "model_type": "mixtral",
+            "num_hidden_layers": 2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 320,
+        },
+        mixtral_block,
+    ),
     "Gemma2ForCausalLM": (
         {**GEMMA, "model_type": "gemma2", "num_hidden_layers": 2, "rope_theta": 10000.0},
         gemma_block,

@@ -106,6 +106,11 @@ def test_granites_vocabulary_has_no_bos(tmp_path, monkeypatch, says):
         ("SmolLM3ForCausalLM", {"use_sliding_window": True, "sliding_window": 128}, "sliding_window is 128"),
         ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 1, 1, 1]}, "no_rope_layers"),
         ("SmolLM3ForCausalLM", {"no_rope_layer_interval": 2}, "no_rope_layers"),
+        ("Qwen3MoeForCausalLM", {"norm_topk_prob": None}, "norm_topk_prob is False"),
+        ("Qwen3MoeForCausalLM", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+        ("Qwen3MoeForCausalLM", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("MixtralForCausalLM", {"sliding_window": 128}, "sliding_window is 128"),
+        ("MixtralForCausalLM", {"num_experts_per_tok": 0}, "num_experts_per_tok"),
         ("Gemma3ForCausalLM", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64"),
         ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
@@ -118,6 +123,51 @@ def test_granites_vocabulary_has_no_bos(tmp_path, monkeypatch, says):
 def test_what_the_graph_does_not_compute_is_refused(tmp_path, architecture, config, words):
     with pytest.raises(LutraError, match=words):
         open_source(hf_model(tmp_path / "m", architecture, **config))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_experts_are_stacked_while_they_are_read(tmp_path, shards):
+    model = hf_model(tmp_path / "m", "MixtralForCausalLM")
+    stored = {
+        (wid, i): read_hf(model, f"model.layers.1.block_sparse_moe.experts.{i}.{wid}.weight")
+        for wid in ("w1", "w2", "w3")
+        for i in range(4)
+    }
+    with open_source(hf_model(tmp_path / "s", "MixtralForCausalLM", shards=shards)) as source:
+        tensors = {t.name: t for t in source.tensors}
+        for name, wid in (("ffn_gate", "w1"), ("ffn_down", "w2"), ("ffn_up", "w3")):
+            tensor = tensors[f"blk.1.{name}_exps.weight"]
+            expected = np.concatenate([stored[wid, i] for i in range(4)])
+            rows = len(expected) // 4
+            assert tensor.shape == (4, rows, expected.shape[1])
+            assert np.array_equal(tensor.read(), expected)
+            for part in ((0, 1), (rows - 1, rows + 1), (rows, 2 * rows), (rows + 3, 4 * rows - 2), (7, 7)):
+                assert np.array_equal(tensor.read(*part), expected[slice(*part)]), part
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensors, name: tensors.pop(name), "w1.weight of expert 2 is missing"),
+        (lambda tensors, name: tensors.update({name: tensors[name][:-1]}), "has the shape"),
+        (lambda tensors, name: tensors.update({name: tensors[name][None]}), "has the shape"),
+        (
+            lambda tensors, name: tensors.update({name.replace(".2.", ".4."): tensors[name]}),
+            "more than 4 experts",
+        ),
+        (
+            lambda tensors, name: tensors.update({name.replace("w1", "w4"): tensors[name]}),
+            "w4.weight of expert 0 is missing",
+        ),
+    ],
+)
+def test_damaged_experts_are_named(tmp_path, change, words):
+    model = hf_model(tmp_path / "m", "MixtralForCausalLM")
+    tensors = {name: read_hf(model, name) for name in stored_names(model)}
+    change(tensors, "model.layers.1.block_sparse_moe.experts.2.w1.weight")
+    write_safetensors(model / "model.safetensors", tensors)
+    with pytest.raises(LutraError, match=words):
+        open_source(model)
 
 
 def test_the_text_of_a_model_that_sees(tmp_path):
