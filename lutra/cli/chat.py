@@ -16,6 +16,7 @@ from lutra.runtime.model import Model, Sampler
 from lutra.runtime.template import Message
 
 ROOM = 32  # tokens of context that an answer must have left
+TERMINAL_LINE = 4095  # bytes of a line, at most, where the terminal edits it
 
 EPILOG = """\
 Type a message and Enter. Ctrl-C stops an answer; Ctrl-D or /exit ends the program.
@@ -56,16 +57,31 @@ def run(args: argparse.Namespace) -> int:
                 print(text, end="", flush=True)
             print()
             return 0
-        while (message := read_message()) is not None:
+        edited = edit_lines()
+        while (message := read_message(edited)) is not None:
             if message:
                 chat.show_answer(message)
     return 0
 
 
-def read_message() -> str | None:
+def edit_lines() -> bool:
+    """Arrow keys, and lines of any length, on a terminal that can; whether it does."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    try:
+        import readline  # noqa: F401  (input() uses it)
+    except ImportError:
+        return False
+    return True
+
+
+def read_message(edited: bool = False) -> str | None:
     """The next line of the user; None at the end. Ctrl-C starts a new line."""
     try:
-        message = input("> " if sys.stdin.isatty() else "").strip()
+        message = input("> " if sys.stdin.isatty() else "")
+        if sys.stdin.isatty() and not edited and len(message.encode(errors="replace")) >= TERMINAL_LINE:
+            warn(f"the terminal passes on {TERMINAL_LINE} bytes of a line; the rest of this one is lost")
+        message = message.strip()
     except EOFError:
         return None
     except KeyboardInterrupt:

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
-import os
 import sys
 from typing import NoReturn, Protocol
 
 from gguf_tools.errors import LutraError
 from gguf_tools.interrupts import ignore_signals, raise_signals
 from lutra import __version__
+from lutra.cli import streams
 from lutra.runtime import crash
 
 
@@ -57,17 +58,30 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``lutra`` with ``argv`` and return its exit code: 0, 1 for an error, 2 for wrong usage, 130."""
+    streams.prepare()
     try:
         raise_signals()  # `kill` must clean up as Ctrl-C does
-        return _run(sys.argv[1:] if argv is None else argv)
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         ignore_signals()
         return _error("interrupted", 130)
+    except LutraError as error:
+        return _error(str(error), 1)
+    except BrokenPipeError:  # the reader (head, less) went away
+        streams.drop()
+        return 1
+    except OSError as error:
+        streams.drop()
+        name = error.filename or ("standard output" if error.errno == errno.ENOSPC else "")
+        return _error(f"{name}: {error.strerror}" if name else error.strerror or str(error), 1)
+    except MemoryError:
+        return _error("out of memory; close other programs or use a smaller model", 1)
 
 
 def _run(argv: list[str]) -> int:
-    for stream in (sys.stdout, sys.stderr):  # names in a file may be no text of this terminal
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_OVERVIEW, end="")
         return 0
@@ -87,20 +101,12 @@ def _run(argv: list[str]) -> int:
     )
     module.add_arguments(parser)
     crash.arm()
-    try:
-        return module.run(parser.parse_args(argv[1:]))
-    except LutraError as error:
-        return _error(str(error), 1)
-    except BrokenPipeError:
-        # The reader (head, less) went away; stdout must not be flushed again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        return _error(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
-    except MemoryError:
-        return _error("out of memory; close other programs or use a smaller model", 1)
+    return module.run(parser.parse_args(argv[1:]))
 
 
 def _error(message: str, code: int) -> int:
-    print(f"lutra: error: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        print(f"lutra: error: {' '.join(message.split())}", file=sys.stderr)
+    except OSError:
+        streams.drop()
     return code

@@ -4,10 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import shutil
+import subprocess
+import threading
+import time
 
 import pytest
-from cli_runner import TINY_CHAT, lutra
+from cli_runner import TINY_CHAT, command, environment, lutra
 from gguf import GGUFValueType as T
 from gguf.gguf_writer import GGUFValue
 from gguf_samples import write_gguf
@@ -108,3 +114,93 @@ def test_templates_that_only_transformers_understood(copy, template):
     own = json.loads((copy / "tokenizer_config.json").read_text())["chat_template"]
     edit(copy / "tokenizer_config.json", chat_template=template.replace("TEMPLATE", own))
     assert answer(copy) == PARIS
+
+
+# ---- terminals -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_bytes_that_are_no_text(tiny_chat, locale):
+    words = b"caf\xe9. What is the capital of France?"
+    env = environment({"LC_ALL": locale})
+    chat = command("chat", tiny_chat("f16"), "-n", 20, "--temp", 0)
+    talked = subprocess.run(chat, input=words + b"\n", env=env, capture_output=True, timeout=100)
+    asked = subprocess.run(
+        [*chat, b"-p", words, b"--system", b"\xff"], env=env, capture_output=True, timeout=100
+    )
+    for done in (talked, asked):
+        assert (done.returncode, done.stdout.count(b"\n")) == (0, 1), done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+def test_an_answer_that_cannot_be_written(tiny_chat):
+    with open("/dev/full", "w") as full:
+        for options in (["-p", FRANCE], []):
+            done = subprocess.run(
+                command("chat", tiny_chat("f16"), *options), input=f"{FRANCE}\n" * 3, env=environment(),
+                stdout=full, stderr=subprocess.PIPE, text=True, timeout=100,
+            )  # fmt: skip
+            assert done.returncode == 1
+            assert done.stderr.splitlines()[-1].endswith("No space left on device")
+            assert done.stderr.count("No space left") == 1
+            assert "Traceback" not in done.stderr
+    assert lutra("chat", tiny_chat("f16"), preexec_fn=lambda: os.close(0)).returncode == 0
+
+
+def typed(chat, text, *, shown=True):
+    """What a chat says on standard error, and shows, when ``text`` is typed; ``shown``: on a terminal."""
+    keyboard, terminal = pty.openpty()
+    screen = bytearray()
+    with subprocess.Popen(
+        chat, stdin=terminal, stdout=terminal if shown else subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment({"TERM": "xterm", "INPUTRC": "/dev/null"}),
+    ) as process:  # fmt: skip
+        os.close(terminal)
+        threading.Thread(target=_read, args=(keyboard, screen), daemon=True).start()
+        if shown:
+            _await(lambda: b"> " in screen)
+        os.write(keyboard, text)
+        os.write(keyboard, b"\n/exit\n")
+        answer, said = process.communicate(timeout=100)
+    os.close(keyboard)
+    return said.decode(), bytes(screen) + (answer or b"")
+
+
+def _read(keyboard, screen):
+    try:
+        while data := os.read(keyboard, 4096):
+            screen += data
+    except OSError:  # the other end is closed
+        pass
+
+
+def _await(condition):
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+LONG = ("word " * 1001)[:5003]
+
+
+def test_a_long_paste_is_whole(tiny_chat):
+    chat = command("chat", tiny_chat("f16"), "--ctx", 64)
+    said, _ = typed(chat, LONG.encode())
+    with Model(tiny_chat("f16"), weights=False, n_ctx=32) as model:
+        tokens = len(model.tokenize(model.template.render([{"role": "user", "content": LONG}])))
+    assert re.search(r"a prompt of (\d+) tokens", said)[1] == str(tokens)
+
+
+def test_a_long_paste_that_the_terminal_cuts_is_no_secret(tiny_chat):
+    said, _ = typed(command("chat", tiny_chat("f16"), "--ctx", 64), LONG.encode(), shown=False)
+    assert "the terminal passes on 4095 bytes of a line" in said
+    said, _ = typed(command("chat", tiny_chat("f16"), "--ctx", 64), LONG[:4000].encode(), shown=False)
+    assert "4095" not in said
+
+
+def test_arrow_keys_edit(tiny_chat):
+    left = b"\x1b[D"
+    said, screen = typed(
+        command("chat", tiny_chat("f16"), "--temp", 0), b"What is the capital of Frace?" + left * 3 + b"n"
+    )
+    assert PARIS.encode() in screen, said
