@@ -117,6 +117,15 @@ def refuse_window(config: Config, window: Any) -> None:
         )
 
 
+def refuse_head_dim(config: Config) -> None:
+    """Raise ``LutraError`` if heads are not parts of a token's vector, as the graph takes for granted."""
+    if config.head_dim * config.heads != config.hidden:
+        raise LutraError(
+            f"{config.path}: {config.heads} heads of head_dim {config.head_dim} are not the hidden_size, "
+            f"{config.hidden}, as llama.cpp wants it in a {config.architecture}"
+        )
+
+
 def is_vector(name: str, shape: tuple[int, ...]) -> bool:
     """For ``Family.keeps_f32``: vectors, nothing else."""
     return len(shape) < 2

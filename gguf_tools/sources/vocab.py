@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -67,8 +67,12 @@ _ENDS = {
 }  # fmt: skip
 
 
-def add_vocabulary(writer: GGUFWriter, directory: Path, n_vocab: int) -> None:
+def add_vocabulary(
+    writer: GGUFWriter, directory: Path, n_vocab: int, names: Mapping[str, str] | None = None
+) -> None:
     """Add the keys ``tokenizer.*`` for ``n_vocab`` tokens to ``writer``.
+
+    ``names``: what pre-tokenizers are called in this family, whose rules others have as well.
 
     Raises ``LutraError`` when there is no tokenizer, or none that llama.cpp knows.
     """
@@ -88,7 +92,7 @@ def add_vocabulary(writer: GGUFWriter, directory: Path, n_vocab: int) -> None:
         if bpe.get("byte_fallback"):
             _add_sentencepiece(writer, directory, _fill(_pieces_of_bpe(tokenizer), n_vocab, -1000.0))
         else:
-            _add_byte_level(writer, directory, tokenizer, n_vocab)
+            _add_byte_level(writer, directory, tokenizer, n_vocab, names or {})
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise LutraError(f"{path}: damaged or of an unknown form ({error!r}); download it again") from None
 
@@ -308,7 +312,9 @@ def _pieces_of_bpe(tokenizer: dict[str, Any]) -> dict[int, Piece]:
 # ---- byte-level BPE --------------------------------------------------------------------------
 
 
-def _add_byte_level(writer: GGUFWriter, directory: Path, tokenizer: dict[str, Any], n_vocab: int) -> None:
+def _add_byte_level(
+    writer: GGUFWriter, directory: Path, tokenizer: dict[str, Any], n_vocab: int, names: Mapping[str, str]
+) -> None:
     path = directory / "tokenizer.json"
     texts: dict[int, str] = {i: text for text, i in tokenizer["model"]["vocab"].items()}
     added = {token["id"]: token for token in tokenizer.get("added_tokens", ())} | _added_tokens(directory)
@@ -323,7 +329,8 @@ def _add_byte_level(writer: GGUFWriter, directory: Path, tokenizer: dict[str, An
         tokens.append(text)
         kinds.append(kind)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre_tokenizer(path, tokenizer))
+    pre = _pre_tokenizer(path, tokenizer)
+    writer.add_tokenizer_pre(names.get(pre, pre))
     _rename_duplicates(directory, tokens, kinds)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)

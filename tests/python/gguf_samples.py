@@ -229,6 +229,12 @@ def qwen3moe_block(c: dict) -> dict:
     return norms(c, "input_layernorm", "post_attention_layernorm") | attention(c) | head_norms(c) | mixture
 
 
+def olmo2_block(c: dict) -> dict:
+    """Norms behind both parts, and over all of q and k."""
+    shapes = norms(c, "post_attention_layernorm", "post_feedforward_layernorm") | gated(c) | attention(c)
+    return shapes | {f"self_attn.{x}_norm.weight": shapes[f"self_attn.{x}_proj.weight"][:1] for x in "qk"}
+
+
 # Tied; the vocabulary has no more tokens than the tokenizer, as llama.cpp's converter cuts the others off.
 GEMMA = {
     "hidden_activation": "gelu_pytorch_tanh",
@@ -265,6 +271,28 @@ BLOCKS = {
         },
         mixtral_block,
     ),
+    "Olmo2ForCausalLM": ({"model_type": "olmo2", "eos_token_id": 259, "pad_token_id": 258}, olmo2_block),
+    "Olmo3ForCausalLM": (
+        {
+            "model_type": "olmo3",
+            "rope_theta": 500000.0,
+            "num_hidden_layers": 4,
+            "sliding_window": 64,
+            "eos_token_id": 259,
+            "pad_token_id": 258,
+        },
+        olmo2_block,
+    ),
+    "GraniteForCausalLM": (
+        {
+            "model_type": "granite",
+            "attention_multiplier": 0.1,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+        },
+        llama_block,
+    ),
     "Gemma2ForCausalLM": (
         {**GEMMA, "model_type": "gemma2", "num_hidden_layers": 2, "rope_theta": 10000.0},
         gemma_block,
@@ -281,9 +309,9 @@ BLOCKS = {
 
 
 def hf_model(
-    directory: Path, architecture: str = "Qwen2ForCausalLM", *, dtype="BF16", shards=1, **config
+    directory: Path, architecture: str = "Qwen2ForCausalLM", *, dtype="BF16", shards=1, gain=0.0, **config
 ) -> Path:
-    """A random model, untied, in Hugging Face's form; ``config`` overrides config.json."""
+    """A random model in Hugging Face's form; ``config`` overrides config.json, ``gain`` is added to norms."""
     beside, block = BLOCKS[architecture]
     settings = {
         "architectures": [architecture],
@@ -310,6 +338,8 @@ def hf_model(
         shapes |= {f"model.layers.{i}.{name}": shape for name, shape in block(settings).items()}
     rng = np.random.default_rng(0)
     tensors = {name: rng.standard_normal(shape, np.float32) * 0.05 for name, shape in shapes.items()}
+    for name in filter(lambda name: name.endswith("norm.weight"), tensors):
+        tensors[name] += np.float32(gain)
     directory.mkdir()
     if shards == 1:
         write_safetensors(directory / "model.safetensors", tensors, dtype)

@@ -83,6 +83,16 @@ def test_defaults_are_those_of_transformers(tmp_path, architecture, context):
     assert (f"{arch}.attention.key_length" in found) == (arch == "llama")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [("LlamaForCausalLM", "llama-bpe"), ("Olmo2ForCausalLM", "dbrx"), ("GraniteForCausalLM", "dbrx")],
+)
+def test_a_family_has_names_of_its_own_for_pre_tokenizers(tmp_path, architecture, name):
+    """llama-bpe would look for whole words before it merges."""
+    found = values(open_source(hf_model(tmp_path / "m", architecture)))
+    assert found["tokenizer.ggml.pre"] == name
+
+
 @pytest.mark.parametrize("says", [True, None])
 def test_granites_vocabulary_has_no_bos(tmp_path, monkeypatch, says):
     """In a Llama of its size, whatever tokenizer_config.json says."""
@@ -111,6 +121,10 @@ def test_granites_vocabulary_has_no_bos(tmp_path, monkeypatch, says):
         ("Qwen3MoeForCausalLM", {"mlp_only_layers": [0]}, "mlp_only_layers"),
         ("MixtralForCausalLM", {"sliding_window": 128}, "sliding_window is 128"),
         ("MixtralForCausalLM", {"num_experts_per_tok": 0}, "num_experts_per_tok"),
+        ("GraniteForCausalLM", {"head_dim": 32}, "heads of head_dim 32"),
+        ("GraniteForCausalLM", {"logits_scaling": None}, "'logits_scaling' is None"),
+        ("Olmo3ForCausalLM", {"rope_theta": 1000000.0}, "rope_theta is 500000 in layers with a window"),
+        ("Olmo3ForCausalLM", {"layer_types": ["full_attention"]}, "1 layer_types for 4 layers"),
         ("Gemma3ForCausalLM", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64"),
         ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),

@@ -69,7 +69,8 @@ def add_gemma_vocabulary(writer: gguf.GGUFWriter, directory: Path, config: Confi
         writer.add_add_space_prefix(False)
 
 
-def _window_theta(config: Config) -> float:
+def window_theta(config: Config) -> float:
+    """Base of the rotary frequencies in layers with a window."""
     rope = config.values.get("rope_parameters") or {}
     local = rope.get("sliding_attention") or {}
     if local.get("rope_type", "default") != "default":
@@ -83,7 +84,7 @@ def _add_keys(writer: gguf.GGUFWriter, config: Config) -> None:
     check_attention(config, _LARGEST)
     if config.values.get("attn_logit_softcapping"):
         raise LutraError(f"{config.path}: attn_logit_softcapping is no part of a Gemma 3 in llama.cpp")
-    add_common_keys(writer, config, head_dim=True, window_theta=_window_theta(config))
+    add_common_keys(writer, config, head_dim=True, window_theta=window_theta(config))
     if config.values.get("final_logit_softcapping"):
         writer.add_final_logit_softcapping(config.positive("final_logit_softcapping"))
     add_windows(writer, config, _STEP)

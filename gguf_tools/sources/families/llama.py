@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -24,13 +25,15 @@ def _add_keys(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_rope_dimension_count(config.head_dim)
 
 
-def add_vocabulary(writer: gguf.GGUFWriter, directory: Path, config: Config) -> None:
+def add_vocabulary(
+    writer: gguf.GGUFWriter, directory: Path, config: Config, names: Mapping[str, str] | None = None
+) -> None:
     """The tokenizer's keys, and what its configuration says about a space in front."""
     if (directory / "tokenizer_config.json").is_file():
         prefix = read_json(directory / "tokenizer_config.json").get("add_prefix_space")
         if prefix is not None:
             writer.add_add_space_prefix(bool(prefix))
-    vocab.add_vocabulary(writer, directory, config.vocab)
+    vocab.add_vocabulary(writer, directory, config.vocab, names)
     if config.vocab == _NO_BOS:
         writer.kv_data[0].pop("tokenizer.ggml.add_bos_token", None)
         writer.add_add_bos_token(False)
