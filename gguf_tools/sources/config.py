@@ -106,7 +106,7 @@ def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults:
         head_dim_given="head_dim" in values,
         vocab=number("vocab_size"),
         tied=bool(values["tie_word_embeddings"]) if "tie_word_embeddings" in values else None,
-        activation=str(values.get("hidden_act", values.get("hidden_activation", "silu"))),
+        activation=str(values.get("hidden_activation", values.get("hidden_act", "silu"))),
         rms_eps=float(eps),
         rope=rope,
         experts=experts,

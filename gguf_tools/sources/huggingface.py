@@ -88,7 +88,7 @@ def _open(directory: Path, name: str | None, families: Mapping[str, Family]) -> 
         config = read_config(config_path, raw, architecture, family.architectures[architecture])
         if config.activation not in family.activations:
             raise LutraError(
-                f"{config_path}: hidden_act is {config.activation!r}, but llama.cpp computes "
+                f"{config_path}: its activation is {config.activation!r}, but llama.cpp computes "
                 f"{family.activations[0]!r} in a {architecture}: its answers would be noise"
             )
         try:

@@ -48,13 +48,13 @@ def open_safetensors(directory: Path, resources: ExitStack) -> dict[str, StoredT
     where there is one.
     """
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-    if index.is_file():
+    if single.is_file():  # an index beside it is left over, from before the parts were joined
+        weight_map, parts = {}, [single.name]
+    elif index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(p, str) for p in weight_map.values()):
             raise LutraError(f"{index}: has no weight_map; download the model again")
         parts = sorted(set(weight_map.values()))
-    elif single.is_file():
-        weight_map, parts = {}, [single.name]
     else:
         raise LutraError(
             f"{directory}: has no model.safetensors; other forms (pytorch_model.bin) "

@@ -155,8 +155,11 @@ def _add_special(writer: GGUFWriter, directory: Path, special: SpecialVocab, tok
     if special.add_special_token.get("eos"):
         # It is for training. llama.cpp would end every prompt with it, chats included.
         special.add_special_token["eos"] = False
-    if special.chat_template is None and (directory / "chat_template.jinja").is_file():
-        special.chat_template = (directory / "chat_template.jinja").read_text("utf-8")
+    template = directory / "chat_template.jinja"
+    if template.is_file() and not isinstance(
+        special.chat_template, list
+    ):  # the file counts, as in transformers
+        special.chat_template = template.read_text("utf-8")
     special.add_to_gguf(writer, quiet=True)
     ends: dict[int, None] = {}  # a set in order
     for said in (generation_config(directory), read_json(directory / "config.json")):
@@ -165,12 +168,13 @@ def _add_special(writer: GGUFWriter, directory: Path, special: SpecialVocab, tok
     if not _is_token(special.special_token_ids.get("eos"), tokens) and ends:
         writer.add_eos_token_id(next(iter(ends)))
         del ends[next(iter(ends))]
-    eos = special.special_token_ids.get("eos")
-    unknown = [i for i in ends if i != eos and tokens[i] not in _ENDS]
-    for add, i in zip((writer.add_eot_token_id, writer.add_eom_token_id), unknown, strict=False):
-        add(i)
-    if len(unknown) > 2:
-        writer.add_string(END_TOKENS_KEY, " ".join(map(str, unknown[2:])))
+    known = special.special_token_ids
+    left = [i for i in ends if i not in map(known.get, ("eos", "eot", "eom")) and tokens[i] not in _ENDS]
+    for kind, add in (("eot", writer.add_eot_token_id), ("eom", writer.add_eom_token_id)):
+        if left and kind not in known:
+            add(left.pop(0))
+    if left:
+        writer.add_string(END_TOKENS_KEY, " ".join(map(str, left)))
 
 
 def _is_token(i: Any, tokens: list[str]) -> TypeGuard[int]:

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         streams.drop()
-        name = error.filename or ("standard output" if error.errno == errno.ENOSPC else "")
+        name = error.filename or ("cannot write" if error.errno == errno.ENOSPC else "")
         return _error(f"{name}: {error.strerror}" if name else error.strerror or str(error), 1)
     except MemoryError:
         return _error("out of memory; close other programs or use a smaller model", 1)

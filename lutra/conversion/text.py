@@ -45,13 +45,15 @@ def read_pieces(path: Path, model: Model, limit: int) -> list[list[int]]:
 def read_documents(path: Path) -> Iterator[str | list[Message]]:
     """Texts and conversations of a calibration text. Raises LutraError naming the line that is neither."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LutraError(f"{path}: cannot be read as a UTF-8 text: {error}") from None
     if path.suffix != ".jsonl":
         yield text
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # other ends of lines may stand in a string
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
             document = entry["text"] if "text" in entry else entry["messages"]

@@ -21,7 +21,7 @@ def read_questions(path: Path) -> list[tuple[str, str]]:
     """(question, answer) of each line. Raises LutraError naming the line that is wrong."""
     questions = []
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise LutraError(f"{path}: not a UTF-8 text; --questions needs JSON lines") from None
     for number, line in enumerate(lines, 1):

@@ -17,6 +17,8 @@ from gguf_tools.formats.catalog import RECIPES, TYPES
 from gguf_tools.reader import GGUFFile
 from lutra.conversion import pipeline
 from lutra.conversion.options import ConversionOptions, Target
+from lutra.conversion.text import read_documents
+from lutra.measure.questions import read_questions
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,3 +182,12 @@ def test_nothing_stays_open(model, tmp_path):
     options = lutra.ConversionOptions(type="cb4", calibrate=False, threads=2)
     lutra.convert(model, options, tmp_path / "x.gguf")
     assert held(model) == held(tmp_path) == []
+
+
+def test_json_lines_as_editors_and_programs_write_them(tmp_path):
+    """A mark at the start, ends of lines of Windows, empty lines, and characters that only look like ends."""
+    path = tmp_path / "t.jsonl"
+    path.write_bytes('\ufeff{"text": "a\u2028b"}\r\n\r\n{"text": "c\x85d"}\n\n'.encode())
+    assert list(read_documents(path)) == ["a\u2028b", "c\x85d"]
+    path.write_bytes('\ufeff{"question": "a\u2028b", "answer": "c"}\r\n'.encode())
+    assert read_questions(path) == [("a\u2028b", "c")]

@@ -18,6 +18,8 @@ from lutra.conversion.options import source_name
 from lutra.conversion.workdir import source_files
 
 TOKENS, KINDS = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+EOS, EOT, EOM = (f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
+MORE = "tokenizer.lutra.end_token_ids"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
@@ -238,6 +240,37 @@ def test_markers_that_only_tokenizer_json_has(tiny_chat):
     assert (values(tiny_chat)[TOKENS][4090], values(tiny_chat)[KINDS][4090]) == ("[last]", CONTROL)
 
 
+def test_ends_beside_the_eot_that_a_post_processor_makes(tiny_chat):
+    """It appends </s>, so that becomes eos, and what tokenizer_config.json calls eos is eot."""
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    processor = {"type": "TemplateProcessing", "single": [text, end], "pair": [],
+                 "special_tokens": {"</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}}}  # fmt: skip
+    edit(tiny_chat / "tokenizer.json", post_processor=processor)
+    edit(tiny_chat / "generation_config.json", eos_token_id=[6, 5, 4])
+    found = values(tiny_chat)
+    assert {key: found.get(key) for key in (EOS, EOT, EOM, MORE)} == {EOS: 2, EOT: 6, EOM: 5, MORE: "4"}
+    assert found["tokenizer.ggml.add_eos_token"] is False
+
+
+def test_the_template_in_a_file_of_its_own_counts(tiny_chat):
+    (tiny_chat / "chat_template.jinja").write_text("{{ 'newer' }}")
+    assert values(tiny_chat)["tokenizer.chat_template"] == "{{ 'newer' }}"
+
+
+def test_an_index_that_is_left_over(qwen):
+    (qwen / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'
+    )
+    assert "token_embd.weight" in stored(qwen)
+
+
+def test_an_activation_that_the_family_does_not_read(tmp_path):
+    model = hf_model(tmp_path / "gemma", "Gemma2ForCausalLM", hidden_act="gelu")
+    edit(model / "config.json", hidden_activation="gelu_pytorch_tanh")
+    stored(model)
+
+
 def test_a_template_without_tokenizer_config(tiny_chat):
     (tiny_chat / "tokenizer_config.json").unlink()
     (tiny_chat / "chat_template.jinja").write_text("{{ messages }}")
@@ -273,10 +306,6 @@ def test_a_token_that_is_called_like_a_placeholder(qwen):
 def test_no_file_appends_eos_to_a_prompt(tiny_chat):
     edit(tiny_chat / "tokenizer_config.json", add_eos_token=True)
     assert values(tiny_chat)["tokenizer.ggml.add_eos_token"] is False
-
-
-EOS, EOT, EOM = (f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
-MORE = "tokenizer.lutra.end_token_ids"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_a_full_disk_is_one_line(args, unbuffered, tmp_path):
     with open("/dev/full", "w") as full:
         done = run(args, tmp_path, unbuffered, stdout=full)
     assert (done.returncode, done.stderr) == (
-        1, "lutra: error: standard output: No space left on device\n"
+        1, "lutra: error: cannot write: No space left on device\n"
     )  # fmt: skip
 
 
