@@ -48,8 +48,9 @@ def open_safetensors(directory: Path, resources: ExitStack) -> dict[str, StoredT
     where there is one.
     """
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    weight_map: Any = {}
     if single.is_file():  # an index beside it is left over, from before the parts were joined
-        weight_map, parts = {}, [single.name]
+        parts = [single.name]
     elif index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(p, str) for p in weight_map.values()):
