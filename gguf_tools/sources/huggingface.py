@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError, Unfamiliar
 from gguf_tools.formats.floats import to_float32
-from gguf_tools.sources import card, llama_converter
+from gguf_tools.sources import card, llama_converter, rope
 from gguf_tools.sources.config import Config, quantized_by, read_config
 from gguf_tools.sources.experts import Stack, stacked
 from gguf_tools.sources.families import BY_ARCHITECTURE
 from gguf_tools.sources.family import Family
 from gguf_tools.sources.gguf import open_gguf
 from gguf_tools.sources.hub_cache import model_name
-from gguf_tools.sources.rope import llama3_factors
 from gguf_tools.sources.safetensors import StoredTensor, open_safetensors, read_json
 from gguf_tools.sources.tensors import Source, SourceTensor
 
@@ -148,9 +147,8 @@ def _tensors(directory: Path, config: Config, family: Family, resources: ExitSta
     stored = open_safetensors(directory, resources)
     if config.layers > len(stored):
         raise LutraError(f"{config.path}: {config.layers} layers, but only {len(stored)} tensors are there")
-    factors = llama3_factors(config)
-    if factors is not None:
-        yield _made("rope_freqs.weight", factors, config.path)
+    for made, factors in rope.factors(config).items():
+        yield _made(made, factors, config.path)
     names = gguf.get_tensor_name_map(family.arch, config.layers)
     shapes = _shapes(config, family)
     seen: dict[str, str] = {}

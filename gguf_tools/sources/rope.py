@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from gguf_tools.errors import LutraError, Unfamiliar
 from gguf_tools.sources.config import Config
 
+# Two names of one kind.
+LONG = ("longrope", "su")
+
 
 def add_scaling(writer: gguf.GGUFWriter, config: Config) -> None:
     """Add the keys ``rope.scaling.*``. Raises ``Unfamiliar`` for a kind of scaling that has none."""
@@ -34,7 +37,36 @@ def add_scaling(writer: gguf.GGUFWriter, config: Config) -> None:
         raise Unfamiliar(f"{config.path}: rope type {kind!r} is not supported; convert to an F16 GGUF first")
 
 
-def llama3_factors(config: Config) -> NDArray[np.float32] | None:
+def factors(config: Config) -> dict[str, NDArray[np.float32]]:
+    """Tensors of frequency factors that follow from config.json, by their names in GGUF."""
+    if config.rope.get("rope_type") in LONG:
+        return {f"rope_factors_{x}.weight": _long_factors(config, f"{x}_factor") for x in ("long", "short")}
+    made = _llama3_factors(config)
+    return {} if made is None else {"rope_freqs.weight": made}
+
+
+def turned(config: Config) -> int:
+    """How much of a head turns with its position."""
+    share = config.rope.get("partial_rotary_factor", config.values.get("partial_rotary_factor", 1.0))
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise LutraError(f"{config.path}: partial_rotary_factor is {share!r}, not between 0 and 1")
+    return int(share * config.hidden) // config.heads
+
+
+def _long_factors(config: Config, key: str) -> NDArray[np.float32]:
+    """(rotary dimensions / 2,), one of the two lists of factors for contexts beyond the trained one."""
+    found, count = config.rope.get(key), turned(config) // 2
+    if not isinstance(found, list) or len(found) != count:
+        raise Unfamiliar(
+            f"{config.path}: rope type 'longrope' is not supported: {key} is no list of {count} numbers"
+        )
+    for factor in found:
+        if not isinstance(factor, int | float) or not 0 < factor < 1e30:
+            raise LutraError(f"{config.path}: {key} has {factor!r}, not a positive number")
+    return np.array(found, np.float32)
+
+
+def _llama3_factors(config: Config) -> NDArray[np.float32] | None:
     """Llama 3's frequency factors (head_dim / 2,), None without: 1 for short wavelengths, ``factor`` for long
     ones, between them interpolated in frequency (arXiv 2407.21783 gives the recipe's constants)."""
     rope = config.rope

@@ -36,10 +36,13 @@ _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|"
+_ENDING = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+_CASED_AND_CONTRACTED = _CASED.replace("+|", "+" + _ENDING).replace("*|", "*" + _ENDING)
 _PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
     (_CONTRACTIONS + _WORDS + r"\p{N}{1,3}" + _REST,): "llama-bpe",
     (_CONTRACTIONS + _WORDS + r"\p{N}" + _REST,): "qwen2",
     (_CASED + r"\p{N}" + _REST.replace(r"[\r\n]*", r"[\r\n/]*"),): "tekken",
+    (_CASED_AND_CONTRACTED + r"\p{N}{1,3}" + _REST.replace(r"[\r\n]*", r"[\r\n/]*"),): "gpt-4o",
     ("gpt-2",): "gpt-2",
     ("digits", "gpt-2"): "smollm",
 }

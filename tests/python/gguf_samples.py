@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -235,6 +236,17 @@ def olmo2_block(c: dict) -> dict:
     return shapes | {f"self_attn.{x}_norm.weight": shapes[f"self_attn.{x}_proj.weight"][:1] for x in "qk"}
 
 
+def phi3_block(c: dict) -> dict:
+    """Llama's, with one matrix for q, k and v, and one for gate and up."""
+    block = llama_block(c)
+    rows = {
+        name.split(".")[1]: block.pop(name)[0] for name in list(block) if re.search(r"[qkv]_|gate|up", name)
+    }
+    block["self_attn.qkv_proj.weight"] = rows["q_proj"] + rows["k_proj"] + rows["v_proj"], c["hidden_size"]
+    block["mlp.gate_up_proj.weight"] = rows["gate_proj"] + rows["up_proj"], c["hidden_size"]
+    return block
+
+
 # Tied; the vocabulary has no more tokens than the tokenizer, as llama.cpp's converter cuts the others off.
 GEMMA = {
     "hidden_activation": "gelu_pytorch_tanh",
@@ -292,6 +304,22 @@ BLOCKS = {
             "logits_scaling": 8.0,
         },
         llama_block,
+    ),
+    "Phi3ForCausalLM": (
+        {
+            "model_type": "phi3",
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 128,
+            "bos_token_id": 258,
+            "eos_token_id": 259,
+            "pad_token_id": 258,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": [1.0 + i / 4 for i in range(24)],
+                "short_factor": [1.0 + i / 9 for i in range(24)],
+            },
+        },
+        phi3_block,
     ),
     "Gemma2ForCausalLM": (
         {**GEMMA, "model_type": "gemma2", "num_hidden_layers": 2, "rope_theta": 10000.0},

@@ -22,6 +22,8 @@ from gguf_tools.sources.config import read_config
 from gguf_tools.sources.families import BY_ARCHITECTURE, FAMILIES, llama
 from gguf_tools.sources.open import keeps_f32, open_source
 
+LONG = {"type": "longrope", "long_factor": [1.0] * 24, "short_factor": [1.0] * 24}
+
 ARCHITECTURES = pytest.mark.parametrize("architecture", BLOCKS)
 
 
@@ -85,7 +87,12 @@ def test_defaults_are_those_of_transformers(tmp_path, architecture, context):
 
 @pytest.mark.parametrize(
     ("architecture", "name"),
-    [("LlamaForCausalLM", "llama-bpe"), ("Olmo2ForCausalLM", "dbrx"), ("GraniteForCausalLM", "dbrx")],
+    [
+        ("LlamaForCausalLM", "llama-bpe"),
+        ("Olmo2ForCausalLM", "dbrx"),
+        ("Phi3ForCausalLM", "dbrx"),
+        ("GraniteForCausalLM", "dbrx"),
+    ],
 )
 def test_a_family_has_names_of_its_own_for_pre_tokenizers(tmp_path, architecture, name):
     """llama-bpe would look for whole words before it merges."""
@@ -125,6 +132,15 @@ def test_granites_vocabulary_has_no_bos(tmp_path, monkeypatch, says):
         ("GraniteForCausalLM", {"logits_scaling": None}, "'logits_scaling' is None"),
         ("Olmo3ForCausalLM", {"rope_theta": 1000000.0}, "rope_theta is 500000 in layers with a window"),
         ("Olmo3ForCausalLM", {"layer_types": ["full_attention"]}, "1 layer_types for 4 layers"),
+        ("Phi3ForCausalLM", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        (
+            "Phi3ForCausalLM",
+            {"rope_scaling": {**LONG, "attention_factor": 2.0}},
+            "attention_factor is not 1.1",
+        ),
+        ("Phi3ForCausalLM", {"rope_scaling": {**LONG, "long_factor": [1.0]}}, "long_factor is no list of 24"),
+        ("Phi3ForCausalLM", {"rope_scaling": {**LONG, "long_factor": [0.0] * 24}}, "long_factor has 0.0"),
+        ("Phi3ForCausalLM", {"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
         ("Gemma3ForCausalLM", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64"),
         ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
@@ -227,6 +243,13 @@ def test_layers_with_a_window(tmp_path, kinds, window, pattern):
     found = values(open_source(hf_model(tmp_path / "m", "Gemma3ForCausalLM", **config)))
     assert found.get("gemma3.attention.sliding_window") == window
     assert found.get("gemma3.attention.sliding_window_pattern") == pattern
+
+
+def test_a_window_that_llama_cpp_ignores(tmp_path, caplog):
+    """Phi-3's: it converts all the same, as everywhere else."""
+    found = values(open_source(hf_model(tmp_path / "m", "Phi3ForCausalLM", sliding_window=64)))
+    assert found["phi3.attention.sliding_window"] == 64
+    assert "sliding_window is 64, which llama.cpp ignores" in caplog.text
 
 
 def test_a_window_beyond_the_context_is_none(tmp_path):

@@ -442,6 +442,19 @@ def test_unknown_pre_tokenizer(tmp_path):
     refused(model, "pre-tokenizer", r"\w+", "convert_hf_to_gguf.py")
 
 
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def test_the_pre_tokenizer_of_phi_4_mini(tmp_path):
+    model = hf_model(tmp_path / "m", "Phi3ForCausalLM")
+    (model / "tokenizer.json").write_text(json.dumps(byte_level_tokenizer(O200K)[0]))
+    assert plain(open_source(model))["tokenizer.ggml.pre"] == "gpt-4o"
+
+
 @pytest.mark.parametrize(
     ("steps", "name"),
     [
