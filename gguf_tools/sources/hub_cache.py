@@ -1,16 +1,48 @@
 # SPDX-License-Identifier: MIT
-"""The Hugging Face hub's cache: models--ORG--NAME/{refs/main,snapshots/HASH}, whose files are links."""
+"""The Hugging Face hub's cache: models--ORG--NAME/{refs/main,snapshots/HASH,blobs}, whose files are links."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_tools.errors import LutraError
 
 _MODEL = re.compile(r"models--(?:.+?--)?(.+)")
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
+_TYPE = re.compile(
+    r"(?:^|[-._])((?:UD-)?(?:I?Q\d\w*|TQ\d_\d|CB\d(?:_M)?|B?F16|F32|MXFP4\w*)|[\d.]+bpw)$", re.IGNORECASE
+)
+
+
+def root() -> Path:
+    """Where the cache is."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def directory(name: str) -> Path:
+    """Where the cache has, or would have, the model called ORG/MODEL."""
+    return root() / f"models--{name.replace('/', '--')}"
+
+
+def require_room(name: str, nbytes: int) -> None:
+    """Raise LutraError where the disk of the cache has no room for so many bytes more."""
+    disk = root().absolute()
+    while not disk.exists():
+        disk = disk.parent
+    free = shutil.disk_usage(disk).free
+    if nbytes > free:
+        raise LutraError(
+            f"{name}: needs {nbytes / 1e9:.1f} GB in {root()}, whose disk has {free / 1e9:.1f} GB free; "
+            "'lutra ls' shows what can go, HF_HOME moves the cache"
+        )
 
 
 def snapshot(path: Path) -> Path:
@@ -41,3 +73,77 @@ def model_name(path: Path) -> str:
         path = path.parent.parent
     found = _MODEL.fullmatch(path.name)
     return found[1] if found and path.is_dir() else path.name
+
+
+def gguf_types(names: Iterable[str]) -> dict[str, list[str]]:
+    """The models in GGUF files by type in lower case (else by name), each with its file or parts in order.
+
+    Files of projectors and importance matrices are no models.
+    """
+    models: dict[str, list[str]] = {}
+    for name in sorted(names):
+        path = Path(name)
+        if path.suffix == ".gguf" and not re.search("mmproj|imatrix", path.name, re.IGNORECASE):
+            models.setdefault(_PART.sub("", str(path.with_suffix(""))), []).append(name)
+    types = {model: _TYPE.search(Path(model).name) for model in models}
+    labels = {
+        model: found[1].lower() if found else Path(model).name.lower() for model, found in types.items()
+    }
+    several = [label for label in labels.values() if list(labels.values()).count(label) > 1]
+    return {
+        Path(model).name.lower() if labels[model] in several else labels[model]: files
+        for model, files in models.items()
+    }
+
+
+# ---- what is there -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A model in the cache: its name, the bytes it takes, and its GGUF files if it is of these."""
+
+    name: str
+    bytes: int
+    files: tuple[Path, ...] = ()
+    whole: bool = True
+
+
+def kept() -> Iterator[Kept]:
+    """The models in the cache by name: GGUF files, and what else a model has, as one each."""
+    for model in sorted(root().glob("models--*")):
+        name = "/".join(model.name.split("--", 2)[1:])
+        blobs = [path for path in (model / "blobs").glob("*") if path.is_file()]
+        left = sum(path.stat().st_size for path in blobs)
+        try:
+            files = snapshot(model)
+        except LutraError:
+            files = model / "snapshots"
+        there = [str(path.relative_to(files)) for path in files.rglob("*") if path.is_file()]
+        for kind, parts in gguf_types(there).items():
+            paths = tuple(files / part for part in parts)
+            nbytes = sum(path.stat().st_size for path in paths)
+            left -= nbytes
+            yield Kept(f"{name}:{kind}", nbytes, paths)
+        has_weights = any(path.endswith((".safetensors", ".bin")) for path in there)
+        unfinished = any(path.suffix == ".incomplete" for path in blobs)
+        if has_weights or unfinished or not gguf_types(there):
+            yield Kept(name, left, whole=has_weights and not unfinished)
+
+
+def remove(model: Kept) -> None:
+    """Take a model out of the cache: its GGUF files, or all that is there of it."""
+    name = model.name.partition(":")[0]
+    if model.files and sum(other.name.partition(":")[0] == name for other in kept()) > 1:
+        for file in model.files:
+            blob = file.parent / os.readlink(file) if file.is_symlink() else None
+            file.unlink()
+            if blob:
+                blob.unlink(missing_ok=True)
+        return
+    from huggingface_hub import scan_cache_dir
+
+    repositories = [r for r in scan_cache_dir().repos if r.repo_type == "model" and r.repo_id == name]
+    for repository in repositories:
+        scan_cache_dir().delete_revisions(*(r.commit_hash for r in repository.revisions)).execute()
+    shutil.rmtree(directory(name), ignore_errors=True)  # what was never finished

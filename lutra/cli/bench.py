@@ -7,6 +7,7 @@ import argparse
 import itertools
 
 from gguf_tools.errors import LutraError
+from gguf_tools.sources.hub import local_gguf
 from lutra.runtime.probe import require_loadable
 from lutra.runtime.tools import pass_through
 
@@ -21,7 +22,9 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     parser.usage = "lutra bench FILE... [llama-bench options]"
-    parser.add_argument("files", nargs=argparse.REMAINDER, metavar="FILE", help="GGUF files, then options")
+    parser.add_argument(
+        "files", nargs=argparse.REMAINDER, metavar="FILE", help="GGUF files or names, then options"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     files = list(itertools.takewhile(lambda argument: not argument.startswith("-"), args.files))
     if not files:
         raise LutraError("bench needs a GGUF file; see 'lutra bench --help'")
-    models = [argument for file in files for argument in ("-m", str(require_loadable(file)))]
+    paths = [require_loadable(local_gguf(file)) for file in files]
+    models = [argument for path in paths for argument in ("-m", str(path))]
     pass_through("llama-bench", models + args.files[len(files) :])
     return 0

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gguf_tools.errors import LutraError
+from gguf_tools.sources.hub import local_gguf
 from lutra.cli.arguments import positive
 from lutra.console import warn
 from lutra.runtime.model import Model, Sampler
@@ -24,6 +25,7 @@ With -p only the answer goes to standard output, and temperature 0 makes it the 
 
 examples:
   lutra chat tiny-chat-cb4.gguf
+  lutra chat org/model-GGUF:cb4
   lutra chat tiny-chat-cb4.gguf -p "What is the capital of France?"
 """
 
@@ -31,7 +33,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add = parser.add_argument
-    add("file", metavar="FILE", type=Path, help="GGUF file of a chat model")
+    add("file", metavar="FILE", type=Path, help="GGUF file of a chat model, or ORG/MODEL[:TYPE] of the hub")
     add("-p", "--prompt", help="answer this and end")
     add("-n", type=positive, metavar="N", help="tokens per answer at most (default: until it ends)")
     add("--temp", type=float, metavar="X", help="temperature, 0: greedy (default: 0 with -p, else 0.7)")
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise LutraError("the prompt is empty; write a question after -p")
     temperature = args.temp if args.temp is not None else (0.7 if args.prompt is None else 0.0)
     with (
-        Model(args.file, threads=args.threads, n_ctx=args.ctx, verbose=args.verbose) as model,
+        Model(local_gguf(args.file), threads=args.threads, n_ctx=args.ctx, verbose=args.verbose) as model,
         Sampler(temperature, args.seed) as sampler,
     ):
         chat = Chat(model, sampler, args.system, args.n)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
+from gguf_tools.sources.hub import local_gguf
 from lutra.cli.arguments import positive
 from lutra.cli.convert import add_options as add_conversion_options
 from lutra.cli.convert import options_of, summary
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     from lutra.conversion.options import ConversionOptions
 
 EPILOG = """\
-SRC are GGUF files of one model. With --types it is what 'lutra convert' takes: the files are made, through
-the same code and with the same options, and SRC in F16 is the base. Files that are there already are taken
-when they were made from SRC with the same options. Codebooks are calibrated, other types are not: for a fair
-table add '--calibration default --imatrix F', F made by llama-imatrix from the same text.
+SRC are GGUF files of one model, or ORG/MODEL:TYPE of the hub. With --types it is what 'lutra convert' takes:
+the files are made, through the same code and with the same options, and SRC in F16 is the base. Files that
+are there already are taken when they were made from SRC with the same options. Codebooks are calibrated,
+other types are not: for a fair table add '--calibration default --imatrix F', F made by llama-imatrix from
+the same text.
 
 Only what is asked for is measured. --text gives perplexity and, with a base, the KL divergence to its
 predictions and how often both prefer the same token; --questions counts exact answers; speed is
@@ -52,7 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     showing("--plot", type=Path, metavar="FILE.png", help="draw quality against size; or FILE.svg")
     converting = parser.add_argument_group("converting").add_argument
     converting("--types", type=type_list, metavar="T,...", help="types to convert SRC to, e.g. cb4,cb3,q4_k")
-    converting("--out-dir", type=Path, default=Path(), metavar="DIR", help="where they go (default: .)")
+    converting(
+        "--out-dir",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="where they go, created if need be (default: .)",
+    )
     add_conversion_options(converting)
 
 
@@ -107,13 +115,14 @@ def given(args: argparse.Namespace) -> tuple[list[Path], Path | None]:
         if getattr(args, name) != default:
             raise LutraError(f"--{name.replace('_', '-')} is for converting, and needs --types")
     files: dict[Path, Path] = {}
-    for path in map(Path, (*([args.base] if args.base else []), *args.sources)):
+    base = local_gguf(args.base) if args.base else None
+    for path in [*([base] if base else []), *map(local_gguf, args.sources)]:
         if path.is_dir():
             raise LutraError(f"{path}: is a directory; choose with --types what to convert it to")
         if not path.is_file():
             raise LutraError(f"{path}: no such file")
         files.setdefault(path.resolve(), path)
-    return list(files.values()), args.base
+    return list(files.values()), base
 
 
 def converted(args: argparse.Namespace, failed: dict[str, str]) -> tuple[list[Path], Path]:
@@ -124,15 +133,14 @@ def converted(args: argparse.Namespace, failed: dict[str, str]) -> tuple[list[Pa
 
     if len(args.sources) > 1:
         raise LutraError(f"--types converts one model, not {len(args.sources)}; see --help")
-    if not args.out_dir.is_dir():
-        raise LutraError(f"{args.out_dir}: no such directory; create it or choose another --out-dir")
     source, types = args.sources[0], args.types
     name = source_name(source)
-    base = args.base or (Path(source) if Path(source).is_file() else None)
+    base = local_gguf(args.base) if args.base else (Path(source) if Path(source).is_file() else None)
     if not base:
         base = args.out_dir / f"{name}-f16.gguf"
         types = list(dict.fromkeys(["f16", *types]))
     wanted = {args.out_dir / f"{name}-{kind}.gguf": options_of(args, kind) for kind in types}
+    args.out_dir.mkdir(parents=True, exist_ok=True)
     missing = [path for path, options in wanted.items() if not is_made(path, source, options)]
     for i, path in enumerate(missing, 1):
         say(f"converting {i} of {len(missing)}: {path}")

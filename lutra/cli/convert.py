@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from lutra.conversion.pipeline import Result
 
 EPILOG = """\
-SRC is a Hugging Face directory, a Hugging Face id (user/model), or a GGUF of F32, F16, BF16 or Q8_0.
+SRC is a Hugging Face directory, ORG/MODEL of its hub (fetched into the hub's cache; of GGUF files too, and
+ORG/MODEL:TYPE chooses), or a GGUF of F32, F16, BF16 or Q8_0.
 T is cb2, cb3 or cb4 (codebooks of 2.3, 3.3 and 4.3 bits per weight), f16, bf16, or any type of
 llama-quantize in lower case, which then does the work. cb2_m, cb3_m and cb4_m give a few small matrices more.
 
@@ -53,7 +54,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add = parser.add_argument
-    add("source", metavar="SRC", help="Hugging Face directory or id, or GGUF file")
+    add("source", metavar="SRC", help="Hugging Face directory, ORG/MODEL of the hub, or GGUF file")
     what = parser.add_mutually_exclusive_group(required=True).add_argument
     what("--type", metavar="T", type=str.lower, help="type of the weights, e.g. cb4")
     what("--target-bpw", dest="target", metavar="BPW", type=parsed(_bpw),

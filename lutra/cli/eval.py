@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import LutraError
+from gguf_tools.sources.hub import local_gguf
 from lutra.cli.arguments import positive
 from lutra.runtime.threads import default_threads
 
@@ -32,7 +33,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add = parser.add_argument
-    add("file", metavar="FILE", type=Path, help="GGUF file to measure")
+    add("file", metavar="FILE", type=Path, help="GGUF file to measure, or ORG/MODEL[:TYPE] of the hub")
     add_options(add)
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--json", action="store_true", help="print the results as JSON")
@@ -55,12 +56,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.text and not args.questions:
         raise LutraError("eval needs --text or --questions; see 'lutra eval --help'")
     text = text_of(args)
+    file = local_gguf(args.file)
     threads = args.threads or default_threads()
     results: dict[str, Any] = {}
     if text:
-        results |= measure_text(args.file, text, args.base, threads)
+        results |= measure_text(file, text, args.base and local_gguf(args.base), threads)
     if args.questions:
-        results |= ask(args.file, read_questions(args.questions), threads)
+        results |= ask(file, read_questions(args.questions), threads)
     print(json.dumps(results) if args.json else describe(results))
     return 0
 

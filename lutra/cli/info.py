@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gguf_tools.sources.hub import local_gguf
 from lutra import __version__
 from lutra.console import mib, table
 from lutra.runtime import kernels
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.file:
         from gguf_tools.inspect import read_info
 
-        info = read_info(args.file)
+        info = read_info(local_gguf(args.file))
         print(json.dumps(file_json(info)) if args.json else file_text(info))
     else:
         machine = machine_json()

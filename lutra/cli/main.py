@@ -37,15 +37,32 @@ VERBS = {
     "compare": "the table of a model's files or types: size, quality, speed",
     "info": "show the kernels of this machine, or what is in a file",
     "verify": "check a file and this machine's kernels",
+    "ls": "list the models in the hub's cache and the files here",
+    "rm": "remove one of these",
+    "completion": "complete verbs and options in your shell",
 }
 
 _OVERVIEW = f"""usage: lutra VERB ...
 
 Large language models on Arm CPUs from codebook GGUF files.
 
-{chr(10).join(f"  {verb:<9}{text}" for verb, text in VERBS.items())}
+{chr(10).join(f"  {verb:<12}{text}" for verb, text in VERBS.items())}
 
 'lutra VERB --help' shows the options and an example; 'lutra --version' the version.
+"""
+
+
+_START = """\
+Large language models on Arm CPUs from codebook GGUF files. To start:
+
+  lutra convert ORG/MODEL --type cb4    fetch a model of the hub and convert it, here to MODEL-cb4.gguf
+  lutra chat MODEL-cb4.gguf             talk to it
+  lutra chat ORG/MODEL-GGUF             talk to one that is a GGUF already
+
+For example (0.3 GB):  lutra convert HuggingFaceTB/SmolLM2-135M-Instruct --type cb4
+From a clone:          lutra convert models/tiny-chat --type cb4
+
+'lutra --help' shows all verbs, 'lutra ls' the models that are here.
 """
 
 
@@ -82,7 +99,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv:
+        print(_START, end="")
+        return 0
+    if argv[0] in ("-h", "--help", "help"):
         print(_OVERVIEW, end="")
         return 0
     if argv[0] in ("-V", "--version"):

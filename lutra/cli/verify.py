@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from gguf_tools.errors import LutraError
+from gguf_tools.sources.hub import local_gguf
 
 EPILOG = """\
 Checks the header, the layout version, sizes and ranges; then known dot products with every kernel that
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from lutra.measure.conformance import checks
 
     failures = 0
-    with GGUFFile(args.file) as file:
+    with GGUFFile(local_gguf(args.file)) as file:
         for what, problems in checks(file):
             print(f"{'FAIL' if problems else 'ok  '} {what}", *(f"     {p}" for p in problems), sep="\n")
             failures += bool(problems)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.catalog import RECIPES
+from gguf_tools.sources.hub import is_name
 from gguf_tools.sources.hub_cache import model_name
 from lutra.conversion.llama_quantize import llama_file_types
 from lutra.conversion.plan import Rules, parse_tensor_type, tensor_type
@@ -173,5 +174,7 @@ class ConversionOptions:
 
 def source_name(source: str) -> str:
     """Name of the model in a source: the last part without .gguf and without a float type's suffix."""
+    if is_name(source):
+        source = re.sub(r"(-gguf)?(:.*)?$", "", source, flags=re.IGNORECASE)
     name = model_name(Path(source)).removesuffix(".gguf")
     return re.sub(r"[-.](f32|f16|bf16)$", "", name, flags=re.IGNORECASE)

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: MIT
+"""Models by their names: what is fetched of a hub, gone on with, kept, listed and removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_runner import TINY_CHAT, assert_error, lutra, require_built
+from hub_server import Hub, serve
+
+from gguf_tools.errors import LutraError
+from gguf_tools.sources import hub_cache
+from gguf_tools.sources.hub import is_name
+from gguf_tools.sources.hub_cache import gguf_types
+from lutra.conversion.options import source_name
+
+NEEDED = {path.name for path in TINY_CHAT.iterdir()}
+GGUF = "org/tiny-chat-GGUF"
+
+
+@pytest.fixture(scope="module")
+def f16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model as F16, by its directory."""
+    made = tmp_path_factory.mktemp("f16") / "tiny-chat-f16.gguf"
+    assert lutra("convert", TINY_CHAT, "--type", "f16", "-o", made).returncode == 0
+    return made
+
+
+@pytest.fixture
+def hub(tmp_path: Path, f16: Path) -> Iterator[Hub]:
+    """A hub with the bundled model, as people save it, and with GGUF files of it."""
+    model = tmp_path / "hub" / "model"
+    shutil.copytree(TINY_CHAT, model)
+    for name in (
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+        "onnx/model.onnx",
+        "code.py",
+        "picture.png",
+    ):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_bytes(b"not needed")
+    files = tmp_path / "hub" / "files"
+    files.mkdir()
+    for name in ("tiny-chat-f16.gguf", "tiny-chat.Q8_0.gguf", "mmproj-tiny-chat-f16.gguf"):
+        shutil.copy(f16, files / name)
+    with serve({"org/tiny-chat": model, GGUF: files}) as hub:
+        yield hub
+
+
+@pytest.fixture
+def run(tmp_path: Path, hub: Hub):
+    """``lutra`` with a cache of its own, in a directory of its own."""
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run(*args: object, **extra: str) -> subprocess.CompletedProcess[str]:
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+        return lutra(*args, cwd=work, env=env | extra)
+
+    return run
+
+
+# ---- names ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["org/model", "org/model-GGUF:q4_k_m", "Org_1/Model-1.5B.v2", Path("a/b")])
+def test_names(text: str | Path) -> None:
+    assert is_name(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["model", "a/b/c", "./model", "../model", "/a", "dir/model.gguf", "a/b:", "a b/c"]
+)
+def test_no_names(text: str) -> None:
+    assert not is_name(text)
+
+
+def test_what_is_here_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not is_name("org/model")
+    assert is_name("org/other")
+
+
+def test_output_is_named_after_the_model() -> None:
+    assert source_name("org/Model-1.5B") == "Model-1.5B"
+    assert source_name("org/Model-1.5B-GGUF:bf16") == "Model-1.5B"
+
+
+def test_types_of_files() -> None:
+    names = [
+        "Model-1.5B-Q4_K_M.gguf", "Model-1.5B.IQ3_XXS.gguf", "Model-UD-Q4_K_XL.gguf", "model-cb4_m.gguf",
+        "big/Model-BF16-00002-of-00002.gguf", "big/Model-BF16-00001-of-00002.gguf", "model-3.5bpw.gguf",
+        "mmproj-F16.gguf", "model.imatrix.gguf", "README.md", "plain.gguf", "one-q8_0.gguf", "two-q8_0.gguf",
+    ]  # fmt: skip
+    assert gguf_types(names) == {
+        "q4_k_m": ["Model-1.5B-Q4_K_M.gguf"],
+        "iq3_xxs": ["Model-1.5B.IQ3_XXS.gguf"],
+        "ud-q4_k_xl": ["Model-UD-Q4_K_XL.gguf"],
+        "bf16": ["big/Model-BF16-00001-of-00002.gguf", "big/Model-BF16-00002-of-00002.gguf"],
+        "3.5bpw": ["model-3.5bpw.gguf"],
+        "cb4_m": ["model-cb4_m.gguf"],
+        "one-q8_0": ["one-q8_0.gguf"],
+        "plain": ["plain.gguf"],
+        "two-q8_0": ["two-q8_0.gguf"],
+    }
+
+
+# ---- fetching ------------------------------------------------------------------------------
+
+
+def test_convert_fetches_what_it_needs_and_makes_the_same_file(
+    hub: Hub, run, tmp_path: Path, f16: Path
+) -> None:
+    done = run("convert", "org/tiny-chat", "--type", "f16")
+    assert done.returncode == 0, done.stderr
+    assert hub.fetched() == NEEDED
+    made = tmp_path / "work" / "tiny-chat-f16.gguf"
+    assert made.read_bytes() == f16.read_bytes()
+    hub.sent.clear()
+    assert run("convert", "org/tiny-chat", "--type", "q8_0", "--dry-run").returncode == 0
+    assert not hub.fetched()
+
+
+def test_only_the_parts_of_the_index_are_fetched(hub: Hub, run) -> None:
+    model = hub.models["org/tiny-chat"]
+    weights = (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
+    (model / "model-00009-of-00009.safetensors").write_bytes(b"left over")
+    data = weights.read_bytes()
+    names = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    names.pop("__metadata__", None)
+    index = {"weight_map": dict.fromkeys(names, weights.name)}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    done = run("convert", "org/tiny-chat", "--type", "f16", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    extra = {"model.safetensors.index.json", weights.name}
+    assert hub.fetched() == NEEDED - {"model.safetensors"} | extra
+
+
+def test_interrupted_in_a_file_and_resumed(hub: Hub, run, tmp_path: Path, f16: Path) -> None:
+    size = (TINY_CHAT / "model.safetensors").stat().st_size
+    hub.breaks_after = 12_000_000
+    assert_error(run("convert", "org/tiny-chat", "--type", "f16"), "503", "the same command goes on")
+    assert hub.sent["model.safetensors"] == 12_000_000
+    assert "unfinished" in run("ls").stdout
+    hub.breaks_after, hub.down = None, False
+    done = run("convert", "org/tiny-chat", "--type", "f16")
+    assert done.returncode == 0, done.stderr
+    written = 10 * 2**20  # huggingface_hub writes in chunks of this size
+    assert hub.sent["model.safetensors"] == 12_000_000 + size - written
+    assert hub.sent["tokenizer.json"] == (TINY_CHAT / "tokenizer.json").stat().st_size
+    assert (tmp_path / "work" / "tiny-chat-f16.gguf").read_bytes() == f16.read_bytes()
+    assert "unfinished" not in run("ls").stdout
+
+
+def test_a_gated_model(hub: Hub, run) -> None:
+    hub.gated.add("org/tiny-chat")
+    done = run("convert", "org/tiny-chat", "--type", "f16", "--dry-run")
+    assert_error(done, "gated", f"{hub.url}/org/tiny-chat", "HF_TOKEN")
+    assert run("convert", "org/tiny-chat", "--type", "f16", "--dry-run", HF_TOKEN="hf_x").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "verb", [["convert", "--type=cb4"], ["chat"], ["info"], ["eval", "--questions=/dev/null"]]
+)
+def test_a_model_that_is_nowhere(run, verb: list[str]) -> None:
+    assert_error(run(*verb, "org/nowhere"), "org/nowhere: neither a file here nor a model at", "HF_TOKEN")
+
+
+def test_without_a_network(hub: Hub, run) -> None:
+    dry = ("convert", "org/tiny-chat", "--type", "f16", "--dry-run")
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert_error(run(*dry, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set")
+    assert_error(run(*dry, **nowhere), "check the network")
+    assert not hub.asked
+    assert run(*dry).returncode == 0
+    hub.asked.clear()
+    assert run(*dry, HF_HUB_OFFLINE="1").returncode == 0
+    assert run(*dry, **nowhere).returncode == 0
+    assert not hub.asked
+
+
+def test_a_model_without_safetensors(hub: Hub, run) -> None:
+    (hub.models["org/tiny-chat"] / "model.safetensors").unlink()
+    (hub.models["org/tiny-chat"] / "pytorch_model.bin").unlink()
+    assert_error(run("convert", "org/tiny-chat", "--type", "f16"), "has no model.safetensors")
+    assert not hub.fetched()
+
+
+def test_a_disk_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")(10**9, 9 * 10**8, 10**8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(LutraError, match=r"org/m: needs 0\.2 GB in .*0\.1 GB free; .*HF_HOME"):
+        hub_cache.require_room("org/m", 2 * 10**8)
+    hub_cache.require_room("org/m", 10**8)
+
+
+# ---- GGUF files ----------------------------------------------------------------------------
+
+
+def test_chat_fetches_the_file_of_the_type(hub: Hub, run) -> None:
+    require_built()
+    done = run("chat", f"{GGUF}:Q8_0", "-p", "What is the capital of France?")
+    assert "Paris" in done.stdout, done.stderr
+    assert hub.fetched() == {"tiny-chat.Q8_0.gguf"}
+
+
+def test_the_types_that_are_there_are_named(hub: Hub, run) -> None:
+    assert_error(run("chat", f"{GGUF}:cb3"), "no cb3 file on the hub", f"{GGUF}:f16, {GGUF}:q8_0")
+    assert_error(run("chat", GGUF), "several files on the hub", f"{GGUF}:f16, {GGUF}:q8_0")
+    assert_error(run("chat", "org/tiny-chat"), "has no GGUF file", "lutra convert org/tiny-chat --type cb4")
+    assert not hub.fetched()
+
+
+def test_convert_takes_a_gguf_by_name(hub: Hub, run, tmp_path: Path) -> None:
+    done = run("convert", GGUF, "--type", "cb4", "--no-calibration")
+    assert done.returncode == 0, done.stderr
+    assert hub.fetched() == {"tiny-chat-f16.gguf"}
+    assert (tmp_path / "work" / "tiny-chat-cb4.gguf").is_file()
+
+
+def test_all_parts_of_a_split_file_are_fetched(hub: Hub, run, f16: Path) -> None:
+    files = hub.models[GGUF]
+    for i in (1, 2, 3):
+        (files / f"tiny-chat-cb2-{i:05}-of-00003.gguf").write_bytes(f16.read_bytes() + bytes(i))
+    done = run("info", f"{GGUF}:cb2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert hub.fetched() == {f"tiny-chat-cb2-{i:05}-of-00003.gguf" for i in (1, 2, 3)}
+    (files / "tiny-chat-cb2-00002-of-00003.gguf").unlink()
+    assert_error(run("info", f"{GGUF}:cb2"), "2 of 3 parts of cb2 are on the hub")
+
+
+# ---- ls and rm -----------------------------------------------------------------------------
+
+
+def test_ls_and_rm(run, tmp_path: Path, f16: Path) -> None:
+    assert "no models" in run("ls").stdout
+    for fetch in (
+        ("convert", "org/tiny-chat", "--type=f16", "--dry-run"),
+        ("info", f"{GGUF}:f16"),
+        ("info", f"{GGUF}:q8_0"),
+    ):
+        assert run(*fetch).returncode == 0
+    here = tmp_path / "work" / "mine-f16.gguf"
+    shutil.copy(f16, here)
+
+    def listed() -> dict[str, tuple[str, int]]:
+        return {m["name"]: (m["type"], m["bytes"]) for m in json.loads(run("ls", "--json").stdout)}
+
+    size = f16.stat().st_size
+    needed = sum(path.stat().st_size for path in TINY_CHAT.iterdir())
+    source = {"org/tiny-chat": ("safetensors", needed)}
+    # Two names of one content: the cache keeps it once.
+    assert listed() == source | {name: ("F16", size) for name in (f"{GGUF}:f16", f"{GGUF}:q8_0", here.name)}
+    assert run("ls").stdout.splitlines()[0].split() == ["name", "type", "size"]
+
+    assert_error(run("rm", "org/tiny-chat"), "--yes")
+    assert_error(run("rm", "org/other", "--yes"), "neither a GGUF file nor a model in the hub's cache")
+    assert_error(run("rm", TINY_CHAT / "README.md", "--yes"), "is no GGUF file")
+    assert run("rm", "org/tiny-chat", "--yes").returncode == 0
+    assert run("rm", here.name, "--yes").returncode == 0
+    assert set(listed()) == {f"{GGUF}:f16", f"{GGUF}:q8_0"}
+    assert run("rm", GGUF, "-y").returncode == 0
+    assert listed() == {}
+    assert not [path for path in (tmp_path / "hf" / "hub").glob("models--*")]
+
+
+def test_rm_of_one_type_keeps_the_others(hub: Hub, run, tmp_path: Path) -> None:
+    with open(hub.models[GGUF] / "tiny-chat.Q8_0.gguf", "ab") as file:
+        file.write(b"\0")  # another content
+    for kind in ("f16", "q8_0"):
+        assert run("info", f"{GGUF}:{kind}").returncode == 0
+    assert run("rm", f"{GGUF}:q8_0", "--yes").returncode == 0
+    assert [m["name"] for m in json.loads(run("ls", "--json").stdout)] == [f"{GGUF}:f16"]
+    assert len(list((tmp_path / "hf" / "hub").glob("models--*/blobs/*"))) == 1
+    assert run("info", f"{GGUF}:f16", HF_HUB_OFFLINE="1").returncode == 0
+
+
+# ---- the first steps -----------------------------------------------------------------------
+
+
+def test_lutra_alone_says_what_to_type_next() -> None:
+    said = lutra().stdout
+    assert "lutra convert ORG/MODEL --type cb4" in said
+    assert "lutra chat" in said
+    assert "--help" in said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_verbs_and_options(shell: str) -> None:
+    script = lutra("completion", shell).stdout
+    for word in ("convert", "completion", "calibration", "target-bpw", "out-dir"):
+        assert word in script
+
+
+def test_bash_completes() -> None:
+    script = lutra("completion", "bash").stdout
+    ask = 'COMP_WORDS=(lutra convert --ta); COMP_CWORD=2; "$f"; printf "%s\\n" "${COMPREPLY[@]}"'
+    find = "f=$(complete -p lutra | sed 's/.*-F \\([^ ]*\\).*/\\1/')"
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\n{find}\n{ask}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"LC_ALL": "C"},
+    )
+    assert set(done.stdout.split()) == {"--target-bpw", "--target-size"}, done.stderr
