@@ -64,6 +64,15 @@ def open_hf(directory: Path, name: str | None = None) -> Source:
         return _open(directory, name, {})
 
 
+def _architecture(raw: Mapping[str, Any]) -> str:
+    """What config.json calls the model: by its class or, if that is left out, by its type."""
+    names = raw.get("architectures")
+    if names:
+        return str(names[0]) if isinstance(names, list) else "a model without architecture"
+    kind = f"{raw.get('model_type')}ForCausalLM".lower().replace("_", "")
+    return next((name for name in BY_ARCHITECTURE if name.lower() == kind), "a model without architecture")
+
+
 def _open(directory: Path, name: str | None, families: Mapping[str, Family]) -> Source:
     config_path = directory / "config.json"
     if not config_path.is_file():
@@ -71,8 +80,7 @@ def _open(directory: Path, name: str | None, families: Mapping[str, Family]) -> 
             f"{directory}: has no config.json, so it is no Hugging Face model; give one or a GGUF"
         )
     raw = read_json(config_path)
-    names = raw.get("architectures")
-    architecture = str(names[0]) if isinstance(names, list) and names else "a model without architecture"
+    architecture = _architecture(raw)
     family = families.get(architecture)
     if isinstance(raw.get("text_config"), dict):  # it sees or hears, too
         raw = {**raw, **raw["text_config"]}

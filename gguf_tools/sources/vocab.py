@@ -51,11 +51,12 @@ _PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
 _SPLITS = (("Isolated", False), ("Removed", True))
 
 # Types of pieces in SentencePiece's model file.
+_USER_DEFINED = 4
 _PIECE_TYPES = {
     1: TokenType.NORMAL,
     2: TokenType.UNKNOWN,
     3: TokenType.CONTROL,
-    4: TokenType.NORMAL,  # user-defined: as upstream's converter has it
+    _USER_DEFINED: TokenType.NORMAL,  # as upstream's converter has it
     5: TokenType.UNUSED,
     6: TokenType.BYTE,
 }
@@ -129,10 +130,18 @@ def _added_tokens(directory: Path) -> dict[int, dict[str, Any]]:
         raise LutraError(f"{path}: damaged added_tokens_decoder; download it again") from None
 
 
+class _Special(SpecialVocab):
+    """gguf's, which ends over the ids that stand for none: -1 for padding was common."""
+
+    def _set_special_token(self, typ: str, tid: Any) -> None:
+        if isinstance(tid, int) and tid >= 0:
+            super()._set_special_token(typ, tid)
+
+
 def _special_vocab(directory: Path, *, load_merges: bool = False, n_vocab: int | None = None) -> SpecialVocab:
     """gguf's special tokens; whether bos and eos are added is what the tokenizer's post-processor does,
     where tokenizer_config.json says otherwise (newer versions of the gguf package agree)."""
-    special = SpecialVocab(directory, load_merges=load_merges, n_vocab=n_vocab)
+    special = _Special(directory, load_merges=load_merges, n_vocab=n_vocab)
     if not (directory / "tokenizer.json").is_file():
         return special
     outer = read_json(directory / "tokenizer.json").get("post_processor") or {}
@@ -188,7 +197,7 @@ def _rename_duplicates(directory: Path, tokens: list[str], kinds: list[TokenType
     """Give each text to one token, the first that is in use: llama.cpp ends the process over a second one."""
     owners: dict[str, int] = {}
     for i in sorted(range(len(tokens)), key=lambda i: kinds[i] == TokenType.UNUSED):
-        if owners.setdefault(tokens[i], i) == i:
+        if not tokens[i] or owners.setdefault(tokens[i], i) == i:  # llama.cpp names those without a text
             continue
         name = f"[DUPLICATE{i}]"
         if kinds[i] != TokenType.UNUSED:
@@ -256,8 +265,11 @@ def _sentencepiece(path: Path, is_spare: bool) -> dict[int, Piece]:
             if number == 1:
                 piece = dict(_protobuf(message))
                 (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
-                kind = _PIECE_TYPES[piece.get(3, 1)]
-                pieces[len(pieces)] = (piece.get(1, b"").decode(), score, kind)
+                form, text = piece.get(3, 1), piece.get(1, b"").decode()
+                kind = _PIECE_TYPES[form]
+                if form == _USER_DEFINED and _looks_special(text):  # a marker: it is found in any text
+                    kind = TokenType.CONTROL
+                pieces[len(pieces)] = (text, score, kind)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error):
         pieces.clear()
     if not pieces:

@@ -153,16 +153,16 @@ class Model(Closing):
         """
         api = self._api
         bos = self.special_token("bos")
-        if bos and api.llama_vocab_get_add_bos(self._vocab):
-            text = text.removeprefix(bos)
+        whole = bool(bos) and text.lstrip().startswith(bos)  # as templates write it, some after an empty line
         data = _SURROGATE.sub("\ufffd", text).encode()
         size = len(data) + 8  # no token is shorter than a byte; room for BOS and EOS
         tokens = (api.llama_token * size)()
-        n = api.llama_tokenize(self._vocab, data, len(data), tokens, size, True, True)
+        n = api.llama_tokenize(self._vocab, data, len(data), tokens, size, not whole, True)
         if n < 0:
             raise LutraError(f"{self.path}: the tokenizer refuses a text of {len(data)} bytes")
         if (
             n
+            and not whole
             and api.llama_vocab_get_add_eos(self._vocab)
             and tokens[n - 1] == api.llama_vocab_eos(self._vocab)
         ):

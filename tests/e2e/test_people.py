@@ -73,6 +73,15 @@ def test_a_file_that_appends_eos(tiny_chat, tmp_path):
             assert model.tokenize(words) == plain.tokenize(words)
 
 
+@pytest.mark.parametrize("before", ["", "<s>", "\n<s>", " \n <s>"])
+def test_there_is_one_bos(tiny_chat, before):
+    """Templates write it, some after an empty line; llama.cpp would add another one."""
+    with Model(tiny_chat("f16"), weights=False, n_ctx=32) as model:
+        tokens = model.tokenize(f"{before}<|user|>\nWhat?<|end|>\n")
+        assert tokens.count(1) == 1
+        assert tokens[tokens.index(1) :] == model.tokenize("<s><|user|>\nWhat?<|end|>\n")
+
+
 def test_a_directory_that_appends_eos(copy):
     edit(copy / "tokenizer_config.json", add_eos_token=True)
     assert answer(copy) == PARIS

@@ -240,6 +240,26 @@ def test_markers_that_only_tokenizer_json_has(tiny_chat):
     assert (values(tiny_chat)[TOKENS][4090], values(tiny_chat)[KINDS][4090]) == ("[last]", CONTROL)
 
 
+def test_ids_that_stand_for_none(qwen):
+    edit(qwen / "config.json", pad_token_id=-1, bos_token_id=-1, eos_token_id=-1)
+    edit(qwen / "tokenizer_config.json", pad_token=None, eos_token=None)
+    assert not {EOS, "tokenizer.ggml.padding_token_id", "tokenizer.ggml.bos_token_id"} & values(qwen).keys()
+
+
+def test_markers_that_only_tokenizer_model_has(tiny_chat):
+    edit(tiny_chat / "tokenizer_config.json", added_tokens_decoder=None)
+    (tiny_chat / "tokenizer.json").unlink()
+    assert values(tiny_chat)[KINDS][3:7] == [CONTROL] * 4
+
+
+def test_a_family_by_its_type(tiny_chat):
+    expected = values(tiny_chat)
+    edit(tiny_chat / "config.json", architectures=None)
+    assert values(tiny_chat) == expected
+    edit(tiny_chat / "config.json", model_type="llama4")
+    refused(tiny_chat, "without architecture")
+
+
 def test_ends_beside_the_eot_that_a_post_processor_makes(tiny_chat):
     """It appends </s>, so that becomes eos, and what tokenizer_config.json calls eos is eot."""
     end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
