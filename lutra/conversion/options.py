@@ -18,7 +18,7 @@ from gguf_tools.sources.hub_cache import model_name
 from lutra.conversion.llama_quantize import llama_file_types
 from lutra.conversion.plan import Rules, parse_tensor_type, tensor_type
 from lutra.conversion.text import CALIBRATION_TEXT, read_documents
-from lutra.runtime.threads import default_threads
+from lutra.runtime.threads import checked_threads, default_threads
 
 OPTIONS_KEY = "lutra.convert.options"
 DEFAULT = Path("default")  # as an argument of --calibration: the text that comes along
@@ -33,6 +33,10 @@ class Target:
     text: str
     bpw: float | None = None
     nbytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.bpw is None) == (self.nbytes is None) or (self.bpw or self.nbytes or 0) <= 0:
+            raise LutraError(f"'{self.text}': a target is bits per weight or bytes, one of the two, above 0")
 
     @classmethod
     def parse_bpw(cls, text: str) -> Target:
@@ -49,9 +53,9 @@ class Target:
     def parse_size(cls, text: str) -> Target:
         """From text such as "400M", "1.5G" (powers of ten) or "400MiB" (powers of two). Raises LutraError."""
         found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([KMG]I?)B?", text.upper())
-        if not found or not (nbytes := int(float(found[1]) * _UNITS[found[2]])):
+        if not found or not 1 <= (size := float(found[1]) * _UNITS[found[2]]) < 2**63:
             raise LutraError(f"'{text}' is no size, e.g. 400M, 1.5G or 400MiB")
-        return cls(text, nbytes=nbytes)
+        return cls(text, nbytes=int(size))
 
     @property
     def option(self) -> str:
@@ -91,6 +95,10 @@ class ConversionOptions:
     cluster: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("imatrix", "calibration"):  # paths may be given as text, and types as a list
+            if path := getattr(self, name):
+                object.__setattr__(self, name, Path(path))
+        object.__setattr__(self, "tensor_types", tuple(self.tensor_types))
         if (self.type is None) == (self.target is None):
             raise LutraError("a conversion needs a type or a target, one of the two")
         if not self.calibrate and (self.imatrix or self.calibration):
@@ -107,8 +115,9 @@ class ConversionOptions:
             choice = ", ".join(dict.fromkeys((*RECIPES, *types)))
             raise LutraError(f"'{self.type}' is no type; choose one of {choice}")
         _ = self.rules  # its types and patterns
-        if self.threads < 1:
-            raise LutraError(f"{self.threads} threads cannot convert anything; give a positive number")
+        checked_threads(self.threads)
+        if self.seed < 0:
+            raise LutraError(f"--seed {self.seed}: give a number of 0 or more")
         for path in (self.imatrix, self.calibration):
             if path and path != DEFAULT and not path.is_file():
                 raise LutraError(f"{path}: no such file")

@@ -46,6 +46,7 @@ class Loaded(Closing):
         self._model = self._ctx = None
         self.path = path
         self._verbose = verbose
+        self._weights = weights
         self._advice = advice or f"'lutra verify {path}' checks the file"
         log.install()
         load_backends()
@@ -87,7 +88,9 @@ class Loaded(Closing):
 
     @shielded
     def decode(self, batch: Any) -> None:
-        """Compute a llama_batch. Raises LutraError when that fails."""
+        """Compute a llama_batch. Raises LutraError when that fails, and without weights."""
+        if not self._weights:
+            raise LutraError(f"{self.path}: only the header was read; load the model with its weights")
         with log.listening(self._verbose) as errors:
             code = self._api.llama_decode(self.ctx, batch)
         if code:

@@ -18,11 +18,12 @@ from lutra.runtime.kernels import require_obeyed_choice
 from lutra.runtime.loaded import Closing, Loaded
 from lutra.runtime.native import llama
 from lutra.runtime.probe import require_loadable
-from lutra.runtime.threads import default_threads
+from lutra.runtime.threads import checked_threads
 
 if TYPE_CHECKING:
     from lutra.runtime.template import ChatTemplate, Message
 
+_MAX_CONTEXT = 2**32 - 1  # what a uint32 counts
 _BATCH = 512  # tokens per llama_decode of a prompt
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -53,6 +54,9 @@ class Model(Closing):
         probe: bool = True,
     ) -> None:
         self.path = Path(path)
+        threads = checked_threads(threads)
+        if n_ctx is not None and not 0 < n_ctx <= _MAX_CONTEXT:
+            raise LutraError(f"{path}: no context of {n_ctx} tokens; give a positive number, or none")
         require_obeyed_choice()
         if probe:
             require_loadable(self.path)
@@ -65,13 +69,14 @@ class Model(Closing):
             params = api.llama_context_default_params()
             params.n_ctx = n_ctx or min(api.llama_model_n_ctx_train(loaded.model), 4096)
             params.n_batch = params.n_ubatch = self._batch = min(_BATCH, params.n_ctx)
-            params.n_threads = params.n_threads_batch = threads or default_threads()
+            params.n_threads = params.n_threads_batch = threads
             self.n_ctx: int = params.n_ctx  # llama.cpp rounds its own up
             loaded.start(params, "try a smaller --ctx")
         except BaseException:
             loaded.close()
             raise
         self._cached: list[int] = []  # the tokens in the KV cache
+        self._turn = object()  # whose they are: only the last call of ``generate`` may add to them
 
     def close(self) -> None:
         """Free the memory and the file. Closing twice is fine; using the model afterwards is an error."""
@@ -186,22 +191,28 @@ class Model(Closing):
         return frozenset(int(i) for i in ids if i.isdecimal())
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """Bytes of one token; they may be a part of a UTF-8 character."""
+        """Bytes of one token; they may be a part of a UTF-8 character. Raises LutraError for others."""
+        vocab = self._vocab
+        if not 0 <= token < self.n_vocab:
+            raise LutraError(f"{self.path}: no token {token} among {self.n_vocab}")
         buffer = ctypes.create_string_buffer(256)
-        n = self._api.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        n = self._api.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, special)
         if n < 0:
             buffer = ctypes.create_string_buffer(-n)
-            n = self._api.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+            n = self._api.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, special)
         return buffer.raw[:n]
 
     # ---- prediction ------------------------------------------------------------------------
 
     def logits(self, tokens: list[int]) -> Any:
-        """What is predicted after each of ``tokens`` (at most 512), a sequence of its own.
+        """What is predicted after each of ``tokens`` (at most 512, or the context), a sequence of its own.
 
         A pointer to (tokens, ``n_vocab``) floats, valid until the next call.
         """
         api, n = self._api, len(tokens)
+        if n > self._batch:
+            raise LutraError(f"{self.path}: {n} tokens at once, {self._batch} are possible")
+        self._turn = object()
         self._cached.clear()
         api.llama_memory_clear(self._memory, True)
         batch = api.llama_batch_init(n, 0, 1)
@@ -220,14 +231,18 @@ class Model(Closing):
     def generate(self, prompt: list[int], sampler: Sampler, limit: int | None = None) -> Iterator[int]:
         """Yield the tokens that follow ``prompt`` until the end of the turn, ``limit`` or a full context.
 
-        What the KV cache already holds of the prompt is not computed again.
+        What the KV cache already holds of the prompt is not computed again. Raises LutraError in a call that
+        is continued after a later one has begun: there is one conversation.
         """
         if not 0 < len(prompt) < self.n_ctx:
             raise LutraError(f"a prompt of {len(prompt)} tokens for a context of {self.n_ctx}; see --ctx")
+        turn = self._turn = object()
         self._keep_common_prefix(prompt)
         pending = prompt[len(self._cached) :]
         produced = 0
         while limit is None or produced < limit:
+            if self._turn is not turn:
+                raise LutraError(f"{self.path}: this answer was cut short by another; open a second Model")
             self._decode(pending)
             token = sampler.sample(self._loaded.ctx)
             if token in self._ends or self._api.llama_vocab_is_eog(self._vocab, token):

@@ -8,6 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from gguf_tools.errors import LutraError
+
+MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -15,7 +18,16 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 
 def default_threads() -> int:
     """Physical cores that we may run on, and no more than the control groups give us time on."""
-    return max(1, int(min(_fast_cores(_allowed()), _quota())))
+    return max(1, int(min(_fast_cores(_allowed()), _quota(), MAX_THREADS)))
+
+
+def checked_threads(threads: int | None) -> int:
+    """``threads``, or the default for None. Raises LutraError for a number that nothing can run with."""
+    if threads is None:
+        return default_threads()
+    if not 1 <= threads <= MAX_THREADS:
+        raise LutraError(f"{threads} threads: give a number from 1 to {MAX_THREADS}, or none")
+    return threads
 
 
 def _allowed() -> list[int]:

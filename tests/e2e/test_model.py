@@ -55,6 +55,31 @@ def test_an_answer_that_is_left_early(model):
     assert model.chat(QUESTION) == ANSWER
 
 
+def test_an_answer_does_not_go_on_in_another_conversation(model):
+    first = model.stream("Tell me a story.")
+    assert next(first)
+    assert model.chat(QUESTION) == ANSWER
+    with pytest.raises(LutraError, match="cut short by another"):
+        next(first)
+
+
+def test_numbers_that_would_end_the_process_are_refused(model):
+    for use in (
+        lambda: model.piece(model.n_vocab),
+        lambda: model.piece(-1),
+        lambda: model.logits([1] * (model.n_ctx + 1)),
+        lambda: Model(model.path, n_ctx=-1),
+        lambda: Model(model.path, n_ctx=1 << 32),
+        lambda: Model(model.path, threads=-1),
+    ):
+        with pytest.raises(LutraError, match=r"no token|at once|no context|-1 threads"):
+            use()
+    with Model(model.path, threads=1, weights=False) as tokenizer:
+        assert tokenizer.tokenize(QUESTION)
+        with pytest.raises(LutraError, match="only the header was read"):
+            tokenizer.chat(QUESTION)
+
+
 def test_tokens_and_back(model):
     text = "naïve café, 東京"
     tokens = model.tokenize(text)

@@ -158,7 +158,7 @@ def test_sizes(text, nbytes):
     assert Target.parse_size(text).nbytes == nbytes
 
 
-@pytest.mark.parametrize("text", ["400", "M", "-1M", "1e3M", "0M", "400T", "x"])
+@pytest.mark.parametrize("text", ["400", "M", "-1M", "1e3M", "0M", "400T", "x", "9" * 400 + "G"])
 def test_no_sizes(text):
     with pytest.raises(LutraError, match="400M"):
         Target.parse_size(text)

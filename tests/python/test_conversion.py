@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ ROOT = Path(__file__).parents[2]
         ({"type": "cb4", "calibrate": False, "imatrix": Path("i")}, "--imatrix and --no-calibration"),
         ({"type": "cb3_m", "pure": True}, "--pure gives every matrix one --type"),
         ({"type": "f16", "tune": True}, "--tune needs codebooks"),
-        ({"type": "cb4", "threads": 0}, "positive number"),
+        ({"type": "cb4", "threads": 0}, "0 threads"),
+        ({"type": "cb4", "threads": 10**9}, "1000000000 threads"),
+        ({"type": "cb4", "seed": -1}, "--seed -1"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_source_is_known(wrong, fragment):
@@ -49,6 +52,20 @@ def test_what_cannot_be_is_refused_before_a_source_is_known(wrong, fragment):
         sound = ConversionOptions(type=wrong["type"])
         with pytest.raises(LutraError, match=fragment):
             dataclasses.replace(sound, **wrong)
+
+
+def test_paths_may_be_text_and_lists_do_not_stay_lists(tmp_path):
+    text = tmp_path / "t.txt"
+    text.write_text("text")
+    given = ConversionOptions(type="cb4", calibration=str(text), tensor_types=["ffn=cb2"])
+    assert given == ConversionOptions(type="cb4", calibration=text, tensor_types=("ffn=cb2",))
+    assert len({given, pickle.loads(pickle.dumps(given))}) == 1
+
+
+@pytest.mark.parametrize("size", [{}, {"bpw": 3.0, "nbytes": 5}, {"bpw": -3.0}, {"nbytes": 0}])
+def test_a_target_is_one_positive_size(size):
+    with pytest.raises(LutraError, match="one of the two, above 0"):
+        Target("3.0", **size)
 
 
 def test_types_of_nobody_are_refused_with_the_choice():
