@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.errors import LutraError
+from gguf_tools.errors import LutraError, warn
 from gguf_tools.sources import rope
 from gguf_tools.sources.config import Config
 
@@ -115,6 +115,12 @@ def refuse_window(config: Config, window: Any) -> None:
             f"{config.path}: sliding_window is {window}, which llama.cpp ignores in a {config.architecture}; "
             f"set max_position_embeddings to {window}, up to which both are the same"
         )
+
+
+def warn_of_window(config: Config, window: Any) -> None:
+    """The same as a warning, for models that everybody converts nevertheless."""
+    if isinstance(window, int) and 0 < window < config.context:
+        warn(f"{config.path}: sliding_window is {window}, which llama.cpp ignores: longer texts differ")
 
 
 def refuse_head_dim(config: Config) -> None:

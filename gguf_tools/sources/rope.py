@@ -14,6 +14,8 @@ from gguf_tools.sources.config import Config
 
 # Two names of one kind.
 LONG = ("longrope", "su")
+# Whose graphs have Llama 3's frequency factors.
+_LLAMA3 = ("llama", "granite")
 
 
 def add_scaling(writer: gguf.GGUFWriter, config: Config) -> None:
@@ -33,8 +35,29 @@ def add_scaling(writer: gguf.GGUFWriter, config: Config) -> None:
             ):
                 if rope.get(key) is not None:
                     add(rope[key])
+            _add_attention_factor(writer, config)
+    elif kind == "llama3" and writer.arch not in _LLAMA3:
+        raise LutraError(
+            f"{config.path}: rope type 'llama3' is none that llama.cpp computes in a {config.architecture}"
+        )
     elif kind not in (None, "default", "dynamic", "llama3"):  # dynamic: nothing changes within the context
         raise Unfamiliar(f"{config.path}: rope type {kind!r} is not supported; convert to an F16 GGUF first")
+
+
+def _add_attention_factor(writer: gguf.GGUFWriter, config: Config) -> None:
+    """Add yarn's factor of attention, in relation to the one that llama.cpp computes itself."""
+    rope = config.rope
+
+    def scale(slope: float) -> float:
+        return 0.1 * slope * math.log(max(rope["factor"], 1)) + 1
+
+    factor = rope.get("attention_factor")
+    if factor is None and rope.get("mscale") and rope.get("mscale_all_dim"):
+        factor = scale(rope["mscale"]) / scale(rope["mscale_all_dim"])
+    if factor is not None and not math.isclose(factor, scale(1), rel_tol=1e-4):
+        writer.add_rope_scaling_attn_factors(factor / scale(1))
+    if rope.get("truncate") is False:
+        raise LutraError(f"{config.path}: rope has truncate false, which llama.cpp does not compute")
 
 
 def factors(config: Config) -> dict[str, NDArray[np.float32]]:

@@ -56,9 +56,39 @@ def test_a_calibrated_model_is_computed(tmp_path, architecture):
     assert 1 < json.loads(done.stdout)["ppl"] < 1e9
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+OTHERS = [
+    ("LlamaForCausalLM", {"rope_scaling": {**YARN, "attention_factor": 1.0}}),
+    ("Qwen3ForCausalLM", {"rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}}),
+    (
+        "Olmo3ForCausalLM",
+        {"rope_scaling": {**YARN, "attention_factor": 1.2, "beta_fast": 32, "beta_slow": 1}},
+    ),
+    ("GraniteForCausalLM", {"rope_scaling": LLAMA3}),
+    (
+        "Gemma3ForCausalLM",
+        {
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "rope_local_base_freq": 5000.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    ("Gemma2ForCausalLM", {"layer_types": ["full_attention", "sliding_attention"]}),
+    ("Phi3ForCausalLM", {"rope_scaling": None}),
+]
+
+
 @pytest.mark.torch
-@ARCHITECTURES
-def test_logits_are_those_of_transformers(tmp_path, architecture):
+@pytest.mark.parametrize(("architecture", "config"), [*((name, {}) for name in BLOCKS), *OTHERS])
+def test_logits_are_those_of_transformers(tmp_path, architecture, config):
     """Up to the rounding of weights and activations to F16, in units of the logits' standard deviation."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -66,7 +96,7 @@ def test_logits_are_those_of_transformers(tmp_path, architecture):
     tokens = np.random.default_rng(0).integers(0, 256, 200).tolist()
     # Of norms around 1, or what comes out does not depend on where a token is.
     gain = 1 - BY_ARCHITECTURE[architecture].norm_offset
-    directory = hf_model(tmp_path / "m", architecture, gain=gain)
+    directory = hf_model(tmp_path / "m", architecture, gain=gain, **config)
     reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     with torch.no_grad():
         expected = reference(torch.tensor([tokens])).logits[0].numpy()

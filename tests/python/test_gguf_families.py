@@ -24,6 +24,8 @@ from gguf_tools.sources.open import keeps_f32, open_source
 
 LONG = {"type": "longrope", "long_factor": [1.0] * 24, "short_factor": [1.0] * 24}
 
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+
 ARCHITECTURES = pytest.mark.parametrize("architecture", BLOCKS)
 
 
@@ -141,6 +143,12 @@ def test_granites_vocabulary_has_no_bos(tmp_path, monkeypatch, says):
         ("Phi3ForCausalLM", {"rope_scaling": {**LONG, "long_factor": [1.0]}}, "long_factor is no list of 24"),
         ("Phi3ForCausalLM", {"rope_scaling": {**LONG, "long_factor": [0.0] * 24}}, "long_factor has 0.0"),
         ("Phi3ForCausalLM", {"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
+        (
+            "SmolLM3ForCausalLM",
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "rope type 'llama3'",
+        ),
+        ("LlamaForCausalLM", {"rope_scaling": {**YARN, "truncate": False}}, "truncate false"),
         ("Gemma3ForCausalLM", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64"),
         ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
@@ -245,11 +253,53 @@ def test_layers_with_a_window(tmp_path, kinds, window, pattern):
     assert found.get("gemma3.attention.sliding_window_pattern") == pattern
 
 
-def test_a_window_that_llama_cpp_ignores(tmp_path, caplog):
-    """Phi-3's: it converts all the same, as everywhere else."""
-    found = values(open_source(hf_model(tmp_path / "m", "Phi3ForCausalLM", sliding_window=64)))
-    assert found["phi3.attention.sliding_window"] == 64
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("Phi3ForCausalLM", {}),
+        ("MistralForCausalLM", {}),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True}),
+    ],
+)
+def test_a_window_that_llama_cpp_ignores(tmp_path, caplog, architecture, config):
+    """These convert all the same, as everywhere else."""
+    open_source(hf_model(tmp_path / "m", architecture, sliding_window=512, **config))
+    assert not caplog.text
+    open_source(hf_model(tmp_path / "w", architecture, sliding_window=64, **config))
     assert "sliding_window is 64, which llama.cpp ignores" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("LlamaForCausalLM", {"sliding_window": 64}),
+        ("MistralForCausalLM", {"sliding_window": None}),
+        ("Qwen2ForCausalLM", {"sliding_window": 64, "use_sliding_window": False}),
+        ("Qwen3ForCausalLM", {"sliding_window": 64, "use_sliding_window": False}),
+        ("MixtralForCausalLM", {"sliding_window": None}),
+    ],
+)
+def test_no_window(tmp_path, caplog, architecture, config):
+    """What transformers takes for none."""
+    open_source(hf_model(tmp_path / "m", architecture, max_position_embeddings=32768, **config))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("scaling", "factor"),
+    [
+        ({}, None),
+        ({"attention_factor": 0.1 * np.log(4) + 1}, None),
+        ({"attention_factor": 1.0}, 1 / (0.1 * np.log(4) + 1)),
+        ({"mscale": 2.0, "mscale_all_dim": 1.0}, (0.2 * np.log(4) + 1) / (0.1 * np.log(4) + 1) ** 2),
+    ],
+)
+def test_yarn_with_another_factor_of_attention(tmp_path, scaling, factor):
+    """llama.cpp computes its own, which this one comes on top of."""
+    found = values(
+        open_source(hf_model(tmp_path / "m", "LlamaForCausalLM", rope_scaling={**YARN, **scaling}))
+    )
+    assert found.get("llama.rope.scaling.attn_factor") == (factor and pytest.approx(factor))
 
 
 def test_a_window_beyond_the_context_is_none(tmp_path):

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from gguf_tools.sources import vocab
 from gguf_tools.sources.config import Config
-from gguf_tools.sources.family import Family, add_common_keys, gated_matrices, is_vector, norms_before
+from gguf_tools.sources.family import (
+    Family,
+    add_common_keys,
+    gated_matrices,
+    is_vector,
+    norms_before,
+    warn_of_window,
+)
 from gguf_tools.sources.rope import interleaved
 from gguf_tools.sources.safetensors import read_json
 
@@ -20,6 +27,8 @@ _NO_BOS = 49152  # size of Granite's and SmolLM's vocabulary, of which bos is no
 
 
 def _add_keys(writer: gguf.GGUFWriter, config: Config) -> None:
+    if config.architecture == "MistralForCausalLM":
+        warn_of_window(config, config.values.get("sliding_window"))
     add_common_keys(writer, config, head_dim=True)  # transformers fills it in where config.json is silent
     writer.add_vocab_size(config.vocab)
     writer.add_rope_dimension_count(config.head_dim)
@@ -49,7 +58,7 @@ FAMILY = Family(
     arch=gguf.MODEL_ARCH.LLAMA,
     architectures={
         "LlamaForCausalLM": {"max_position_embeddings": 2048},
-        "MistralForCausalLM": {"max_position_embeddings": 131072},
+        "MistralForCausalLM": {"max_position_embeddings": 131072, "sliding_window": 4096},
     },
     add_keys=_add_keys,
     add_vocabulary=add_vocabulary,

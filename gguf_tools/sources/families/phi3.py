@@ -8,10 +8,18 @@ from pathlib import Path
 
 import gguf
 
-from gguf_tools.errors import LutraError, warn
+from gguf_tools.errors import LutraError
 from gguf_tools.sources import rope
 from gguf_tools.sources.config import Config
-from gguf_tools.sources.family import Family, SharedInput, as_stored, is_vector, norms_before, refuse_head_dim
+from gguf_tools.sources.family import (
+    Family,
+    SharedInput,
+    as_stored,
+    is_vector,
+    norms_before,
+    refuse_head_dim,
+    warn_of_window,
+)
 from gguf_tools.sources.vocab import add_vocabulary
 
 
@@ -31,8 +39,7 @@ def _add_keys(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     window = config.values.get("sliding_window")
     writer.add_sliding_window(int(config.positive("sliding_window")) if window else 0)
-    if window and window < config.context:
-        warn(f"{config.path}: sliding_window is {window}, which llama.cpp ignores: longer texts differ")
+    warn_of_window(config, window)
 
 
 def _trained_context(config: Config) -> int:

@@ -15,11 +15,13 @@ from gguf_tools.sources.family import (
     gated_matrices,
     is_vector,
     norms_before,
+    warn_of_window,
 )
 from gguf_tools.sources.vocab import add_vocabulary
 
 
 def _add_keys(writer: gguf.GGUFWriter, config: Config) -> None:
+    warn_of_window(config, config.values.get("use_sliding_window") and config.values.get("sliding_window"))
     add_common_keys(writer, config, head_dim=config.head_dim_given)
 
 
