@@ -19,7 +19,9 @@ from typing import NoReturn
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources import hub_cache, llama_converter
+from gguf_tools.sources.families import BY_ARCHITECTURE
 from gguf_tools.sources.hub_cache import gguf_types
+from gguf_tools.sources.safetensors import read_json
 
 _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -54,6 +56,7 @@ def local_source(name: str) -> Path:
     if repository.type or ("config.json" not in files and gguf_types(files)):
         return _fetch_gguf(repository, _TO_CONVERT)
     beside = [file for file in files if _BESIDE.fullmatch(file)]
+    is_direct = _require_known(repository, beside)
     if _INDEX in files:
         directory = repository.fetch([*beside, _INDEX])
         try:
@@ -64,12 +67,27 @@ def local_source(name: str) -> Path:
     if _SINGLE in files:
         return repository.fetch([*beside, _SINGLE])
     pickled = [file for file in files if re.fullmatch(r"pytorch_model.*\.bin(\.index\.json)?", file)]
-    if pickled and llama_converter.is_installed():
+    if pickled and not is_direct:
         return repository.fetch([*beside, *pickled])
     raise LutraError(
         f"{repository.name}: has no {_SINGLE}; choose a model of the hub that is saved as safetensors, or "
         f"convert a GGUF of it"
     )
+
+
+def _require_known(repository: _Repository, beside: Sequence[str]) -> bool:
+    """Whether a model is read directly. Raises LutraError, before weights are fetched, if it cannot be."""
+    if "config.json" not in beside:
+        raise LutraError(
+            f"{repository.name}: has no config.json {repository.where}, so it is no language model"
+        )
+    directory = repository.fetch(beside)
+    names = read_json(directory / "config.json").get("architectures")
+    architecture = str(names[0]) if isinstance(names, list) and names else "a model without architecture"
+    if architecture in BY_ARCHITECTURE:
+        return True
+    llama_converter.require(directory, architecture)
+    return False
 
 
 def _fetch_gguf(repository: _Repository, preferred: Sequence[str]) -> Path:
@@ -115,7 +133,7 @@ class _Repository:
         try:
             if constants.HF_HUB_OFFLINE:
                 raise ConnectionError
-            siblings = HfApi().model_info(name, files_metadata=True, timeout=20).siblings
+            siblings = HfApi().model_info(name, files_metadata=True, timeout=10).siblings
             return _Repository(name, kind, {s.rfilename: s.size or 0 for s in siblings or ()}, None)
         except Exception as error:  # the hub's errors are many, and not of one class
             cached = hub_cache.directory(name)
@@ -203,13 +221,16 @@ def _fail(name: str, error: Exception) -> NoReturn:
         reason = f"{hub} refuses access ({status}); set HF_TOKEN to a token that may read it"
     elif status:
         reason = f"{hub} answers {status}; try again later, the same command goes on"
-    elif constants.HF_HUB_OFFLINE:
-        reason = "neither here nor in the hub's cache, and HF_HUB_OFFLINE is set; unset it to fetch the model"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = f"the disk of {hub_cache.root()} is full; 'lutra ls' shows what can go, HF_HOME moves it"
     elif isinstance(error, PermissionError):
         reason = f"{error.filename}: {error.strerror}; set HF_HOME to a directory that can be written"
+    elif constants.HF_HUB_OFFLINE:
+        reason = "neither here nor in the hub's cache, and HF_HUB_OFFLINE is set; unset it to fetch the model"
     else:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        reason = f"could not be fetched from {hub} ({cause}); check the network, the same command goes on"
+        reason = (
+            f"no such file here, and no model could be fetched from {hub} ({cause}); check the network, "
+            "the same command goes on"
+        )
     raise LutraError(f"{name}: {reason}") from None

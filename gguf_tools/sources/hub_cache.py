@@ -135,15 +135,22 @@ def remove(model: Kept) -> None:
     """Take a model out of the cache: its GGUF files, or all that is there of it."""
     name = model.name.partition(":")[0]
     if model.files and sum(other.name.partition(":")[0] == name for other in kept()) > 1:
-        for file in model.files:
-            blob = file.parent / os.readlink(file) if file.is_symlink() else None
-            file.unlink()
-            if blob:
-                blob.unlink(missing_ok=True)
+        blobs = [file.parent / os.readlink(file) for file in model.files if file.is_symlink()]
+        for path in (*model.files, *blobs):
+            _unlink(path)
         return
-    from huggingface_hub import scan_cache_dir
+    for path in (directory(name) / "blobs").glob("*"):
+        _unlink(path)
+    shutil.rmtree(directory(name), ignore_errors=True)
 
-    repositories = [r for r in scan_cache_dir().repos if r.repo_type == "model" and r.repo_id == name]
-    for repository in repositories:
-        scan_cache_dir().delete_revisions(*(r.commit_hash for r in repository.revisions)).execute()
-    shutil.rmtree(directory(name), ignore_errors=True)  # what was never finished
+
+def _unlink(path: Path) -> None:
+    """Remove a file, and what it alone leads to in the store of all models' blobs."""
+    stored = path.resolve()
+    path.unlink(missing_ok=True)
+    store = root().resolve() / "blobs"
+    if store in stored.parents and all(
+        other.resolve() != stored for other in root().glob("*--*/blobs/*") if other.is_symlink()
+    ):
+        stored.unlink(missing_ok=True)
+        stored.with_name(f"{stored.name}.refs").unlink(missing_ok=True)

@@ -35,10 +35,25 @@ def is_installed() -> bool:
 def convert(directory: Path, architecture: str, resources: ExitStack) -> Path:
     """Convert a Hugging Face directory to an F16 GGUF, which is there until ``resources`` is closed.
 
-    Raises ``LutraError`` naming the architecture when the converter or torch is not installed, with
-    the converter's last line when it fails, and where the converter would run the model's own code.
+    Raises ``LutraError`` as ``require`` does, and with the converter's last line when it fails.
     """
+    require(directory, architecture)
     script = script_path()
+    out = Path(resources.enter_context(TemporaryDirectory(prefix="lutra-convert-"))) / "model-f16.gguf"
+    command = [sys.executable, str(script), str(directory), "--outtype", "f16", "--outfile", str(out)]
+    run = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if run.returncode != 0 or not out.is_file():
+        reason = (run.stderr.strip().splitlines() or ["no message"])[-1]
+        raise LutraError(f"{directory}: {architecture}: llama.cpp's converter failed: {reason}")
+    return out
+
+
+def require(directory: Path, architecture: str) -> None:
+    """Raise ``LutraError`` when the converter cannot convert a model, whose weights need not be there yet.
+
+    It names the architecture when the converter or torch is not installed, and the file that would make the
+    converter run the model's own code.
+    """
     if not is_installed():
         direct = ", ".join(name.removesuffix("ForCausalLM") for name in BY_ARCHITECTURE)
         raise LutraError(
@@ -50,13 +65,6 @@ def convert(directory: Path, architecture: str, resources: ExitStack) -> Path:
             f"{code}: {architecture} comes with Python code (auto_map), which lutra does not run; if you "
             f"trust it, make an F16 GGUF with llama.cpp's {SCRIPT} --outtype f16, then pass that file"
         )
-    out = Path(resources.enter_context(TemporaryDirectory(prefix="lutra-convert-"))) / "model-f16.gguf"
-    command = [sys.executable, str(script), str(directory), "--outtype", "f16", "--outfile", str(out)]
-    run = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if run.returncode != 0 or not out.is_file():
-        reason = (run.stderr.strip().splitlines() or ["no message"])[-1]
-        raise LutraError(f"{directory}: {architecture}: llama.cpp's converter failed: {reason}")
-    return out
 
 
 def _own_code(directory: Path) -> Path | None:

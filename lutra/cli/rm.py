@@ -36,13 +36,18 @@ def run(args: argparse.Namespace) -> int:
         if _agreed(args, path.stat().st_size):
             path.unlink()
         return 0
-    models = [m for m in kept() if m.name == args.name or m.name.startswith(f"{args.name}:")]
+    models = [m for m in kept() if f"{m.name}:".startswith(f"{_lower_type(args.name)}:")]
     if not models:
         raise LutraError(f"{path}: neither a GGUF file nor a model in the hub's cache; 'lutra ls' lists them")
     if _agreed(args, sum(model.bytes for model in models)):
         for model in models:
             remove(model)
     return 0
+
+
+def _lower_type(name: str) -> str:
+    model, colon, kind = name.partition(":")
+    return model + colon + kind.lower()
 
 
 def _agreed(args: argparse.Namespace, nbytes: int) -> bool:

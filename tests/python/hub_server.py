@@ -25,6 +25,8 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     breaks_after: int | None = None  # bytes of a file; then the connection is lost, and the hub answers 503
     down: bool = False
+    storage: str = ""  # another address of this server, where files are then
+    shown: dict[str, set[str]] = field(default_factory=dict)  # tokens by the address they were sent to
     asked: list[str] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
 
@@ -69,6 +71,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlparse(self.path).path)
         self.hub.asked.append(f"{self.command} {path}")
+        if token := self.headers.get("Authorization"):
+            self.hub.shown.setdefault(self.headers["Host"], set()).add(token)
         name = path.removeprefix("/api/models/").lstrip("/").partition("/resolve/")[0]
         name = "/".join(name.split("/")[:2])
         if self.hub.down:
@@ -91,6 +95,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "EntryNotFound")
         content = (directory / file).read_bytes()
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        if self.hub.storage and self.hub.storage != f"http://{self.headers['Host']}":
+            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(content))}
+            headers["Location"] = f"{self.hub.storage}{self.path}"
+            return self._send(b"", headers, body, 302)
         status, start = 200, 0
         if (wanted := self.headers.get("Range")) is not None:
             status, start = 206, int(wanted.removeprefix("bytes=").rstrip("-"))

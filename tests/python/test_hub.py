@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from cli_runner import TINY_CHAT, assert_error, lutra, require_built
 from hub_server import Hub, serve
 
 from gguf_tools.errors import LutraError
+from gguf_tools.sources import hub as hub_module
 from gguf_tools.sources import hub_cache
 from gguf_tools.sources.hub import is_name
 from gguf_tools.sources.hub_cache import gguf_types
@@ -168,6 +170,29 @@ def test_a_gated_model(hub: Hub, run) -> None:
     assert run("convert", "org/tiny-chat", "--type", "f16", "--dry-run", HF_TOKEN="hf_x").returncode == 0
 
 
+def test_a_token_stays_with_the_hub(hub: Hub, run) -> None:
+    hub.storage = hub.url.replace("127.0.0.1", "localhost")
+    done = run("convert", "org/tiny-chat", "--type", "f16", "--dry-run", HF_TOKEN="hf_secret")
+    assert done.returncode == 0, done.stderr
+    assert hub.fetched() == NEEDED
+    assert hub.shown == {hub.url.removeprefix("http://"): {"Bearer hf_secret"}}
+
+
+def test_what_cannot_be_read_is_refused_before_its_weights_are_fetched(hub: Hub, run) -> None:
+    config = hub.models["org/tiny-chat"] / "config.json"
+    config.write_text(config.read_text().replace("LlamaForCausalLM", "StrangeForCausalLM"))
+    done = run("convert", "org/tiny-chat", "--type", "f16", LUTRA_CONVERTER_DIR="/nowhere")
+    assert_error(done, "StrangeForCausalLM")
+    assert hub.fetched() == NEEDED - {"model.safetensors"}
+    config.unlink()
+    assert_error(run("convert", "org/tiny-chat", "--type", "f16"), "has no config.json on the hub")
+
+
+def test_a_disk_that_fills_up() -> None:
+    with pytest.raises(LutraError, match=r"org/m: the disk of .* is full; 'lutra ls'"):
+        hub_module._fail("org/m", OSError(errno.ENOSPC, "No space left on device"))
+
+
 @pytest.mark.parametrize(
     "verb", [["convert", "--type=cb4"], ["chat"], ["info"], ["eval", "--questions=/dev/null"]]
 )
@@ -190,9 +215,8 @@ def test_without_a_network(hub: Hub, run) -> None:
 
 def test_a_model_without_safetensors(hub: Hub, run) -> None:
     (hub.models["org/tiny-chat"] / "model.safetensors").unlink()
-    (hub.models["org/tiny-chat"] / "pytorch_model.bin").unlink()
     assert_error(run("convert", "org/tiny-chat", "--type", "f16"), "has no model.safetensors")
-    assert not hub.fetched()
+    assert hub.fetched() == NEEDED - {"model.safetensors"}
 
 
 def test_a_disk_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,10 +302,32 @@ def test_rm_of_one_type_keeps_the_others(hub: Hub, run, tmp_path: Path) -> None:
         file.write(b"\0")  # another content
     for kind in ("f16", "q8_0"):
         assert run("info", f"{GGUF}:{kind}").returncode == 0
-    assert run("rm", f"{GGUF}:q8_0", "--yes").returncode == 0
+    assert run("rm", f"{GGUF}:Q8_0", "--yes").returncode == 0
     assert [m["name"] for m in json.loads(run("ls", "--json").stdout)] == [f"{GGUF}:f16"]
     assert len(list((tmp_path / "hf" / "hub").glob("models--*/blobs/*"))) == 1
     assert run("info", f"{GGUF}:f16", HF_HUB_OFFLINE="1").returncode == 0
+
+
+def test_rm_empties_the_store_of_shared_blobs_of_what_nothing_else_links_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_cache, "root", lambda: tmp_path)
+    stored = tmp_path / "blobs" / "ab" / "abcd"
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(b"weights")
+    for name in ("one", "two"):
+        model = tmp_path / f"models--org--{name}"
+        (model / "blobs").mkdir(parents=True)
+        (model / "blobs" / "etag").symlink_to("../../blobs/ab/abcd")
+        (model / "snapshots" / "0").mkdir(parents=True)
+        (model / "snapshots" / "0" / "model.safetensors").symlink_to("../../blobs/etag")
+    one, two = hub_cache.kept()
+    assert (one.name, one.bytes, one.whole) == ("org/one", 7, True)
+    hub_cache.remove(one)
+    assert stored.exists()
+    hub_cache.remove(two)
+    assert not stored.exists()
+    assert list(hub_cache.kept()) == []
 
 
 # ---- the first steps -----------------------------------------------------------------------
