@@ -26,17 +26,21 @@ __version__ = "0.1.0"
 
 __all__ = ["ConversionOptions", "LutraError", "Model", "Result", "Target", "convert"]
 
-# Loaded when first asked for: `lutra --help` needs none of what they import.
-_PLACES = {
-    "ConversionOptions": "lutra.conversion.options",
-    "Model": "lutra.runtime.model",
-    "Target": "lutra.conversion.options",
-    "Result": "lutra.conversion.pipeline",
-    "convert": "lutra.conversion.pipeline",
-}
+# Loaded when first asked for: `lutra --help` needs none of what they import. Type checkers do not see this:
+# they would take any name for one of ours.
+if not TYPE_CHECKING:
+    _PLACES = {
+        "ConversionOptions": "lutra.conversion.options",
+        "Model": "lutra.runtime.model",
+        "Target": "lutra.conversion.options",
+        "Result": "lutra.conversion.pipeline",
+        "convert": "lutra.conversion.pipeline",
+    }
 
+    def __getattr__(name):
+        if name not in _PLACES:
+            raise AttributeError(f"module 'lutra' has no attribute {name!r}")
+        return getattr(import_module(_PLACES[name]), name)
 
-def __getattr__(name: str) -> object:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'lutra' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    def __dir__():
+        return [*globals(), *_PLACES]

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from cli_runner import require_built
+from cli_runner import environment, require_built
 from gguf_samples import hf_model
 from open_files import held
 
@@ -125,6 +128,17 @@ def test_the_documents_have_the_planners_noise():
     text = (ROOT / "docs" / "RECIPES.md").read_text()
     figures = [f"{kind.snr}" for kind in sorted(TYPES.values(), key=lambda kind: kind.snr or 0) if kind.snr]
     assert ", ".join(figures) in " ".join(text.split())
+
+
+def test_the_package_shows_its_names_and_no_others():
+    """To people who press Tab, and to type checkers, which take any name from a module-level __getattr__."""
+    assert set(lutra.__all__) <= set(dir(lutra))
+    program = "import lutra\nlutra.Model.chat\nlutra.convrt\n"
+    checker = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "-c", program]
+    done = subprocess.run(checker, env=environment(), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert re.findall(r":(\d+): error: (.*)  \[", done.stdout) == [
+        ("3", 'Module has no attribute "convrt"; maybe "convert"?')
+    ]
 
 
 # ---- converting ------------------------------------------------------------------------------
