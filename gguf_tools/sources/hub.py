@@ -122,11 +122,9 @@ class _Repository:
     def find(text: str) -> _Repository:
         """The model called ``text``. Raises LutraError where neither the hub nor the cache has it."""
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.utils import disable_progress_bars, logging
+        from huggingface_hub.utils import logging
 
         logging.set_verbosity_error()
-        if not sys.stderr.isatty():
-            disable_progress_bars()
         match = _NAME.fullmatch(text)
         assert match
         name, kind = match[1], match[2] or ""
@@ -169,10 +167,12 @@ class _Repository:
         """A file in the cache; a large one goes on where an earlier command was stopped."""
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers, disable_progress_bars, enable_progress_bars
 
+        is_large = self.files[file] > _LARGE
+        (enable_progress_bars if is_large and sys.stderr.isatty() else disable_progress_bars)()
         # huggingface_hub begins again in every process, so this fills in the blob that it then finds.
-        if _LARGE < self.files[file] < getattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", 50_000_000_000):
+        if is_large and self.files[file] < getattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", 50_000_000_000):
             url = hf_hub_url(self.name, file)
             known = get_hf_file_metadata(url)
             blob = hub_cache.directory(self.name) / "blobs" / str(known.etag)

@@ -150,7 +150,7 @@ def test_only_the_parts_of_the_index_are_fetched(hub: Hub, run) -> None:
 def test_interrupted_in_a_file_and_resumed(hub: Hub, run, tmp_path: Path, f16: Path) -> None:
     size = (TINY_CHAT / "model.safetensors").stat().st_size
     hub.breaks_after = 12_000_000
-    assert_error(run("convert", "org/tiny-chat", "--type", "f16"), "503", "the same command goes on")
+    assert_error(run("convert", "org/tiny-chat", "--type", "f16"), "the same command goes on")
     assert hub.sent["model.safetensors"] == 12_000_000
     assert "unfinished" in run("ls").stdout
     hub.breaks_after, hub.down = None, False
