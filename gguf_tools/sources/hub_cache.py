@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -126,9 +127,18 @@ def kept() -> Iterator[Kept]:
             left -= nbytes
             yield Kept(f"{name}:{kind}", nbytes, paths)
         has_weights = any(path.endswith((".safetensors", ".bin")) for path in there)
+        has_weights &= _parts(files / "model.safetensors.index.json") <= set(there)
         unfinished = any(path.suffix == ".incomplete" for path in blobs)
         if has_weights or unfinished or not gguf_types(there):
             yield Kept(name, left, whole=has_weights and not unfinished)
+
+
+def _parts(index: Path) -> set[str]:
+    """The files that an index of weights names; none without a sound index."""
+    try:
+        return set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def remove(model: Kept) -> None:

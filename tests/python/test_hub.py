@@ -132,7 +132,7 @@ def test_convert_fetches_what_it_needs_and_makes_the_same_file(
     assert not hub.fetched()
 
 
-def test_only_the_parts_of_the_index_are_fetched(hub: Hub, run) -> None:
+def test_only_the_parts_of_the_index_are_fetched(hub: Hub, run, tmp_path: Path) -> None:
     model = hub.models["org/tiny-chat"]
     weights = (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
     (model / "model-00009-of-00009.safetensors").write_bytes(b"left over")
@@ -145,6 +145,9 @@ def test_only_the_parts_of_the_index_are_fetched(hub: Hub, run) -> None:
     assert done.returncode == 0, done.stderr
     extra = {"model.safetensors.index.json", weights.name}
     assert hub.fetched() == NEEDED - {"model.safetensors"} | extra
+    assert "safetensors" in run("ls").stdout
+    next((tmp_path / "hf").rglob(weights.name)).unlink()  # as after Ctrl-C between two parts
+    assert "unfinished" in run("ls").stdout
 
 
 def test_interrupted_in_a_file_and_resumed(hub: Hub, run, tmp_path: Path, f16: Path) -> None:
@@ -194,7 +197,16 @@ def test_a_disk_that_fills_up() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", [["convert", "--type=cb4"], ["chat"], ["info"], ["eval", "--questions=/dev/null"]]
+    "verb",
+    [
+        ["convert", "--type=cb4"],
+        ["chat"],
+        ["info"],
+        ["verify"],
+        ["bench"],
+        ["compare"],
+        ["eval", "--questions=/dev/null"],
+    ],
 )
 def test_a_model_that_is_nowhere(run, verb: list[str]) -> None:
     assert_error(run(*verb, "org/nowhere"), "org/nowhere: neither a file here nor a model at", "HF_TOKEN")
@@ -295,6 +307,19 @@ def test_ls_and_rm(run, tmp_path: Path, f16: Path) -> None:
     assert run("rm", GGUF, "-y").returncode == 0
     assert listed() == {}
     assert not [path for path in (tmp_path / "hf" / "hub").glob("models--*")]
+
+
+@pytest.mark.parametrize(("answer", "stays"), [("n", True), ("", True), ("y", False)])
+def test_rm_asks_on_a_terminal(answer: str, stays: bool, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    ours, theirs = os.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    done = lutra("rm", file, stdin=theirs)
+    os.close(ours), os.close(theirs)
+    assert done.returncode == 0, done.stderr
+    assert "[y/N]" in done.stdout
+    assert file.exists() is stays
 
 
 def test_rm_of_one_type_keeps_the_others(hub: Hub, run, tmp_path: Path) -> None:
