@@ -6,14 +6,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from gguf_tools.errors import LutraError
+from lutra.runtime.cgroups import control_groups, read
 
 MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _CPUS = Path("/sys/devices/system/cpu")
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def default_threads() -> int:
@@ -46,11 +45,11 @@ def _fast_cores(cpus: list[int]) -> int:
     speeds = {cpu: _number(cpu, "cpu_capacity") or _number(cpu, "cpufreq/cpuinfo_max_freq") for cpu in cpus}
     best = max(speeds.values())
     fast = [cpu for cpu in cpus if speeds[cpu] >= 0.6 * best]
-    return len({_text(_CPUS / f"cpu{cpu}" / "topology/thread_siblings_list") or str(cpu) for cpu in fast})
+    return len({read(_CPUS / f"cpu{cpu}" / "topology/thread_siblings_list") or str(cpu) for cpu in fast})
 
 
 def _number(cpu: int, name: str) -> int:
-    text = _text(_CPUS / f"cpu{cpu}" / name)
+    text = read(_CPUS / f"cpu{cpu}" / name)
     return int(text) if text.isdigit() else 0
 
 
@@ -59,39 +58,14 @@ def _number(cpu: int, name: str) -> int:
 
 def _quota() -> float:
     """The whole CPUs' worth of time that our control groups and those above them allow."""
-    return min((cpus for group in _control_groups() for cpus in _limits(group)), default=math.inf)
-
-
-def _control_groups() -> Iterator[Path]:
-    """The directories of our control groups that may limit CPU time, with those above them.
-
-    /proc/self/cgroup has lines of number:controllers:path, without controllers for version 2. In a container
-    the path may be one of the host's, and only the mount's own root is there.
-    """
-    for line in _text(_OWN_CGROUPS).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            roots = [_CGROUPS, _CGROUPS / "unified"]
-        elif "cpu" in controllers.split(","):
-            roots = [_CGROUPS / controllers, _CGROUPS / "cpu"]
-        else:
-            continue
-        own = PurePosixPath(path.lstrip("/"))
-        yield from (root / above for root in roots for above in (own, *own.parents))
+    return min((cpus for group in control_groups("cpu") for cpus in _limits(group)), default=math.inf)
 
 
 def _limits(group: Path) -> Iterator[int]:
     """The same for one control group, of version 2 or 1."""
     for quota, period in (
-        (_text(group / "cpu.max").split() or ["max", ""])[:2],
-        (_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")),
+        (read(group / "cpu.max").split() or ["max", ""])[:2],
+        (read(group / "cpu.cfs_quota_us"), read(group / "cpu.cfs_period_us")),
     ):
         if quota.isdigit() and period.isdigit() and int(period):  # "max" and -1 are no limit
             yield int(quota) // int(period)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from lutra.runtime import threads
+from lutra.runtime import cgroups, threads
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def machine(tmp_path, monkeypatch):
         own = tmp_path / "own"
         own.write_text(cgroup)
         monkeypatch.setattr(threads, "_CPUS", tmp_path / "cpu")
-        monkeypatch.setattr(threads, "_CGROUPS", tmp_path / "cgroup")
-        monkeypatch.setattr(threads, "_OWN_CGROUPS", own)
+        monkeypatch.setattr(cgroups, "ROOT", tmp_path / "cgroup")
+        monkeypatch.setattr(cgroups, "OWN", own)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(allowed), raising=False)
         return threads.default_threads()
 
