@@ -40,6 +40,11 @@ class StoredTensor:
         """The mapping, shaped: float32, float16, or uint16 for BF16. ``ValueError`` when it is closed."""
         return self.file.array(DTYPES[self.dtype], self.shape, self.offset)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
+
 
 def open_safetensors(directory: Path, resources: ExitStack) -> dict[str, StoredTensor]:
     """All tensors of a model directory, single-file or sharded, part by part in order of their names.
@@ -105,7 +110,14 @@ def _read_part(file: MappedFile) -> list[StoredTensor]:
     if not isinstance(header, dict):
         raise LutraError(f"{file.path}: damaged header; download it again")
     header.pop("__metadata__", None)
-    return [_read_tensor(file, name, header[name], 8 + length) for name in sorted(header)]
+    tensors = [_read_tensor(file, name, header[name], 8 + length) for name in sorted(header)]
+    end = max((t.offset + t.nbytes for t in tensors), default=8 + length)
+    if end < file.size:
+        raise LutraError(
+            f"{file.path}: {file.size - end} bytes follow the last tensor, so the file was changed; "
+            "download it again"
+        )
+    return tensors
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -274,10 +274,17 @@ def tune(
     ``seed`` gives the same file for any number of ``threads``, on one kind of CPU and version of torch.
     Memory: 12 bytes per weight, and activations and logits of BATCH tokens. Raises LutraError as ``require``.
     """
+    require(source)
+    with GGUFFile(path) as file:
+        _tune(file, source, output, pieces, seed, threads)
+
+
+def _tune(
+    file: GGUFFile, source: Source, output: Path, pieces: Sequence[Sequence[int]], seed: int, threads: int
+) -> None:
     import torch
 
-    require(source)
-    network, file = Network.of(source), GGUFFile(path)
+    network = Network.of(source)
     original = {t.name: torch.from_numpy(t.read().reshape(t.shape)) for t in source.tensors}
     tensors = {name: _open(file, info) for name, info in file.tensors.items()}
     tuned = {name: t for name, t in tensors.items() if isinstance(t, Codebook | Norm)}

@@ -34,6 +34,9 @@ class Model(Closing):
         with Model("model-cb4.gguf") as model:
             print(model.chat("What is the capital of France?"))
 
+    ``path`` may also be a name on the Hugging Face hub, ORG/MODEL or ORG/MODEL:TYPE: what is missing of that
+    file is fetched into the hub's cache.
+
     ``threads`` None takes the fast physical cores, ``n_ctx`` None the model's own context, at most 4096.
     ``verbose`` shows llama.cpp's log on stderr; otherwise only Lutra's own lines are shown. Without
     ``weights`` only the header is read: enough to tokenize. The file is tried in a child process first, as
@@ -57,6 +60,10 @@ class Model(Closing):
         threads = checked_threads(threads)
         if n_ctx is not None and not 0 < n_ctx <= _MAX_CONTEXT:
             raise LutraError(f"{path}: no context of {n_ctx} tokens; give a positive number, or none")
+        if not self.path.exists():
+            from gguf_tools.sources.hub import local_gguf  # and numpy with it, which files do not need
+
+            self.path = local_gguf(path)
         require_obeyed_choice()
         if probe:
             require_loadable(self.path)

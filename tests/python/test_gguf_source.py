@@ -409,7 +409,8 @@ def test_safetensors_headers(tmp_path):
     refused(header('{"a": %s}' % (entry % ("F32", "[1e9]", "[0, 8]"))), "'a'", "damaged")
     refused(header('{"a": %s}' % (entry % ("F32", "[99999999999]", "[0, 399999999996]"))), "'a'", "lacks")
     refused(header('{"a": 5}'), "'a'", "damaged")
-    refused(header('{"strange.weight": %s}' % (entry % ("F32", "[2]", "[0, 8]"))), "layers")
+    refused(header('{"a": %s}' % (entry % ("F32", "[2]", "[0, 8]"))), "56 bytes follow the last tensor")
+    refused(header('{"strange.weight": %s}' % (entry % ("F32", "[16]", "[0, 64]"))), "layers")
     path.write_bytes(struct.pack("<Q", 1 << 62) + bytes(64))
     refused(model, "truncated")
 

@@ -8,12 +8,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_runner import TINY_CHAT, assert_error, lutra, require_built
+from cli_runner import TINY_CHAT, assert_error, environment, lutra, require_built
 from hub_server import Hub, serve
 
 from gguf_tools.errors import LutraError
@@ -246,6 +247,26 @@ def test_chat_fetches_the_file_of_the_type(hub: Hub, run) -> None:
     require_built()
     done = run("chat", f"{GGUF}:Q8_0", "-p", "What is the capital of France?")
     assert "Paris" in done.stdout, done.stderr
+    assert hub.fetched() == {"tiny-chat.Q8_0.gguf"}
+
+
+def test_a_model_in_python_is_found_by_its_name(hub: Hub, tmp_path: Path) -> None:
+    require_built()
+    program = f"""
+import lutra
+with lutra.Model("{GGUF}:q8_0", n_ctx=64) as model:
+    print(model.path.name, model.chat("What is the capital of France?"))
+try:
+    lutra.Model("{GGUF}:cb3")
+except lutra.LutraError as error:
+    print(error)
+"""
+    env = environment({"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"})
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    answer, error = done.stdout.splitlines()
+    assert answer.startswith("tiny-chat.Q8_0.gguf ")
+    assert "Paris" in answer
+    assert f"{GGUF}: no cb3 file on the hub" in error
     assert hub.fetched() == {"tiny-chat.Q8_0.gguf"}
 
 
