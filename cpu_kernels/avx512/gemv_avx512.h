@@ -37,7 +37,7 @@ LUTRA_INLINE int32_t excess_of(int sb, const int8_t *q) {
 }
 
 // acc[column][row] = sums over super-block s, in lanes.
-LUTRA_INLINE void multiply_block(int cb, int sb, int n, int64_t s, const uint8_t *block,
+LUTRA_INLINE void multiply_block(int cb, int sb, int n, bool hints, int64_t s, const uint8_t *block,
                                  const uint8_t *entries, const struct lutra_column *column,
                                  __m256i acc[][LUTRA_ROWS]) {
     const int rows = n <= 2 ? 8 : n <= 4 ? 4 : 2;
@@ -50,8 +50,7 @@ LUTRA_INLINE void multiply_block(int cb, int sb, int n, int64_t s, const uint8_t
 #pragma GCC unroll 1
         for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
             const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
-            // CB4 needs none: hints only hinder the hardware, which keeps up with so many bytes per chunk.
-            for (int i = 0; cb < 4 && first == 0 && i < cb_chunk_bytes(cb); i += 64) {
+            for (int i = 0; hints && first == 0 && i < cb_chunk_bytes(cb); i += 64) {
                 _mm_prefetch((const char *)chunk + PREFETCH + i, _MM_HINT_T1);
             }
             const int64_t k = s * sb + c * LUTRA_CHUNK;
@@ -78,6 +77,8 @@ LUTRA_INLINE void strips_times_columns(int cb, int sb, int n, int64_t k, int64_t
                                        const uint8_t *blocks, const int8_t *library,
                                        const struct lutra_column *column) {
     const int64_t n_blocks = k / sb;
+    // AMD's prefetcher keeps up with CB4's bytes per chunk, and hints hinder it. Intel's needs them.
+    const bool hints = cb < 4 || !__builtin_cpu_is("amd");
     for (int i = 0; i < PREFETCH; i += 64) { // arrives while the entries are made
         _mm_prefetch((const char *)blocks + i, _MM_HINT_T1);
     }
@@ -98,7 +99,7 @@ LUTRA_INLINE void strips_times_columns(int cb, int sb, int n, int64_t k, int64_t
             }
             for (int64_t s = first; s < end; s++) {
                 __m256i acc[LUTRA_BATCH][LUTRA_ROWS];
-                multiply_block(cb, sb, n, s, block, span.entries, column, acc);
+                multiply_block(cb, sb, n, hints, s, block, span.entries, column, acc);
                 const __m256 d = load_d(block);
                 for (int i = 0; i < n; i++) {
                     const __m256i excess = _mm256_set1_epi32(span.excess[i][s - first]);
