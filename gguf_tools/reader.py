@@ -58,6 +58,12 @@ def type_name(type_id: int) -> str:
         return str(type_id)
 
 
+def type_id(name: str) -> int:
+    """The ggml type of this name, as ``type_name`` has it. KeyError for others."""
+    ids = {fmt.name: number for number, fmt in CB_FORMATS.items()}
+    return ids[name] if name in ids else int(GGMLQuantizationType[name])
+
+
 def tensor_nbytes(type_id: int, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor of ``shape`` (numpy order, rows last but one), a CB type's library included.
 

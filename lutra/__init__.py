@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 from gguf_tools.errors import LutraError
 
 if TYPE_CHECKING:
+    from lutra.conversion.export import export
     from lutra.conversion.options import ConversionOptions, Target
     from lutra.conversion.pipeline import Result, convert
     from lutra.runtime.model import Model
 
 __version__ = "0.1.0"
 
-__all__ = ["ConversionOptions", "LutraError", "Model", "Result", "Target", "convert"]
+__all__ = ["ConversionOptions", "LutraError", "Model", "Result", "Target", "convert", "export"]
 
 # Loaded when first asked for: `lutra --help` needs none of what they import. Type checkers do not see this:
 # they would take any name for one of ours.
@@ -35,6 +36,7 @@ if not TYPE_CHECKING:
         "Target": "lutra.conversion.options",
         "Result": "lutra.conversion.pipeline",
         "convert": "lutra.conversion.pipeline",
+        "export": "lutra.conversion.export",
     }
 
     def __getattr__(name):

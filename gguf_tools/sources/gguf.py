@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""GGUF files of F32, F16, BF16 or Q8_0 tensors as a source of weights."""
+"""GGUF files as a source of weights: of F32, F16, BF16 or Q8_0 tensors, of others only when asked for."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,36 +13,33 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.floats import to_float32
+from gguf_tools.formats.family import CB_FORMATS, LAYOUT_VERSION, LAYOUT_VERSION_KEY
 from gguf_tools.reader import GGUFFile, TensorInfo, type_name
+from gguf_tools.rows import read_rows
 from gguf_tools.sources.tensors import Source, SourceTensor, keeps_f32
 
-# What a readable tensor's bytes are viewed as.
-_STORED: dict[int, str] = {
-    GGMLQuantizationType.F32: "<f4",
-    GGMLQuantizationType.F16: "<f2",
-    GGMLQuantizationType.BF16: "<u2",
-    GGMLQuantizationType.Q8_0: "u1",
-}
+_GOOD = {GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0")}
 
 
-def open_gguf(path: Path) -> Source:
+def open_gguf(path: Path, *, quantized: bool = False) -> Source:
     """The model in a GGUF file, or in all the files of a split one when given the first.
 
     The metadata is the file's own, without what describes the file and not the model (``split.*``,
-    ``general.alignment``). Raises ``LutraError`` for a damaged file and for tensors of other types.
+    ``general.alignment``). Raises ``LutraError`` for a damaged file and, unless they may be ``quantized``,
+    for tensors of other types.
     """
     with ExitStack() as resources:
         first = resources.enter_context(GGUFFile(path))
         files = [first, *(resources.enter_context(GGUFFile(part)) for part in _other_parts(first))]
         if not first.architecture:
             raise LutraError(f"{path}: has no general.architecture, so it is no language model")
-        tensors = [_tensor(file, info) for file in files for info in file.tensors.values()]
+        tensors = [_tensor(file, info, quantized) for file in files for info in file.tensors.values()]
         if not tensors:
             raise LutraError(f"{path}: has no tensors, only a vocabulary; convert the whole model")
         names = [t.name for t in tensors]
         if len(set(names)) < len(names):
             raise LutraError(f"{path}: parts of this split model hold the same tensor; download it again")
+        _require_known_layout(files)
         _require_different_tokens(first)
         metadata = {
             key: value
@@ -49,6 +47,15 @@ def open_gguf(path: Path) -> Source:
             if not key.startswith("split.") and key != "general.alignment"
         }
         return Source(path, first.architecture, metadata, tensors, resources.pop_all())
+
+
+def _require_known_layout(files: Sequence[GGUFFile]) -> None:
+    """Raise LutraError for codebooks of another layout version; the first file of a model has the key."""
+    version = files[0].get(LAYOUT_VERSION_KEY)
+    if version != LAYOUT_VERSION and any(t.type in CB_FORMATS for f in files for t in f.tensors.values()):
+        raise LutraError(
+            f"{files[0].path}: codebooks of layout version {version}, not {LAYOUT_VERSION}; get a newer lutra"
+        )
 
 
 def _require_different_tokens(file: GGUFFile) -> None:
@@ -74,19 +81,22 @@ def _other_parts(first: GGUFFile) -> list[Path]:
     return [path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(1, count)]
 
 
-def _tensor(file: GGUFFile, info: TensorInfo) -> SourceTensor:
-    stored = _STORED.get(info.type)
-    if stored is None:
+def _tensor(file: GGUFFile, info: TensorInfo, quantized: bool) -> SourceTensor:
+    if info.type not in _GOOD and not quantized:
         raise LutraError(
             f"{file.path}: tensor {info.name!r} is {type_name(info.type)}, already quantized; "
             "start from an F16, BF16, F32 or Q8_0 file of this model"
         )
-    dtype, k = type_name(info.type), info.shape[-1]
-    rows = info.weights // k
 
     def load(start: int, stop: int) -> NDArray[np.float32]:
-        return to_float32(file.data(info).view(stored).reshape(rows, -1)[start:stop], dtype, k)
+        return read_rows(file, info, start, stop)
 
     return SourceTensor(
-        info.name, info.shape, dtype, file.path, load, keeps_f32=keeps_f32(info.name, info.shape)
+        info.name,
+        info.shape,
+        type_name(info.type),
+        file.path,
+        load,
+        keeps_f32=keeps_f32(info.name, info.shape),
+        stored=lambda: file.data(info),
     )

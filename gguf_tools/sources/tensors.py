@@ -33,8 +33,8 @@ def keeps_f32(name: str, shape: tuple[int, ...]) -> bool:
 class SourceTensor:
     """One tensor, read by rows.
 
-    ``shape`` is in numpy order (..., rows, k); ``dtype`` names the stored type (F32, F16, BF16, Q8_0).
-    ``keeps_f32``: it is float32 in a file of any type.
+    ``shape`` is in numpy order (..., rows, k); ``dtype`` names the stored type (F32, F16, BF16, Q8_0, ...).
+    ``keeps_f32``: it is float32 in a file of any type. ``stored``: in a GGUF file, its bytes as they are.
     """
 
     name: str
@@ -43,6 +43,7 @@ class SourceTensor:
     path: Path
     load: Callable[[int, int], NDArray[np.float32]] = field(repr=False)  # rows [start, stop) as (n, k)
     keeps_f32: bool
+    stored: Callable[[], NDArray[np.uint8]] | None = field(default=None, repr=False)
 
     @property
     def k(self) -> int:

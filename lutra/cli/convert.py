@@ -16,6 +16,7 @@ from lutra.cli.arguments import parsed, positive
 from lutra.console import mib
 
 if TYPE_CHECKING:
+    from gguf_tools.inspect import FileInfo
     from lutra.conversion.options import ConversionOptions, Target
     from lutra.conversion.pipeline import Result
 
@@ -126,9 +127,9 @@ def options_of(args: argparse.Namespace, kind: str | None, target: Target | None
     )
 
 
-def summary(result: Result, seconds: float) -> str:
+def summary(made: Result | FileInfo, seconds: float) -> str:
     """The line at the end: file, size, bits per weight, time."""
-    return f"{result.path}: {mib(result.bytes)}, {result.bpw:.2f} bits per weight, {seconds:.1f} s"
+    return f"{made.path}: {mib(made.bytes)}, {made.bpw:.2f} bits per weight, {seconds:.1f} s"
 
 
 def _bpw(text: str) -> Target:

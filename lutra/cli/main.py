@@ -37,6 +37,7 @@ VERBS = {
     "compare": "the table of a model's files or types: size, quality, speed",
     "info": "show the kernels of this machine, or what is in a file",
     "verify": "check a file and this machine's kernels",
+    "export": "make a GGUF for unmodified llama.cpp from one with codebooks",
     "ls": "list the models in the hub's cache and the files here",
     "rm": "remove one of these",
     "completion": "complete verbs and options in your shell",

@@ -15,7 +15,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.formats.catalog import RECIPES
 from gguf_tools.formats.family import LAYOUT_VERSION, LAYOUT_VERSION_KEY
 from gguf_tools.sources.tensors import Source
-from gguf_tools.writer import GGUFWriter, TensorSpec
+from gguf_tools.writer import GGUFWriter, TensorSpec, require_replaceable
 from lutra import __version__
 from lutra.console import mib, progress
 from lutra.conversion.encode import stock
@@ -87,6 +87,13 @@ def metadata(
     values["lutra.convert.version"] = GGUFValue(__version__, GGUFValueType.STRING)
     values[OPTIONS_KEY] = GGUFValue(record, GGUFValueType.STRING)
     return values
+
+
+def require_writable(output: Path, source: str) -> Path:
+    """The file that ``output`` leads to. Raises LutraError, before any work, when it cannot become one."""
+    if output.exists() and Path(source).exists() and output.samefile(source):
+        raise LutraError(f"{output}: would overwrite the source; choose another output with -o")
+    return require_replaceable(output)
 
 
 def require_space(output: Path, nbytes: int) -> None:

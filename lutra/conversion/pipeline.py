@@ -20,7 +20,6 @@ from gguf_tools.inspect import read_info
 from gguf_tools.reader import type_name
 from gguf_tools.sources.open import open_source
 from gguf_tools.sources.tensors import Source
-from gguf_tools.writer import require_replaceable
 from lutra.console import progress, say, warn
 from lutra.conversion import llama_quantize, tune, workdir
 from lutra.conversion.budget import plan_within
@@ -28,7 +27,14 @@ from lutra.conversion.calibrate import calibrate, matmul_order, token_limit
 from lutra.conversion.encode import Matrix, codebook
 from lutra.conversion.jobs import Jobs
 from lutra.conversion.options import OPTIONS_KEY, ConversionOptions
-from lutra.conversion.output import metadata, require_space, temporary, write, write_floats
+from lutra.conversion.output import (
+    metadata,
+    require_space,
+    require_writable,
+    temporary,
+    write,
+    write_floats,
+)
 from lutra.conversion.plan import Planned, Rules, describe, is_tied, plan
 from lutra.conversion.text import read_pieces
 from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
@@ -109,13 +115,6 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
             return "\n".join(filter(None, (description, describe(planned, options.threads, calibrated))))
         gguf = stack.enter_context(_float_gguf(opened, options, output))
         return llama_quantize.preview(gguf, str(options.type), _llama_words(opened, options))
-
-
-def require_writable(output: Path, source: str) -> Path:
-    """The file that ``output`` leads to. Raises LutraError, before any work, when it cannot become one."""
-    if output.exists() and Path(source).exists() and output.samefile(source):
-        raise LutraError(f"{output}: would overwrite the source; choose another output with -o")
-    return require_replaceable(output)
 
 
 # ---- upstream's types ----------------------------------------------------------------------

@@ -206,6 +206,7 @@ def test_a_disk_that_fills_up() -> None:
         ["verify"],
         ["bench"],
         ["compare"],
+        ["export"],
         ["eval", "--questions=/dev/null"],
     ],
 )

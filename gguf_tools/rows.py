@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""The weights of a tensor in a GGUF file as float32, whatever its type."""
+
+from __future__ import annotations
+
+import numpy as np
+from gguf import GGMLQuantizationType, quants
+from numpy.typing import NDArray
+
+from gguf_tools.errors import LutraError
+from gguf_tools.formats import codebook
+from gguf_tools.formats.family import CB_FORMATS, ROWS, CBFormat
+from gguf_tools.formats.floats import to_float32
+from gguf_tools.reader import GGUFFile, TensorInfo, type_name
+
+# What the bytes of these types are viewed as.
+_STORED: dict[int, str] = {
+    GGMLQuantizationType.F32: "<f4",
+    GGMLQuantizationType.F16: "<f2",
+    GGMLQuantizationType.BF16: "<u2",
+    GGMLQuantizationType.Q8_0: "u1",
+}
+
+
+def read_rows(file: GGUFFile, tensor: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
+    """Rows ``start`` to ``stop``, leading dimensions multiplied, as float32 (n, k): exactly what is stored.
+
+    Raises ``LutraError`` for a type that is not known here.
+    """
+    data, k = file.data(tensor), tensor.shape[-1]
+    if fmt := CB_FORMATS.get(tensor.type):
+        return _codebook_rows(data, start, stop, k, fmt)
+    rows = data.reshape(tensor.weights // k, -1)[start:stop]
+    if stored := _STORED.get(tensor.type):
+        return to_float32(rows.view(stored), type_name(tensor.type), k)
+    try:
+        return quants.dequantize(rows, GGMLQuantizationType(tensor.type)).astype(np.float32, copy=False)
+    except NotImplementedError:
+        raise LutraError(
+            f"{file.path}: tensor {tensor.name!r} is {type_name(tensor.type)}, which only llama.cpp reads"
+        ) from None
+
+
+def _codebook_rows(
+    data: NDArray[np.uint8], start: int, stop: int, k: int, fmt: CBFormat
+) -> NDArray[np.float32]:
+    """The strips around the rows, with the library at the end, are a tensor of their own."""
+    first, last = start // ROWS * ROWS, -(-stop // ROWS) * ROWS
+    strips = data[first * fmt.row_bytes(k) : last * fmt.row_bytes(k)]
+    part = np.concatenate([strips, data[-fmt.library_bytes :]])
+    return codebook.dequantize(part, last - first, k, fmt)[start - first : stop - first]
