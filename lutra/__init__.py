@@ -31,18 +31,18 @@ __all__ = ["ConversionOptions", "LutraError", "Model", "Result", "Target", "conv
 # they would take any name for one of ours.
 if not TYPE_CHECKING:
     _PLACES = {
-        "ConversionOptions": "lutra.conversion.options",
-        "Model": "lutra.runtime.model",
-        "Target": "lutra.conversion.options",
-        "Result": "lutra.conversion.pipeline",
-        "convert": "lutra.conversion.pipeline",
-        "export": "lutra.conversion.export",
+        "ConversionOptions": ".conversion.options",
+        "Model": ".runtime.model",
+        "Target": ".conversion.options",
+        "Result": ".conversion.pipeline",
+        "convert": ".conversion.pipeline",
+        "export": ".conversion.export",
     }
 
     def __getattr__(name):
         if name not in _PLACES:
-            raise AttributeError(f"module 'lutra' has no attribute {name!r}")
-        return getattr(import_module(_PLACES[name]), name)
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_PLACES[name], __name__), name)
 
     def __dir__():
         return [*globals(), *_PLACES]

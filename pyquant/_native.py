@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import cffi
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
+from gguf_tools.installed import library
 
 ffi = cffi.FFI()
 ffi.cdef("""
@@ -56,12 +56,8 @@ _DTYPES = {
 
 @cache
 def native() -> Any:
-    """The library, opened once: from ``LUTRA_LIB_DIR`` (development), else where the package has it.
-
-    Raises LutraError when it is not built.
-    """
-    installed = Path(__file__).parents[1] / "lutra" / "lib"
-    path = Path(os.environ.get("LUTRA_LIB_DIR") or installed) / "liblutra_quant.so"
+    """The library, opened once. Raises LutraError when it is not built."""
+    path = library("lutra_quant")
     if not path.is_file():
         raise LutraError(f"{path}: not built; run 'pip install .' or set LUTRA_LIB_DIR")
     return ffi.dlopen(str(path))

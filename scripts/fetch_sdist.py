@@ -47,6 +47,13 @@ WANTED_FILES = (
     "tools/ui/ui.h.in",
 )
 UNWANTED = ("tools/ui/", "ggml/tests/", "ggml/examples/")
+VENDORED = "vendor/llama.cpp/"  # where an sdist has it
+# Of llama-cpp-python itself: the bindings of the C interface, which need nothing else of the package.
+BINDINGS = {
+    "llama_cpp/llama_cpp.py": "bindings/llama_cpp.py",
+    "llama_cpp/_ctypes_extensions.py": "bindings/_ctypes_extensions.py",
+    "LICENSE.md": "bindings/LICENSE.md",
+}
 
 
 class FetchError(Exception):
@@ -102,9 +109,9 @@ def pip_download(package: str, version: str, path: Path) -> None:
 
 
 def read_source(source: Path) -> dict[str, bytes]:
-    """The wanted files of llama.cpp (path to contents) in a directory or a tarball."""
+    """The wanted files (path to contents) of llama.cpp in a directory or a tarball; an sdist's bindings."""
     if source.is_dir():
-        roots = [r for r in (source, source / "vendor/llama.cpp") if (r / MARK).is_file()]
+        roots = [r for r in (source, source / VENDORED) if (r / MARK).is_file()]
         if not roots:
             raise FetchError(f"{source}: neither llama.cpp nor an unpacked llama-cpp-python sdist")
         root = roots[0]
@@ -113,7 +120,10 @@ def read_source(source: Path) -> dict[str, bytes]:
             for directory, _, names in os.walk(root)
             for name in names
         )
-        return {name: (root / name).read_bytes() for name in sorted(names) if wanted(name)}
+        paths = {name: root / name for name in sorted(names) if wanted(name)}
+        if root != source:
+            paths |= {name: source / path for path, name in BINDINGS.items() if (source / path).is_file()}
+        return {name: path.read_bytes() for name, path in paths.items()}
     try:
         with tarfile.open(source) as tar:
             members = [m for m in tar.getmembers() if m.isfile()]
@@ -121,10 +131,14 @@ def read_source(source: Path) -> dict[str, bytes]:
             if not prefixes:
                 raise FetchError(f"{source}: holds neither llama.cpp nor a llama-cpp-python sdist")
             prefix = min(prefixes, key=len)
+            bindings = {}
+            if prefix.endswith(VENDORED):
+                bindings = {prefix.removesuffix(VENDORED) + path: name for path, name in BINDINGS.items()}
             files = {}
             for member in members:
-                name = member.name.removeprefix(prefix)
-                content = tar.extractfile(member) if member.name.startswith(prefix) and wanted(name) else None
+                name = bindings.get(member.name) or member.name.removeprefix(prefix)
+                taken = member.name in bindings or (member.name.startswith(prefix) and wanted(name))
+                content = tar.extractfile(member) if taken else None
                 if content:
                     files[name] = content.read()
             return files
@@ -162,6 +176,8 @@ def fetch(source: Path | None, dest: Path, cache: Path) -> None:
     files = read_source(source if source else download(lock, cache))
     for name in drift(files, lock):
         print(f"warning: {name} differs from that of {lock.package} {lock.version}", file=sys.stderr)
+    if not set(BINDINGS.values()) <= set(files):
+        print(f"warning: no bindings for Python; {lock.package}'s sdist has them", file=sys.stderr)
     write_tree(prepare(files), dest)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The licence notices of llama.cpp and of everything that it brings along and we compile in.
 
-They are gathered from its sources when it is fetched and go into the package (``lutra/licenses``), so
+They are gathered from its sources when it is fetched and go into the package (``licenses``), so
 that a new release cannot bring a component without its notice.
 """
 
@@ -28,13 +28,13 @@ class NoticeError(Exception):
 
 
 def components(files: Iterable[str]) -> dict[str, list[str]]:
-    """Component to its files: llama.cpp, gguf-py, and each innermost directory of ``vendor/``.
+    """Component to its files: llama.cpp, gguf-py, the bindings, and each innermost directory of ``vendor/``.
 
     A directory of ``vendor/`` that holds components itself is llama.cpp's wrapper around them.
     """
     files = sorted(files)
     directories = {str(PurePosixPath(f).parent) for f in files if f.startswith("vendor/")} - {"vendor"}
-    found: dict[str, list[str]] = {"llama.cpp": [], "gguf-py": []}
+    found: dict[str, list[str]] = {"llama.cpp": [], "gguf-py": [], "llama-cpp-python": []}
     for directory in sorted(directories):
         if not any(d.startswith(directory + "/") for d in directories):
             found[directory.removeprefix("vendor/").replace("/", "-")] = []
@@ -43,6 +43,8 @@ def components(files: Iterable[str]) -> dict[str, list[str]]:
         component = directory.removeprefix("vendor/").replace("/", "-")
         if name.startswith("gguf-py/"):
             component = "gguf-py"
+        elif name.startswith("bindings/"):
+            component = "llama-cpp-python"
         elif not name.startswith("vendor/") or component not in found:
             component = "llama.cpp"
         found[component].append(name)

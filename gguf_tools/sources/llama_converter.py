@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from gguf_tools import installed
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.families import BY_ARCHITECTURE
 
@@ -22,9 +22,8 @@ READ = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.tiktoken", 
 
 
 def script_path() -> Path:
-    """Where the converter is when the build installed it: lutra/converter, or $LUTRA_CONVERTER_DIR."""
-    default = Path(__file__).parents[2] / "lutra" / "converter"
-    return Path(os.environ.get("LUTRA_CONVERTER_DIR", default)) / SCRIPT
+    """Where the converter is when the build installed it, or in $LUTRA_CONVERTER_DIR."""
+    return installed.directory("converter") / SCRIPT
 
 
 def is_installed() -> bool:

@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = whole.add_subparsers()
     for verb, text in VERBS.items():
         parser = verbs.add_parser(verb, help=text, description=text)
-        importlib.import_module(f"lutra.cli.{verb}").add_arguments(parser)
+        importlib.import_module(f".{verb}", __package__).add_arguments(parser)
         for action in parser._actions:
             if action.type is Path or action.metavar in ("SRC", "FILE", "NAME"):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]

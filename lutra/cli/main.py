@@ -112,7 +112,7 @@ def _run(argv: list[str]) -> int:
     verb = argv[0]
     if verb not in VERBS:
         return _error(f"no verb '{verb}'; choose one of {', '.join(VERBS)}", 2)
-    module: Verb = importlib.import_module(f"lutra.cli.{verb}")
+    module: Verb = importlib.import_module(f".{verb}", __package__)
     parser = _Parser(
         prog=f"lutra {verb}",
         description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",

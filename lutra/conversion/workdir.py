@@ -224,8 +224,9 @@ def file_digest(path: Path | None) -> str | None:
 def software() -> list[Any]:
     """What computes: our own Python and libraries by content, numpy and its BLAS by version."""
     digest = hashlib.sha256()
+    # Where they are installed, one of them holds the others.
     packages = (Path(module.__path__[0]) for module in (gguf_tools, lutra, pyquant))
-    for path in sorted([*lib_dir().glob("*.so"), *(file for p in packages for file in p.rglob("*.py"))]):
+    for path in sorted({*lib_dir().glob("*.so"), *(file for p in packages for file in p.rglob("*.py"))}):
         digest.update(path.read_bytes())
     loaded = [info for info in threadpool_info() if info["user_api"] == "blas"]
     # numpy's own lies in numpy.libs; other packages of this process may have brought theirs.

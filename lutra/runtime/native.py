@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
+import importlib
 import os
 import sys
 import threading
@@ -19,7 +19,6 @@ from gguf_tools.errors import LutraError
 from lutra.runtime import crash
 from lutra.runtime.paths import lib_dir, lib_path
 
-_LIB_PATH = "LLAMA_CPP_LIB_PATH"  # where the bindings look for libllama
 _loading = threading.Lock()
 
 
@@ -37,9 +36,9 @@ def load(name: str) -> ctypes.CDLL:
 def llama() -> Any:
     """llama-cpp-python's low-level bindings (its module llama_cpp.llama_cpp) on our libllama.
 
-    A copy of our own: the package itself would import numpy and a disk cache, which cost more memory than a
-    small model, and whoever imports it in this process gets it as usual, with the libllama of his choice.
-    Raises LutraError when the bindings are missing or do not fit.
+    The build took them from the same source package as llama.cpp and put them beside the library. Whoever
+    has the package itself, too, imports it as usual, with the libllama of his choice. Raises
+    LutraError when the bindings are missing or do not fit.
     """
     with _loading:
         return _bindings()
@@ -48,47 +47,35 @@ def llama() -> Any:
 @functools.cache
 def _bindings() -> ModuleType:
     load("llama")  # names what is missing before the bindings fail on it
-    found = importlib.util.find_spec("llama_cpp")
-    if found is None or not found.submodule_search_locations:
-        raise LutraError("the package llama-cpp-python is missing; run 'pip install .'")
-    package = Path(found.submodule_search_locations[0])
-    spec = importlib.util.spec_from_file_location("lutra.runtime._llama_cpp", package / "llama_cpp.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with _hollow_package("llama_cpp", package), _environment(_LIB_PATH, str(lib_dir())):
-        spec.loader.exec_module(module)
+    package = lib_dir() / "llama_cpp"
+    if not package.is_dir():
+        raise LutraError(f"{package}: no bindings for libllama; run 'pip install .' or set LUTRA_LIB_DIR")
+    with _only("llama_cpp", package):
+        # It would look for the library itself, and not on every system.
+        finder: Any = importlib.import_module("llama_cpp._ctypes_extensions")
+        finder.load_shared_library = lambda name, _: load(name)
+        module = importlib.import_module("llama_cpp.llama_cpp")
     module.llama_backend_init()
     return module
 
 
 @contextmanager
-def _hollow_package(name: str, directory: Path) -> Iterator[None]:
-    """Let submodules of ``name`` be imported without running its __init__; no trace of it stays."""
-    if name in sys.modules:
-        yield
-        return
+def _only(name: str, directory: Path) -> Iterator[None]:
+    """Within, package ``name`` is what ``directory`` has; afterwards all is as before."""
+    before = {key: sys.modules.pop(key) for key in _loaded(name)}
     package = ModuleType(name)
     package.__path__ = [str(directory)]
     sys.modules[name] = package
     try:
         yield
     finally:
-        for key in [key for key in sys.modules if key.partition(".")[0] == name]:
+        for key in _loaded(name):
             del sys.modules[key]
+        sys.modules.update(before)
 
 
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+def _loaded(name: str) -> list[str]:
+    return [key for key in sys.modules if key.partition(".")[0] == name]
 
 
 @functools.cache

@@ -3,31 +3,28 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from gguf_tools.errors import LutraError
-
-_PACKAGE = Path(__file__).parents[1]
+from gguf_tools.installed import directory, library
 
 # What codebooks are calibrated with unless another text is given: dialogues and prose, free to use.
-CALIBRATION_TEXT = _PACKAGE / "calibration.jsonl"
+CALIBRATION_TEXT = Path(__file__).parents[1] / "calibration.jsonl"
 
 
 def lib_dir() -> Path:
     """Directory of the shared libraries; ``LUTRA_LIB_DIR`` overrides it (development)."""
-    return Path(os.environ.get("LUTRA_LIB_DIR") or _PACKAGE / "lib")
+    return directory("lib")
 
 
 def lib_path(name: str) -> Path:
     """Path of the shared library ``name`` ("ggml-base"). Raises LutraError when it is not built."""
-    return _existing(lib_dir() / f"lib{name}.so", "LUTRA_LIB_DIR")
+    return _existing(library(name), "LUTRA_LIB_DIR")
 
 
 def tool_path(name: str) -> Path:
     """Path of the tool ``name`` ("llama-bench"). Raises LutraError when it is not built."""
-    directory = Path(os.environ.get("LUTRA_BIN_DIR") or _PACKAGE / "bin")
-    return _existing(directory / name, "LUTRA_BIN_DIR")
+    return _existing(directory("bin") / name, "LUTRA_BIN_DIR")
 
 
 def _existing(path: Path, variable: str) -> Path:

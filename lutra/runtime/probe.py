@@ -27,7 +27,7 @@ def require_loadable(path: str | Path) -> Path:
         "GGML_NO_BACKTRACE": "1",
     }
     child = subprocess.run(
-        [sys.executable, "-m", "lutra.runtime.probe_child", os.fspath(path)],
+        [sys.executable, "-m", f"{__package__}.probe_child", os.fspath(path)],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -45,6 +45,11 @@ def test_every_component_has_its_notice() -> None:
     }
 
 
+def test_the_bindings_have_theirs() -> None:
+    files = upstream() | {"bindings/LICENSE.md": MIT, "bindings/llama_cpp.py": b""}
+    assert notices(files)["llama-cpp-python"] == b"==== bindings/LICENSE.md\n\n" + MIT
+
+
 def test_files_belong_to_the_innermost_component() -> None:
     assert components(upstream())["llama.cpp"] == [
         "LICENSE",

@@ -238,6 +238,26 @@ def test_a_tree_an_sdist_and_tarballs_give_the_same_files(tmp_path: Path) -> Non
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_sdist_brings_the_bindings(tmp_path: Path, packed: bool) -> None:
+    bindings = {path: path.encode() for path in fetch_sdist.BINDINGS}
+    sdist = bindings | {
+        "llama_cpp/llama.py": b"",
+        **{f"vendor/llama.cpp/{n}": d for n, d in upstream().items()},
+    }
+    source = (
+        pack(sdist, tmp_path / "b.tar.gz", "llama_cpp_python-1/") if packed else write(sdist, tmp_path / "in")
+    )
+    files = fetch_sdist.read_source(source)
+    assert files == upstream() | {fetch_sdist.BINDINGS[path]: data for path, data in bindings.items()}
+
+
+def test_without_bindings_there_is_a_warning(tmp_path: Path) -> None:
+    source = write(upstream(), tmp_path / "in")
+    result = run("fetch_sdist.py", "--source", source, "--dest", tmp_path / "out", "--cache", tmp_path)
+    assert "warning: no bindings for Python; llama-cpp-python's sdist has them" in result.stderr
+
+
 def test_only_what_the_build_needs_is_taken(tmp_path: Path) -> None:
     extra = {
         "ggml/src/ggml-cuda/x.cu": b"",
