@@ -65,7 +65,7 @@ def wanted(path: str) -> bool:
     if path in WANTED_FILES:
         return True
     if path.startswith("ggml/src/ggml-") and "/" in path.removeprefix("ggml/src/"):
-        return path.startswith("ggml/src/ggml-cpu/")
+        return path.startswith(("ggml/src/ggml-cpu/", "ggml/src/ggml-rpc/"))
     return path.startswith(WANTED) and not path.startswith(UNWANTED)
 
 

@@ -9,6 +9,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <initializer_list>
@@ -147,6 +149,20 @@ void lutra_on_crash(const char *before, const char *after) {
     if (owner == 0) {
         install();
     }
+}
+
+void lutra_worker_lost(const char *endpoint) {
+    char text[512];
+    snprintf(text, sizeof(text),
+             "worker %s is lost: it ended, or the network to it did; start 'lutra worker' there again, then "
+             "repeat this command",
+             endpoint);
+    if (owner != 0) {
+        text_before = text_after = ""; // the model is not to blame
+        end(text);
+    }
+    fprintf(stderr, "error: %s\n", text);
+    abort();
 }
 
 void lutra_on_crash_remove(int place, const char *path) {

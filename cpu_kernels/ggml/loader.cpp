@@ -9,6 +9,7 @@
 
 #include <cstring>
 #include <stdexcept>
+#include <vector>
 
 static void check_layout_version(const gguf_context *metadata) {
     const char *key = "lutra.layout.version";
@@ -43,11 +44,18 @@ void lutra_check_file(const gguf_context *metadata, const std::map<ggml_type, ui
 }
 
 void lutra_check_library(const ggml_tensor *tensor) {
-    if (!tensor->data || (tensor->buffer && !ggml_backend_buffer_is_host(tensor->buffer))) {
-        return; // not memory that can be read here, so no kernel will: lutra_supports_op
-    }
     const size_t bytes = lutra_library_bytes(tensor);
-    if (bytes && memchr(lutra_library(tensor), 0x80, bytes)) {
+    if (!tensor->data || !bytes) {
+        return;
+    }
+    const void *library = lutra_library(tensor);
+    std::vector<uint8_t> fetched;
+    if (tensor->buffer && !ggml_backend_buffer_is_host(tensor->buffer)) { // on a worker
+        fetched.resize(bytes);
+        ggml_backend_tensor_get(tensor, fetched.data(), ggml_nbytes(tensor) - bytes, bytes);
+        library = fetched.data();
+    }
+    if (memchr(library, 0x80, bytes)) {
         throw std::runtime_error(
             format("tensor '%s' is damaged: its library has an entry of -128; convert the model again",
                    tensor->name));

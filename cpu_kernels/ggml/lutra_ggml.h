@@ -36,6 +36,10 @@ GGML_API bool lutra_check_shape(const struct ggml_tensor *tensor);
 // False, with the reason on stderr, if a super-scale is not finite or a table entry out of range.
 GGML_API bool lutra_check_data(enum ggml_type type, const void *data, size_t nbytes);
 
+// Whether op reads or writes a CB tensor, and if it does, whether there are kernels for such an operation.
+GGML_API bool lutra_is_cb_op(const struct ggml_tensor *op);
+GGML_API bool lutra_is_computable(const struct ggml_tensor *op);
+
 // ---- capture.c, in ggml-base ---------------------------------------------------------------
 
 // A product of a graph, whose operands have been computed, or a lookup of rows.
@@ -76,12 +80,14 @@ enum { LUTRA_CRASH_FILES = 32 };
 // NULL: none. The path must stay.
 GGML_API void lutra_on_crash_remove(int place, const char *path);
 
+// Ends the process: the worker at endpoint ("host:port"), which has a part of the model, does not answer.
+GGML_NORETURN GGML_API void lutra_worker_lost(const char *endpoint);
+
 // ---- ops.c, in ggml-cpu --------------------------------------------------------------------
 
 struct ggml_compute_params;
 
-// Whether op reads or writes a CB tensor, and if it does, whether we can compute it.
-bool lutra_is_cb_op(const struct ggml_tensor *op);
+// Whether we can compute op, which is one of those with a CB tensor, here and now.
 bool lutra_supports_op(const struct ggml_tensor *op);
 
 // False if op is not ours.

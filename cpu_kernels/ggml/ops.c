@@ -28,47 +28,13 @@ enum {
 
 // ---- what is ours --------------------------------------------------------------------------
 
-// Whole strips in their order: the tensor itself, or a view that takes none apart.
-static bool has_whole_strips(const struct ggml_tensor *w) {
-    const struct ggml_tensor *whole = w->view_src ? w->view_src : w;
-    const size_t strip = LUTRA_ROWS * whole->nb[1];
-    return w->type == whole->type && w->ne[0] == whole->ne[0] && w->nb[0] == whole->nb[0] &&
-           w->nb[1] == whole->nb[1] && w->ne[1] % LUTRA_ROWS == 0 && w->nb[2] % strip == 0 &&
-           w->nb[3] % strip == 0 && w->view_offs % strip == 0;
-}
-
-bool lutra_is_cb_op(const struct ggml_tensor *op) {
-    if (lutra_is_cb(op->type)) {
-        return true;
-    }
-    for (int i = 0; i < GGML_MAX_SRC; i++) {
-        if (op->src[i] && lutra_is_cb(op->src[i]->type)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 bool lutra_supports_op(const struct ggml_tensor *op) {
+    if (!lutra_is_computable(op) || lutra_kernels_error()) {
+        return false;
+    }
     const struct ggml_tensor *w = op->src[0];
-    const struct ggml_tensor *x = op->src[1];
-    if (!w || !x || !lutra_is_cb(w->type) || !has_whole_strips(w) || op->type != GGML_TYPE_F32 ||
-        lutra_kernels_error()) {
-        return false;
-    }
-    if (w->buffer && !ggml_backend_buffer_is_host(w->buffer)) {
-        return false; // ggml's repacking buffers, which would change the layout
-    }
-    switch (op->op) {
-    case GGML_OP_MUL_MAT:
-        return x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float);
-    case GGML_OP_MUL_MAT_ID:
-        return x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && op->src[2]->type == GGML_TYPE_I32;
-    case GGML_OP_GET_ROWS:
-        return x->type == GGML_TYPE_I32;
-    default:
-        return false;
-    }
+    return !w->buffer ||
+           ggml_backend_buffer_is_host(w->buffer); // or ggml's repacking ones, which change the layout
 }
 
 // ---- products ------------------------------------------------------------------------------

@@ -194,6 +194,53 @@ HOOKS: tuple[Edit, ...] = (
         "before",
         "        lutra_check_library(cur);\n\n",
     ),
+    # ---- several machines ------------------------------------------------------------------
+    Edit(
+        "ggml/src/ggml-rpc/ggml-rpc.cpp", "", '#include "transport.h"', "after", '#include "lutra_ggml.h"\n'
+    ),
+    Edit(
+        "ggml/src/ggml-rpc/ggml-rpc.cpp",
+        "",
+        "#define RPC_STATUS_ASSERT(x) if (!(x)) "
+        'GGML_ABORT("Remote RPC server crashed or returned malformed response")',
+        "instead",
+        """\
+static thread_local std::string lutra_worker; // whose connection this thread uses
+#define RPC_STATUS_ASSERT(x) if (!(x)) lutra_worker_lost(lutra_worker.c_str())
+""",
+    ),
+    Edit(
+        "ggml/src/ggml-rpc/ggml-rpc.cpp",
+        "class rpc_dispatcher {",
+        "socket_ptr       sock;",
+        "after",
+        "    std::string      endpoint;\n",
+    ),
+    Edit(
+        "ggml/src/ggml-rpc/ggml-rpc.cpp",
+        "void rpc_dispatcher::start(",
+        "sock = socket_t::connect(host.c_str(), port);",
+        "before",
+        "    lutra_worker = this->endpoint = endpoint;\n",
+    ),
+    Edit(
+        "ggml/src/ggml-rpc/ggml-rpc.cpp",
+        "void rpc_dispatcher::work(",
+        "while (running) {",
+        "before",
+        "    lutra_worker = endpoint;\n",
+    ),
+    Edit(
+        "ggml/src/ggml-rpc/ggml-rpc.cpp",
+        "static bool ggml_backend_rpc_device_supports_op(",
+        "//TODO: call the remote backend and cache the results",
+        "before",
+        """\
+    if (lutra_is_cb_op(op)) {
+        return lutra_is_computable(op);
+    }
+""",
+    ),
     # ---- refusals --------------------------------------------------------------------------
     Edit("src/llama-context.cpp", "", '#include "llama-context.h"', "after", '#include "lutra_ggml.h"\n'),
     Edit(

@@ -147,6 +147,25 @@ FIXES: tuple[Fix, ...] = (
         ),
     ),
     Fix(
+        "ggml-rpc: writing to a connection that the other side has closed raises SIGPIPE, so a client that goes "
+        "away ends the server, and a server that goes away ends the client without a word.",
+        (
+            Edit(
+                "ggml/src/ggml-rpc/transport.cpp",
+                "bool socket_t::impl::send_data(",
+                "ssize_t n = send(fd, (const char *)data + bytes_sent, size_to_send, 0);",
+                "instead",
+                """\
+#ifdef MSG_NOSIGNAL
+        ssize_t n = send(fd, (const char *)data + bytes_sent, size_to_send, MSG_NOSIGNAL);
+#else
+        ssize_t n = send(fd, (const char *)data + bytes_sent, size_to_send, 0);
+#endif
+""",
+            ),
+        ),
+    ),
+    Fix(
         "common: the log, results included, is written by a thread that the end of the process cuts off, so "
         "a tool's last lines can be lost.",
         (
