@@ -205,8 +205,8 @@ HOOKS: tuple[Edit, ...] = (
         'GGML_ABORT("Remote RPC server crashed or returned malformed response")',
         "instead",
         """\
-static thread_local std::string lutra_worker; // whose connection this thread uses
 #define RPC_STATUS_ASSERT(x) if (!(x)) lutra_worker_lost(lutra_worker.c_str())
+static thread_local std::string lutra_worker; // whose connection this thread uses
 """,
     ),
     Edit(

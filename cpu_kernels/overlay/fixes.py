@@ -147,8 +147,8 @@ FIXES: tuple[Fix, ...] = (
         ),
     ),
     Fix(
-        "ggml-rpc: writing to a connection that the other side has closed raises SIGPIPE, so a client that goes "
-        "away ends the server, and a server that goes away ends the client without a word.",
+        "ggml-rpc: writing to a connection that the other side has closed raises SIGPIPE, so a client that "
+        "goes away ends the server, and a server that goes away ends the client without a word.",
         (
             Edit(
                 "ggml/src/ggml-rpc/transport.cpp",
@@ -160,6 +160,28 @@ FIXES: tuple[Fix, ...] = (
         ssize_t n = send(fd, (const char *)data + bytes_sent, size_to_send, MSG_NOSIGNAL);
 #else
         ssize_t n = send(fd, (const char *)data + bytes_sent, size_to_send, 0);
+#endif
+""",
+            ),
+        ),
+    ),
+    Fix(
+        "ggml-rpc: when a machine loses its power or its network, the other side waits for it for ever.",
+        (
+            Edit(
+                "ggml/src/ggml-rpc/transport.cpp",
+                "static bool set_no_delay(",
+                "// set TCP_NODELAY to disable Nagle's algorithm",
+                "before",
+                """\
+#ifdef TCP_USER_TIMEOUT
+    // silence for 25 s ends a connection; a machine that computes for longer still answers probes
+    const int idle = 10, interval = 5, probes = 3, milliseconds = 25000;
+    setsockopt(sockfd, SOL_SOCKET, SO_KEEPALIVE, &flag, sizeof(flag));
+    setsockopt(sockfd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+    setsockopt(sockfd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
+    setsockopt(sockfd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
+    setsockopt(sockfd, IPPROTO_TCP, TCP_USER_TIMEOUT, &milliseconds, sizeof(milliseconds));
 #endif
 """,
             ),

@@ -35,6 +35,7 @@ VERBS = {
     "bench": "measure speed (llama-bench)",
     "eval": "measure quality: perplexity, KL divergence, questions",
     "compare": "the table of a model's files or types: size, quality, speed",
+    "worker": "lend this machine to a model that runs on several",
     "info": "show the kernels of this machine, or what is in a file",
     "verify": "check a file and this machine's kernels",
     "export": "make a GGUF for unmodified llama.cpp from one with codebooks",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.interrupts import shielded
 from lutra.runtime import crash, log
 from lutra.runtime.native import llama, load_backends
+from lutra.runtime.workers import Devices
 
 _Self = TypeVar("_Self", bound="Closing")
 
@@ -35,12 +37,19 @@ class Closing:
 class Loaded(Closing):
     """llama.cpp's model of a file, mapped into memory, and later its context.
 
-    Without ``weights`` only the header is read. ``verbose`` shows llama.cpp's log on stderr. Raises
-    LutraError when the file cannot be loaded, with ``advice`` (default: to verify it).
+    Without ``weights`` only the header is read. ``workers`` hold a part of the layers. ``verbose`` shows
+    llama.cpp's log on stderr. Raises LutraError when the file cannot be loaded, with ``advice`` (default: to
+    verify it).
     """
 
     def __init__(
-        self, path: Path, *, weights: bool = True, verbose: bool = False, advice: str | None = None
+        self,
+        path: Path,
+        *,
+        weights: bool = True,
+        workers: Sequence[str] = (),
+        verbose: bool = False,
+        advice: str | None = None,
     ) -> None:
         self._api = llama()
         self._model = self._ctx = None
@@ -50,13 +59,21 @@ class Loaded(Closing):
         self._advice = advice or f"'lutra verify {path}' checks the file"
         log.install()
         load_backends()
-        self._load(weights)
+        self._devices = Devices(workers) if workers else None
+        try:
+            self._load(weights)
+        except BaseException:
+            self.close()
+            raise
 
     # Calls that may log are shielded: a signal must not be raised in the callback, where it would be lost.
 
     @shielded
     def _load(self, weights: bool) -> None:
         params = self._api.llama_model_default_params()
+        if self._devices:
+            params.devices = self._devices.address
+            params.n_gpu_layers = self._devices.layers(_layers(self.path) + 1)  # the output counts as one
         params.use_extra_bufts = False  # weights stay where they are in the file, no repacked copy
         if not weights:
             params.no_alloc, params.load_mode = True, 0  # which must not be mmap then
@@ -104,9 +121,18 @@ class Loaded(Closing):
         if self._model:
             self._api.llama_model_free(self._model)
             crash.closed(self.path, self._advice)
-        self._model = self._ctx = None
+        if self._devices:
+            self._devices.close()
+        self._model = self._ctx = self._devices = None
 
     def _open(self, pointer: Any) -> Any:
         if not pointer:
             raise LutraError(f"{self.path}: the model is closed")
         return pointer
+
+
+def _layers(path: Path) -> int:
+    from gguf_tools.reader import GGUFFile  # and numpy with it, which a model on one machine does not need
+
+    with GGUFFile(path) as file:
+        return int(file.get(f"{file.get('general.architecture')}.block_count") or 0)

@@ -19,6 +19,7 @@ from lutra.runtime.loaded import Closing, Loaded
 from lutra.runtime.native import llama
 from lutra.runtime.probe import require_loadable
 from lutra.runtime.threads import checked_threads
+from lutra.runtime.workers import require_workers
 
 if TYPE_CHECKING:
     from lutra.runtime.template import ChatTemplate, Message
@@ -42,6 +43,9 @@ class Model(Closing):
     ``weights`` only the header is read: enough to tokenize. The file is tried in a child process first, as
     some damage ends the process that loads it; not with ``probe`` False.
 
+    ``workers``, "HOST:PORT" each, are machines where ``lutra worker`` runs. They hold and compute some of the
+    layers. When one is lost later, the process ends.
+
     Raises LutraError when the file cannot be loaded, and from every method after ``close``. One thread at a
     time may use it.
     """
@@ -55,6 +59,7 @@ class Model(Closing):
         verbose: bool = False,
         weights: bool = True,
         probe: bool = True,
+        workers: Sequence[str] = (),
     ) -> None:
         self.path = Path(path)
         threads = checked_threads(threads)
@@ -68,7 +73,8 @@ class Model(Closing):
         if probe:
             require_loadable(self.path)
         self._api = api = llama()
-        self._loaded = loaded = Loaded(self.path, weights=weights, verbose=verbose)
+        require_workers(workers)
+        self._loaded = loaded = Loaded(self.path, weights=weights, workers=workers, verbose=verbose)
         try:
             self.n_vocab: int = api.llama_vocab_n_tokens(self._vocab)
             if self.n_vocab == 0 or api.llama_vocab_type(self._vocab) == 0:
