@@ -156,11 +156,11 @@ FIXES: tuple[Fix, ...] = (
                 "ssize_t n = send(fd, (const char *)data + bytes_sent, size_to_send, 0);",
                 "instead",
                 """\
+        int flags = 0;
 #ifdef MSG_NOSIGNAL
-        ssize_t n = send(fd, (const char *)data + bytes_sent, size_to_send, MSG_NOSIGNAL);
-#else
-        ssize_t n = send(fd, (const char *)data + bytes_sent, size_to_send, 0);
+        flags = MSG_NOSIGNAL;
 #endif
+        ssize_t n = send(fd, (const char *)data + bytes_sent, size_to_send, flags);
 """,
             ),
         ),
