@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// lutra_check_library: an entry of -128 is found in memory, and memory of a device is left alone.
+// lutra_check_library: an entry of -128 is found, in memory and on a device, whose memory is not read here.
 #include "ggml-backend-impl.h"
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
+#include <vector>
 
 static int failures = 0;
 
@@ -30,13 +31,18 @@ static void check(bool ok, const char *what) {
     }
 }
 
-// A buffer of a device: `data` is an address there, no access to it here.
+// A buffer of a device: `data` is an address there, no access to it here. What is there can be fetched.
+static std::vector<uint8_t> on_device;
+
 static ggml_backend_buffer_t device_buffer(void *data, size_t size) {
     static ggml_backend_buffer_type type = {};
     type.iface.get_name = [](ggml_backend_buffer_type_t) { return "device"; };
     type.iface.is_host = [](ggml_backend_buffer_type_t) { return false; };
     ggml_backend_buffer_i iface = {};
     iface.get_base = [](ggml_backend_buffer_t buffer) { return buffer->context; };
+    iface.get_tensor = [](ggml_backend_buffer_t, const ggml_tensor *, void *out, size_t offset, size_t n) {
+        memcpy(out, on_device.data() + offset, n);
+    };
     return ggml_backend_buffer_init(&type, iface, data, size);
 }
 
@@ -61,7 +67,10 @@ int main() {
     void *elsewhere = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     tensor->buffer = device_buffer(elsewhere, size);
     tensor->data = elsewhere;
+    on_device.assign(size, 0);
     check(!damaged(tensor), "a tensor on a device");
+    on_device[size - 1] = 0x80;
+    check(damaged(tensor), "a damaged library on a device");
     ggml_backend_buffer_free(tensor->buffer);
     munmap(elsewhere, size);
     ggml_free(context);
