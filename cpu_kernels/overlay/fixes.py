@@ -13,6 +13,7 @@ from edits import Edit
 GGUF = "ggml/src/gguf.cpp"
 READ = "static struct gguf_context * gguf_init_from_reader("
 CMAKE = "ggml/src/CMakeLists.txt"
+SERVER = "tools/server"
 ADD = "ggml_add_cpu_backend_variant("
 VARIANTS = "if (GGML_CPU_ALL_VARIANTS)"
 
@@ -197,6 +198,57 @@ FIXES: tuple[Fix, ...] = (
                 "log = new common_log;",
                 "after",
                 "        std::atexit([] { common_log_flush(log); });\n",
+            ),
+        ),
+    ),
+    Fix(
+        "server: a signal that comes between the handler's installation and the main loop is lost, as "
+        "start_loop() sets the flag again that terminate() has cleared.",
+        (
+            Edit(
+                f"{SERVER}/server-queue.h",
+                "struct server_queue {",
+                "bool running  = false;",
+                "instead",
+                "    bool running  = true; // until terminate(), which may come before start_loop()\n",
+            ),
+            Edit(
+                f"{SERVER}/server-queue.cpp",
+                "void server_queue::start_loop(",
+                "running = true;",
+                "instead",
+                "    // not `running = true`: terminate() may have come before\n",
+            ),
+        ),
+    ),
+    Fix(
+        "server: with a client that waits for an answer the server does not end on SIGTERM: the main loop is "
+        "over and no result will come, but the request's thread, which is joined, waits for one.",
+        (
+            Edit(
+                f"{SERVER}/server-task.h",
+                "struct server_task_result_error : server_task_result {",
+                "std::string err_msg;",
+                "after",
+                """\
+
+    virtual server_task_result * clone() const override {
+        return new server_task_result_error(*this);
+    }
+""",
+            ),
+            Edit(
+                f"{SERVER}/server-context.cpp",
+                "void server_context::start_loop(",
+                "impl->queue_tasks.start_loop(params.sleep_idle_seconds * 1000);",
+                "after",
+                """\
+
+    auto stopping = std::make_unique<server_task_result_error>();
+    stopping->err_type = ERROR_TYPE_UNAVAILABLE;
+    stopping->err_msg  = "the server is stopping";
+    impl->queue_results.broadcast(std::move(stopping));
+""",
             ),
         ),
     ),

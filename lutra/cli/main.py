@@ -32,6 +32,7 @@ class Verb(Protocol):
 VERBS = {
     "convert": "make a GGUF of a type from a Hugging Face directory or a GGUF",
     "chat": "talk to a model",
+    "serve": "let a browser and other programs talk to a model",
     "bench": "measure speed (llama-bench)",
     "eval": "measure quality: perplexity, KL divergence, questions",
     "compare": "the table of a model's files or types: size, quality, speed",
@@ -123,7 +124,14 @@ def _run(argv: list[str]) -> int:
     )
     module.add_arguments(parser)
     crash.arm()
-    return module.run(parser.parse_args(argv[1:]))
+    own, passed_on = _parted(argv[1:]) if hasattr(module, "PASSES_ON") else (argv[1:], [])
+    return module.run(parser.parse_args(own, argparse.Namespace(passed_on=passed_on)))
+
+
+def _parted(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What is before and after ``--``; argparse loses the latter behind an option."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], arguments[end + 1 :]
 
 
 def _error(message: str, code: int) -> int:

@@ -17,9 +17,14 @@ from lutra.runtime.paths import tool_path
 
 
 @shielded
-def _start(command: list[str], children: list[subprocess.Popen[bytes]], options: dict[str, Any]) -> None:
+def _start(
+    command: list[str],
+    children: list[subprocess.Popen[bytes]],
+    environment: dict[str, str],
+    options: dict[str, Any],
+) -> None:
     """Start a child; a signal finds it among ``children``."""
-    env = os.environ | {"GGML_NO_BACKTRACE": "1"}  # it would start a debugger, where there is one
+    env = os.environ | environment | {"GGML_NO_BACKTRACE": "1"}  # it would start a debugger, if there is one
     children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, **options))
 
 
@@ -46,7 +51,7 @@ def run_tool(
     """
     command = [str(tool_path(name)), *arguments]
     output = []
-    with _child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
         while data := process.stdout.read1():  # type: ignore[attr-defined]
             output.append(data)
@@ -61,17 +66,20 @@ def run_tool(
 
 def pass_through(name: str, arguments: list[str]) -> None:
     """Run a tool on our own standard output and error. Raises LutraError when it fails."""
-    with _child([str(tool_path(name)), *arguments]) as process:
+    with child([str(tool_path(name)), *arguments]) as process:
         code = process.wait()
     if code:
-        raise LutraError(f"{name} {_exit(code)}")
+        raise LutraError(f"{name} {ending(code)}")
 
 
 @contextlib.contextmanager
-def _child(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+def child(
+    command: list[str], environment: dict[str, str] | None = None, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of ``command``, with ``environment`` beside our own, which ends with the context."""
     children: list[subprocess.Popen[bytes]] = []
     try:
-        _start(command, children, options)
+        _start(command, children, environment or {}, options)
         yield children[0]
     finally:
         _stop(children)
@@ -82,10 +90,11 @@ def failure(output: str, code: int) -> str:
     for line in output.splitlines():
         if found := re.search(r"^[\d.]+ E (.*)|^.*?(\b(?:error|failed)\b.*)", line, re.IGNORECASE):
             return (found[1] or found[2]).strip()
-    return _exit(code)
+    return ending(code)
 
 
-def _exit(code: int) -> str:
+def ending(code: int) -> str:
+    """How a process ended that should have done something else."""
     if code == 0:
         return "ended without a result"
     return f"ended with code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"

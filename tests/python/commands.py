@@ -54,7 +54,7 @@ def ours(line: str) -> Iterator[list[str]]:
 
 def problem(words: list[str], whole: bool = True) -> str | None:
     """What is wrong with a command; of one that is not ``whole``, only the options count."""
-    program, *rest = words
+    program, *rest = words[: words.index("--")] if "--" in words else words  # behind it: of another program
     options = {word.split("=")[0] for word in rest if word.startswith("-") and word != "-"}
     if Path(program).name != "lutra":
         if not (ROOT / program).is_file():

@@ -146,7 +146,7 @@ def test_a_signal_at_any_moment_leaves_no_child(monkeypatch):
     )
 
     def run():
-        with tools._child(["sleep", "60"]):
+        with tools.child(["sleep", "60"]):
             pass
 
     for _ in at_every_moment(lambda: signal.raise_signal(signal.SIGINT), run, (interrupts, tools)):
