@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is meant for the person at the keyboard: the one exception, and warnings."""
+"""What is meant for the person at the keyboard: the one exception, progress, and warnings."""
 
 import logging
 
@@ -12,6 +12,11 @@ class LutraError(Exception):
 
 class Unfamiliar(LutraError):
     """A model of a family that is read here has something that is not; llama.cpp's converter may know it."""
+
+
+def say(message: str) -> None:
+    """One line of progress, to the logger "gguf_tools"."""
+    _LOGGER.info("%s", message)
 
 
 def warn(message: str) -> None:

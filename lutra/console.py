@@ -23,13 +23,14 @@ def warn(message: str) -> None:
 
 
 class _Handler(logging.Handler):
-    """Shows what the packages below warn of."""
+    """Shows what the packages below say and warn of."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        warn(record.getMessage())
+        (warn if record.levelno >= logging.WARNING else say)(record.getMessage())
 
 
 logging.getLogger("gguf_tools").addHandler(_Handler())
+logging.getLogger("gguf_tools").setLevel(logging.INFO)
 
 
 def progress(total: int, unit: str, title: str = "") -> tqdm[NoReturn]:

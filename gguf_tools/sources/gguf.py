@@ -46,7 +46,7 @@ def open_gguf(path: Path, *, quantized: bool = False) -> Source:
             for key, value in first.metadata.items()
             if not key.startswith("split.") and key != "general.alignment"
         }
-        return Source(path, first.architecture, metadata, tensors, resources.pop_all())
+        return Source(path, first.architecture, metadata, tensors, resources.pop_all(), gguf=path)
 
 
 def _require_known_layout(files: Sequence[GGUFFile]) -> None:

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from gguf_tools.errors import LutraError
-from gguf_tools.sources import hub_cache, llama_converter
-from gguf_tools.sources.families import BY_ARCHITECTURE
+from gguf_tools.sources import hub_cache
 from gguf_tools.sources.hub_cache import gguf_types
-from gguf_tools.sources.safetensors import read_json
+from gguf_tools.sources.huggingface import require_readable
 
 _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 # Beside the weights, of the files at the top: configuration, tokenizer, chat template, card.
-_BESIDE = re.compile(r"(?!.*\.index\.json$).*\.(json|jinja|tiktoken|model)|(merges|vocab)\.txt|README\.md")
+_BESIDE = re.compile(
+    r"(?!.*\.index\.json$).*\.(json|jinja|tiktoken|model)|(merges|.*vocab.*)\.txt|README\.md"
+)
 _TO_CONVERT = ("f16", "bf16", "f32", "q8_0")  # types of GGUF files, the first that is there
 _TO_RUN = ("cb4", "q4_k_m")
 _LARGE = 8_000_000  # bytes from which a file is worth going on with in its middle
@@ -67,7 +68,9 @@ def local_source(name: str) -> Path:
     if _SINGLE in files:
         return repository.fetch([*beside, _SINGLE])
     pickled = [file for file in files if re.fullmatch(r"pytorch_model.*\.bin(\.index\.json)?", file)]
-    if pickled and not is_direct:
+    if pickled:
+        if is_direct:
+            require_readable(repository.fetch(beside), f"{repository.name}: has no {_SINGLE} but pickles")
         return repository.fetch([*beside, *pickled])
     raise LutraError(
         f"{repository.name}: has no {_SINGLE}; choose a model of the hub that is saved as safetensors, or "
@@ -81,13 +84,7 @@ def _require_known(repository: _Repository, beside: Sequence[str]) -> bool:
         raise LutraError(
             f"{repository.name}: has no config.json {repository.where}, so it is no language model"
         )
-    directory = repository.fetch(beside)
-    names = read_json(directory / "config.json").get("architectures")
-    architecture = str(names[0]) if isinstance(names, list) and names else "a model without architecture"
-    if architecture in BY_ARCHITECTURE:
-        return True
-    llama_converter.require(directory, architecture)
-    return False
+    return require_readable(repository.fetch(beside))
 
 
 def _fetch_gguf(repository: _Repository, preferred: Sequence[str]) -> Path:

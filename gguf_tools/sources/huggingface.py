@@ -8,8 +8,10 @@ go through that converter.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from gguf_tools.sources.families import BY_ARCHITECTURE
 from gguf_tools.sources.family import Family
 from gguf_tools.sources.gguf import open_gguf
 from gguf_tools.sources.hub_cache import model_name
+from gguf_tools.sources.llama_converter import Scratch
 from gguf_tools.sources.safetensors import StoredTensor, open_safetensors, read_json
 from gguf_tools.sources.tensors import Source, SourceTensor
 
@@ -49,31 +52,18 @@ _IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 # What sees, in models that also write: llama.cpp has it in a file of its own.
 _NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
 
+# The families in few words, without the numbers of their generations.
+_FAMILIES = ", ".join(
+    sorted({re.sub(r"\d.*", "", gguf.MODEL_ARCH_NAMES[family.arch]) for family in BY_ARCHITECTURE.values()})
+)
 
-def open_hf(directory: Path, name: str | None = None) -> Source:
+
+def open_hf(directory: Path, name: str | None = None, scratch: Scratch | None = None) -> Source:
     """The model in ``directory`` (config.json, safetensors, a tokenizer), ``name`` its title if known.
 
-    Raises ``LutraError`` naming the file or tensor that is missing, damaged or of a wrong shape, and
-    for architectures of no family, and for what no family knows, when llama.cpp's converter cannot run.
+    What no family of ``families`` knows is opened by way of ``scratch``. Raises ``LutraError`` naming the
+    file or tensor that is missing, damaged or of a wrong shape, and what would convert an unknown model.
     """
-    try:
-        return _open(directory, name, BY_ARCHITECTURE)
-    except Unfamiliar:
-        if not llama_converter.is_installed():
-            raise
-        return _open(directory, name, {})
-
-
-def _architecture(raw: Mapping[str, Any]) -> str:
-    """What config.json calls the model: by its class or, if that is left out, by its type."""
-    names = raw.get("architectures")
-    if names:
-        return str(names[0]) if isinstance(names, list) else "a model without architecture"
-    kind = f"{raw.get('model_type')}ForCausalLM".lower().replace("_", "")
-    return next((name for name in BY_ARCHITECTURE if name.lower() == kind), "a model without architecture")
-
-
-def _open(directory: Path, name: str | None, families: Mapping[str, Family]) -> Source:
     config_path = directory / "config.json"
     if not config_path.is_file():
         raise LutraError(
@@ -81,23 +71,81 @@ def _open(directory: Path, name: str | None, families: Mapping[str, Family]) -> 
         )
     raw = read_json(config_path)
     architecture = _architecture(raw)
-    family = families.get(architecture)
+    what = f"{directory}: {architecture}: "
+    if architecture in BY_ARCHITECTURE:
+        try:
+            return _open(directory, name, raw, architecture)
+        except Unfamiliar as error:
+            what = f"{error}; "
+            require_readable(directory, str(error))
+    else:
+        require_readable(directory)
+    return _open_converted(directory, name or model_name(directory), what, scratch)
+
+
+def require_readable(directory: Path, unfamiliar: str = "") -> bool:
+    """Whether the model that is configured in ``directory`` is read without llama.cpp's converter.
+
+    Its weights need not be there. ``unfamiliar``: why it is not, although its family is. Raises
+    ``LutraError`` if nothing here reads it.
+    """
+    raw = read_json(directory / "config.json")
+    architecture = _architecture(raw)
+    if architecture in BY_ARCHITECTURE and not unfamiliar:
+        return True
+    because = unfamiliar or f"{directory}: {architecture} is not read directly, as {_FAMILIES} are"
+    names = _architectures(raw)
+    if not names:
+        raise LutraError(f"{because}; give config.json the architectures of the model's original")
+    llama_converter.require(directory, names, because)
+    return False
+
+
+def _architecture(raw: Mapping[str, Any]) -> str:
+    """What config.json calls the model: by its class or, if that is left out, by its type."""
+    if names := _architectures(raw):
+        return names[0]
+    kind = f"{raw.get('model_type')}ForCausalLM".lower().replace("_", "")
+    known = (name for name in BY_ARCHITECTURE if name.lower() == kind and not raw.get("architectures"))
+    return next(known, "a model without architecture")
+
+
+def _architectures(raw: Mapping[str, Any]) -> list[str]:
+    """The classes that config.json names, of the whole model and of its text."""
+    parts = (part.get("architectures") for part in (raw, raw.get("text_config")) if isinstance(part, dict))
+    return [str(names[0]) for names in parts if isinstance(names, list) and names]
+
+
+def _open_converted(directory: Path, name: str, what: str, scratch: Scratch | None) -> Source:
+    """By way of the file that llama.cpp's converter makes; ``what`` is the beginning of its errors."""
+    with ExitStack() as resources:
+        title = None if name == directory.name else name
+        made = llama_converter.convert(
+            directory, title, what, scratch or Scratch(Path(f".{name}.converted.gguf")), resources
+        )
+        try:
+            source = open_gguf(made)
+        except LutraError as error:
+            raise LutraError(str(error).replace(str(made), str(directory))) from None
+        resources.push(source)
+        files = [file for form in llama_converter.READ for file in sorted(directory.glob(form))]
+        tensors = [replace(tensor, path=directory) for tensor in source.tensors]
+        return Source(
+            directory, source.architecture, source.metadata, tensors, resources.pop_all(), files, made
+        )
+
+
+def _open(directory: Path, name: str | None, raw: dict[str, Any], architecture: str) -> Source:
+    config_path, family = directory / "config.json", BY_ARCHITECTURE[architecture]
     if isinstance(raw.get("text_config"), dict):  # it sees or hears, too
         raw = {**raw, **raw["text_config"]}
+    config = read_config(config_path, raw, architecture, family.architectures[architecture])
+    if config.activation not in family.activations:
+        raise LutraError(
+            f"{config_path}: its activation is {config.activation!r}, but llama.cpp computes "
+            f"{family.activations[0]!r} in a {architecture}: its answers would be noise"
+        )
     with ExitStack() as resources:
-        if family is None:
-            source = open_gguf(llama_converter.convert(directory, architecture, resources))
-            resources.push(source)
-            read = [file for form in llama_converter.READ for file in sorted(directory.glob(form))]
-            return Source(
-                directory, source.architecture, source.metadata, source.tensors, resources.pop_all(), read
-            )
-        config = read_config(config_path, raw, architecture, family.architectures[architecture])
-        if config.activation not in family.activations:
-            raise LutraError(
-                f"{config_path}: its activation is {config.activation!r}, but llama.cpp computes "
-                f"{family.activations[0]!r} in a {architecture}: its answers would be noise"
-            )
         try:
             tensors = list(_tensors(directory, config, family, resources))
         except LutraError as error:

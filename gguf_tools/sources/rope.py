@@ -41,7 +41,7 @@ def add_scaling(writer: gguf.GGUFWriter, config: Config) -> None:
             f"{config.path}: rope type 'llama3' is none that llama.cpp computes in a {config.architecture}"
         )
     elif kind not in (None, "default", "dynamic", "llama3"):  # dynamic: nothing changes within the context
-        raise Unfamiliar(f"{config.path}: rope type {kind!r} is not supported; convert to an F16 GGUF first")
+        raise Unfamiliar(f"{config.path}: rope type {kind!r} is not supported")
 
 
 def _add_attention_factor(writer: gguf.GGUFWriter, config: Config) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.errors import LutraError
+from gguf_tools.errors import LutraError, Unfamiliar
 from gguf_tools.mapped import MappedFile
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -50,7 +50,7 @@ def open_safetensors(directory: Path, resources: ExitStack) -> dict[str, StoredT
     """All tensors of a model directory, single-file or sharded, part by part in order of their names.
 
     The files stay open until ``resources`` is closed. Raises ``LutraError`` naming the file, and the tensor
-    where there is one.
+    where there is one; ``Unfamiliar`` where the weights are pickles.
     """
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     weight_map: Any = {}
@@ -61,11 +61,10 @@ def open_safetensors(directory: Path, resources: ExitStack) -> dict[str, StoredT
         if not isinstance(weight_map, dict) or not all(isinstance(p, str) for p in weight_map.values()):
             raise LutraError(f"{index}: has no weight_map; download the model again")
         parts = sorted(set(weight_map.values()))
+    elif any(directory.glob("pytorch_model*.bin")):
+        raise Unfamiliar(f"{directory}: has no model.safetensors but pickles (pytorch_model.bin)")
     else:
-        raise LutraError(
-            f"{directory}: has no model.safetensors; other forms (pytorch_model.bin) "
-            "must be saved as safetensors or converted to an F16 GGUF first"
-        )
+        raise LutraError(f"{directory}: has no model.safetensors; download the model again")
     tensors: dict[str, StoredTensor] = {}
     for part in parts:
         path = directory / part
@@ -95,7 +94,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_part(file: MappedFile) -> list[StoredTensor]:
-    """The tensors of one file in order of their names.
+    """The tensors of one file in order of their names."""
+    header, data = _header(file)
+    tensors = [_read_tensor(file, name, header[name], data) for name in sorted(header)]
+    end = max((t.offset + t.nbytes for t in tensors), default=data)
+    if end < file.size:
+        raise LutraError(
+            f"{file.path}: {file.size - end} bytes follow the last tensor, so the file was changed; "
+            "download it again"
+        )
+    return tensors
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What a file says of its tensors by name, unchecked. ``LutraError`` when it is no safetensors file."""
+    with MappedFile(path) as file:
+        return _header(file)[0]
+
+
+def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
+    """The header of a file, and where its data begins.
 
     The file: 8 bytes little-endian length of the header, the header (JSON: name -> dtype, shape,
     data_offsets), then the data that the offsets count in.
@@ -110,14 +128,7 @@ def _read_part(file: MappedFile) -> list[StoredTensor]:
     if not isinstance(header, dict):
         raise LutraError(f"{file.path}: damaged header; download it again")
     header.pop("__metadata__", None)
-    tensors = [_read_tensor(file, name, header[name], 8 + length) for name in sorted(header)]
-    end = max((t.offset + t.nbytes for t in tensors), default=8 + length)
-    if end < file.size:
-        raise LutraError(
-            f"{file.path}: {file.size - end} bytes follow the last tensor, so the file was changed; "
-            "download it again"
-        )
-    return tensors
+    return header, 8 + length
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

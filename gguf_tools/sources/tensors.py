@@ -83,6 +83,7 @@ class Source:
     tensors: list[SourceTensor]
     resources: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
     files: Sequence[Path] = ()  # what else it follows from, if it is there: config, tokenizer
+    gguf: Path | None = None  # a file that has all of it, while the source is open
 
     def __enter__(self) -> Source:
         return self

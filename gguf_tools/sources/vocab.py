@@ -47,6 +47,9 @@ _PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
     ("digits", "gpt-2"): "smollm",
 }
 
+# Files of tokenizers of other forms.
+_OTHERS = ("vocab.json", "*.tiktoken", "spiece.model", "*vocab*.txt")
+
 # Two ways of saying that what the expression matches are the words.
 _SPLITS = (("Isolated", False), ("Removed", True))
 
@@ -87,12 +90,15 @@ def add_vocabulary(
         _add_sentencepiece(writer, directory, pieces)
         return
     if not path.is_file():
-        raise LutraError(f"{directory}: no tokenizer (tokenizer.model or tokenizer.json); copy it there")
+        what = "no tokenizer (tokenizer.model or tokenizer.json)"
+        if any(path.is_file() for form in _OTHERS for path in directory.glob(form)):
+            raise Unfamiliar(f"{directory}: {what} of a form that is read")
+        raise LutraError(f"{directory}: {what}; copy it there")
     tokenizer = read_json(path)
     try:
         bpe = tokenizer["model"]
         if bpe["type"] != "BPE":
-            raise Unfamiliar(f"{path}: is a {bpe['type']} tokenizer, not BPE; pass an F16 GGUF instead")
+            raise Unfamiliar(f"{path}: is a {bpe['type']} tokenizer, not BPE")
         if bpe.get("byte_fallback"):
             _add_sentencepiece(writer, directory, _fill(_pieces_of_bpe(tokenizer), n_vocab, -1000.0))
         else:
@@ -348,7 +354,7 @@ def _add_byte_level(
         tokens.append(text)
         kinds.append(kind)
     writer.add_tokenizer_model("gpt2")
-    pre = _pre_tokenizer(path, tokenizer)
+    pre = pre_tokenizer(path, tokenizer)
     writer.add_tokenizer_pre(names.get(pre, pre))
     _rename_duplicates(directory, tokens, kinds)
     writer.add_token_list(tokens)
@@ -359,8 +365,8 @@ def _add_byte_level(
     _add_special(writer, directory, special, tokens)
 
 
-def _pre_tokenizer(path: Path, tokenizer: dict[str, Any]) -> str:
-    """llama.cpp's name for the pre-tokenizer of tokenizer.json."""
+def pre_tokenizer(path: Path, tokenizer: Mapping[str, Any]) -> str:
+    """llama.cpp's name for the pre-tokenizer of tokenizer.json. Raises ``Unfamiliar``."""
     outer = tokenizer.get("pre_tokenizer") or {}
     rules: list[str] = []
     for step in outer.get("pretokenizers", [outer]):
@@ -377,8 +383,5 @@ def _pre_tokenizer(path: Path, tokenizer: dict[str, Any]) -> str:
     name = _PRE_TOKENIZERS.get(tuple(rules))
     if name is None:
         known = ", ".join(_PRE_TOKENIZERS.values())
-        raise Unfamiliar(
-            f"{path}: its pre-tokenizer ({' + '.join(rules)[:80] or 'none'}) is none of {known}; "
-            "make an F16 GGUF with llama.cpp's convert_hf_to_gguf.py and pass that"
-        )
+        raise Unfamiliar(f"{path}: its pre-tokenizer ({' + '.join(rules)[:80] or 'none'}) is none of {known}")
     return name

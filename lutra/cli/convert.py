@@ -43,6 +43,9 @@ instead; with --calibration it serves what the calibration cannot reach.
 With --tune (Llama and Qwen2 families; pip install torch) codes stay as calibrated and all that is
 continuous follows the original model's predictions for more of the text; this takes longer than calibrating.
 
+Families that lutra does not read itself go through llama.cpp's converter (pip install "lutra-llm[hf]"), by
+way of an F16 file of the whole model beside OUT.
+
 An interrupted conversion keeps its finished tensors in .OUT.lutra-work; the same command goes on from there.
 
 examples:

@@ -154,6 +154,14 @@ class ConversionOptions:
             return CALIBRATION_TEXT
         return self.calibration
 
+    def least_bytes(self, weights: int) -> int:
+        """Bytes that the file of a model of so many weights will have at least, by the name of the type."""
+        if self.target and self.target.nbytes:
+            return self.target.nbytes
+        found = re.search(r"\d+", str(self.type))
+        bits = self.target.bpw or 0.0 if self.target else int(found[0]) if found else 0
+        return int(weights * bits / 8)
+
     def record(self, *, calibrated: bool = True) -> str:
         """The options that decide what is in the file, as on a command line; paths as bare names, no threads.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan, log10, nan
 from pathlib import Path
@@ -18,7 +18,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.formats.catalog import RECIPES
 from gguf_tools.inspect import read_info
 from gguf_tools.reader import type_name
-from gguf_tools.sources.open import open_source
+from gguf_tools.sources.open import Scratch, open_source
 from gguf_tools.sources.tensors import Source
 from lutra.console import progress, say, warn
 from lutra.conversion import llama_quantize, tune, workdir
@@ -39,6 +39,7 @@ from lutra.conversion.plan import Planned, Rules, describe, is_tied, plan
 from lutra.conversion.text import read_pieces
 from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
 from lutra.conversion.workdir import WorkDirectory
+from lutra.runtime import crash
 from lutra.runtime.model import Model
 
 UNCALIBRATED_KEY = (
@@ -82,7 +83,7 @@ def convert(source: str | Path, options: ConversionOptions, output: str | Path) 
     output = require_writable(Path(output), source)
     losses: Mapping[str, float] = {}
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(open_source(source))
+        opened = _open(source, output, stack, options.least_bytes)
         if options.is_own:
             planned, description = _plan(opened, options, output)
             if description:
@@ -107,7 +108,7 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
     """What ``convert`` would make, as a table; nothing is written but a temporary file beside ``output``."""
     source, output = str(source), Path(output)
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(open_source(source))
+        opened = _open(source, output, stack, lambda weights: 0)
         if options.is_own:
             planned, description = _plan(opened, options, output)
             read_importance(planned, options.imatrix)
@@ -117,14 +118,21 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
         return llama_quantize.preview(gguf, str(options.type), _llama_words(opened, options))
 
 
+def _open(source: str, output: Path, stack: contextlib.ExitStack, beside: Callable[[int], int]) -> Source:
+    """The source until ``stack`` is closed; ``beside`` as ``Scratch`` has it."""
+    path = output.with_name(f".{output.name}.converted.gguf")
+    stack.enter_context(crash.removing(path))
+    return stack.enter_context(open_source(source, Scratch(path, beside)))
+
+
 # ---- upstream's types ----------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _float_gguf(source: Source, options: ConversionOptions, output: Path) -> Iterator[Path]:
-    """The source if it is a GGUF, else a temporary one with no precision lost."""
-    if source.path.is_file():
-        yield source.path
+    """The source if it is in a GGUF, else a temporary one with no precision lost."""
+    if source.gguf:
+        yield source.gguf
         return
     stored = {tensor.dtype for tensor in source.tensors if not tensor.keeps_f32}
     kind = "f32" if "F32" in stored else "bf16" if "BF16" in stored else "f16"
@@ -261,10 +269,10 @@ def _f16_model(
     options: ConversionOptions,
     output: Path,
 ) -> Path:
-    """The model as a GGUF of F16 matrices: the source itself if it is one, else a copy in ``work``."""
+    """The model as a GGUF of F16 matrices: the source itself if it is in one, else a copy in ``work``."""
     matrices = (t for t in source.tensors if not t.keeps_f32)
-    if source.path.is_file() and all(t.dtype == "F16" for t in matrices):
-        return source.path
+    if source.gguf and all(t.dtype == "F16" for t in matrices):
+        return source.gguf
     model = work.temporary("f16.gguf")
     if not model.exists():
         copies = plan(source.tensors, Rules(RECIPES["f16"]))

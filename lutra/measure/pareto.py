@@ -55,7 +55,7 @@ def new_figure(columns: int) -> tuple[Figure, Sequence[Axes]]:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
-        raise LutraError('--plot needs matplotlib: run pip install "lutra[plot]"') from None
+        raise LutraError('--plot needs matplotlib: run pip install "lutra-llm[plot]"') from None
     figure, axes = plt.subplots(1, columns, squeeze=False, figsize=(1 + 6 * columns, 5), layout="constrained")
     return figure, axes[0]
 

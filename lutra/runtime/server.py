@@ -15,9 +15,10 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from gguf_tools.children import child
 from gguf_tools.errors import LutraError
 from lutra.runtime.paths import tool_path
-from lutra.runtime.tools import child, ending, failure
+from lutra.runtime.tools import ending, failure
 
 _LISTENING = re.compile(r"listening on (\w+://\S+)")
 _TAIL = 200  # lines of its log, among which the reason is when it fails

@@ -1,44 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Running llama.cpp's tools as child processes that never outlive us."""
+"""Running llama.cpp's tools as child processes."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
+from gguf_tools.children import child
 from gguf_tools.errors import LutraError
-from gguf_tools.interrupts import shielded
 from lutra.runtime.paths import tool_path
-
-
-@shielded
-def _start(
-    command: list[str],
-    children: list[subprocess.Popen[bytes]],
-    environment: dict[str, str],
-    options: dict[str, Any],
-) -> None:
-    """Start a child; a signal finds it among ``children``."""
-    env = os.environ | environment | {"GGML_NO_BACKTRACE": "1"}  # it would start a debugger, if there is one
-    children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, env=env, **options))
-
-
-@shielded
-def _stop(children: list[subprocess.Popen[bytes]]) -> None:
-    """End children that still run, and reap them."""
-    for process in children:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 def run_tool(
@@ -70,19 +42,6 @@ def pass_through(name: str, arguments: list[str]) -> None:
         code = process.wait()
     if code:
         raise LutraError(f"{name} {ending(code)}")
-
-
-@contextlib.contextmanager
-def child(
-    command: list[str], environment: dict[str, str] | None = None, **options: Any
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of ``command``, with ``environment`` beside our own, which ends with the context."""
-    children: list[subprocess.Popen[bytes]] = []
-    try:
-        _start(command, children, environment or {}, options)
-        yield children[0]
-    finally:
-        _stop(children)
 
 
 def failure(output: str, code: int) -> str:

@@ -141,7 +141,7 @@ def test_without_matplotlib_it_says_so_at_once(tmp_path):
         "compare", "m.gguf", "--text", "t.txt", "--plot", "p.png",
         cwd=tmp_path, env={"PYTHONPATH": f"{ROOT}:{tmp_path}"},
     )  # fmt: skip
-    assert_error(done, "matplotlib", 'pip install "lutra[plot]"')
+    assert_error(done, "matplotlib", 'pip install "lutra-llm[plot]"')
 
 
 @pytest.fixture(scope="module")

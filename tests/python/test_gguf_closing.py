@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 
 import numpy as np
 import pytest
@@ -34,7 +33,7 @@ def converted(directory, monkeypatch):
     sample = sample_gguf(directory / "sample.gguf")
     monkeypatch.setattr(llama_converter.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(directory))
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    monkeypatch.chdir(directory)
     (directory / llama_converter.SCRIPT).write_text(
         f"import shutil, sys; shutil.copy({str(sample)!r}, sys.argv[sys.argv.index('--outfile') + 1])"
     )

@@ -28,7 +28,6 @@ from gguf_samples import (
 
 from gguf_tools.errors import LutraError
 from gguf_tools.reader import GGUFFile
-from gguf_tools.sources import llama_converter
 from gguf_tools.sources.open import keeps_f32, open_source
 
 REPOSITORY = Path(__file__).parents[2]
@@ -440,7 +439,7 @@ def test_unknown_pre_tokenizer(tmp_path):
     model = hf_model(tmp_path / "m")
     tokenizer, _ = byte_level_tokenizer(r"\w+|\W+")
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-    refused(model, "pre-tokenizer", r"\w+", "convert_hf_to_gguf.py")
+    refused(model, "pre-tokenizer", r"\w+", 'pip install "lutra-llm[hf]"')
 
 
 O200K = (
@@ -517,70 +516,3 @@ def test_mutations_give_only_lutra_errors(tmp_path, tiny_chat, seed):
             outcomes["refused"] += 1
         path.write_bytes(original)
     assert min(outcomes.values()) > 3, outcomes
-
-
-def test_other_architectures_need_upstream(tmp_path, monkeypatch):
-    monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(tmp_path))
-    model = hf_model(tmp_path / "m")
-    edit(model, "config.json", architectures=["ArceeForCausalLM"])
-    refused(model, "ArceeForCausalLM", "convert_hf_to_gguf.py", "then pass that file")
-
-
-def test_other_architectures_through_upstream(tmp_path, monkeypatch):
-    """A stand-in for the converter: the source is what it wrote; its failure is reported."""
-    monkeypatch.setattr(llama_converter.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(tmp_path))
-    sample = sample_gguf(tmp_path / "sample.gguf")
-    script = tmp_path / "convert_hf_to_gguf.py"
-    model = hf_model(tmp_path / "m")
-    edit(model, "config.json", architectures=["ArceeForCausalLM"])
-    script.write_text(
-        f"import shutil, sys; shutil.copy({str(sample)!r}, sys.argv[sys.argv.index('--outfile') + 1])"
-    )
-    with open_source(model) as source:
-        assert [t.name for t in source.tensors] == list(GGUFFile(sample).tensors)
-        assert all(t.read().size for t in source.tensors)
-    script.write_text("raise SystemExit('no such model')")
-    refused(model, "ArceeForCausalLM", "no such model")
-
-
-def test_what_a_family_does_not_read_goes_through_upstream(tmp_path, monkeypatch):
-    """Where its converter can run; otherwise the refusal says what is not read."""
-    model = hf_model(tmp_path / "m")
-    tokenizer, _ = byte_level_tokenizer(r"\w+|\W+")
-    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-    other = hf_model(tmp_path / "o", rope_scaling={"rope_type": "longrope", "factor": 2.0})
-    sample = sample_gguf(tmp_path / "sample.gguf")
-    monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(tmp_path))
-    monkeypatch.setattr(llama_converter.importlib.util, "find_spec", lambda name: object())
-    for directory in (model, other):
-        refused(directory, "not supported" if directory == other else "pre-tokenizer")
-    (tmp_path / "convert_hf_to_gguf.py").write_text(
-        f"import shutil, sys; shutil.copy({str(sample)!r}, sys.argv[sys.argv.index('--outfile') + 1])"
-    )
-    for directory in (model, other):
-        with open_source(directory) as source:
-            assert [t.name for t in source.tensors] == list(GGUFFile(sample).tensors)
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-def test_the_code_of_a_model_is_not_run(tmp_path, monkeypatch, name):
-    """llama.cpp's converter trusts the directory: transformers would import what auto_map names."""
-    monkeypatch.setattr(llama_converter.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(tmp_path))
-    ran = tmp_path / "ran"
-    (tmp_path / "convert_hf_to_gguf.py").write_text(f"open({str(ran)!r}, 'w')")
-    model = hf_model(tmp_path / "m")
-    edit(model, "config.json", architectures=["ArceeForCausalLM"])
-    edit(model, name, auto_map={"AutoTokenizer": ["tokenization.Evil", None]})
-    refused(model, f"{name}: ArceeForCausalLM comes with Python code", "if you trust it")
-    assert not ran.exists()
-    # Code of the network is not what the converter runs, if the tokenizer's class is known.
-    edit(model, name, auto_map=None)
-    edit(model, "config.json", auto_map={"AutoConfig": "configuration.Evil"})
-    edit(model, "tokenizer_config.json", tokenizer_class=None)
-    refused(model, "config.json: ArceeForCausalLM comes with Python code")
-    assert not ran.exists()
-    edit(model, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
-    refused(model, "llama.cpp's converter failed")  # it ran, and made nothing
-    assert ran.exists()

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from gguf_samples import METADATA
 
-from gguf_tools import interrupts, writer
+from gguf_tools import children, interrupts, writer
 from gguf_tools.errors import LutraError
 from gguf_tools.interrupts import ignore_signals, raise_signals, shielded
 from gguf_tools.writer import GGUFWriter, TensorSpec
 from lutra.conversion import workdir
 from lutra.conversion.workdir import WorkDirectory
-from lutra.runtime import tools
 
 WEIGHTS = np.arange(64, dtype=np.float32)
 SPEC = TensorSpec("w", 0, WEIGHTS.shape, WEIGHTS.nbytes)
@@ -138,18 +137,17 @@ def test_a_signal_at_any_moment_leaves_nothing_or_names_it(
 
 
 def test_a_signal_at_any_moment_leaves_no_child(monkeypatch):
-    monkeypatch.setattr(tools, "tool_path", lambda name: name)
     started = []
-    popen = tools.subprocess.Popen
+    popen = children.subprocess.Popen
     monkeypatch.setattr(
-        tools.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+        children.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
     )
 
     def run():
-        with tools.child(["sleep", "60"]):
+        with children.child(["sleep", "60"]):
             pass
 
-    for _ in at_every_moment(lambda: signal.raise_signal(signal.SIGINT), run, (interrupts, tools)):
+    for _ in at_every_moment(lambda: signal.raise_signal(signal.SIGINT), run, (interrupts, children)):
         assert all(child.returncode is not None for child in started)
         started.clear()
 

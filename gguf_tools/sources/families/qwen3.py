@@ -41,9 +41,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, directory: Path, config: Config) ->
     text = card.read_text("utf-8", "replace").lower() if card.is_file() else ""
     named = (directory.resolve().name, str(config.values.get("_name_or_path")))
     if "# qwen3-reranker" in text or any("qwen3-reranker" in name.lower() for name in named):
-        raise Unfamiliar(
-            f"{directory}: is a reranker, which is not read directly; make an F16 GGUF with llama.cpp"
-        )
+        raise Unfamiliar(f"{directory}: is a reranker, which is not read directly")
     add_vocabulary(writer, directory, config.vocab)
 
 

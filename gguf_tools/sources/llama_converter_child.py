@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""``python -m ....llama_converter_child SCRIPT DIRECTORY ...``: run llama.cpp's converter.
+
+It is unmodified, but does not see what it would stumble over: config.json as transformers 5 writes it,
+tokenizers that are not on its list, and the lack of layers that predict several tokens.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Run the converter in this process."""
+    script, directory = map(Path, sys.argv[1:3])
+    sys.path[:0] = [str(script.parent), str(script.parent / "gguf-py")]  # its gguf, not the installed one
+    sys.argv = sys.argv[1:]
+    if (script.parent / "conversion").is_dir():
+        _adapt(directory)
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def _adapt(directory: Path) -> None:
+    from conversion.base import ModelBase, TextModel
+
+    from gguf_tools.sources.safetensors import read_json
+    from gguf_tools.sources.vocab import pre_tokenizer
+
+    init, listed = ModelBase.__init__, TextModel.get_vocab_base_pre
+    raw = read_json(directory / "config.json")
+
+    def __init__(
+        self: Any, path: Path, *args: Any, hparams: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        hparams = ModelBase.load_hparams(path, self.is_mistral_format) if hparams is None else hparams
+        init(self, path, *args, hparams=completed(hparams, raw), **kwargs)
+
+    def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
+        """By what it makes of a text if it is on the list, else by its rules."""
+        path = directory / "tokenizer.json"
+        try:
+            return str(listed(self, tokenizer))
+        except NotImplementedError:
+            if not path.is_file():
+                raise
+        return pre_tokenizer(path, read_json(path))
+
+    ModelBase.__init__, TextModel.get_vocab_base_pre = __init__, get_vocab_base_pre
+    ModelBase.no_mtp = not has_mtp(directory, raw)
+
+
+def completed(hparams: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """``hparams``, what transformers makes of ``raw``, with what the converter asks for and it leaves out.
+
+    Both are config.json, or the text_config in it of a model that sees or hears, too.
+    """
+    found = {**{key: value for key, value in raw.items() if value is not None}, **hparams}
+    names = found.get("architectures") or [""]
+    rope = found.get("rope_parameters") or {}
+    if names[0] in ("Cohere2ForCausalLM", "GPTNeoXForCausalLM"):
+        found.setdefault("rotary_pct", rope.get("partial_rotary_factor", 1.0))
+    elif names[0] == "GPT2LMHeadModel":
+        found.setdefault("n_ctx", found.get("n_positions"))
+    elif names[0] == "DeepseekV3ForCausalLM":  # it has no other
+        found.setdefault("scoring_func", "sigmoid")
+    elif names[0] in ("GraniteMoeHybridForCausalLM", "BambaForCausalLM") and "layer_types" in found:
+        former = {"full_attention": "attention", "linear_attention": "mamba"}
+        found["layer_types"] = [former.get(kind, kind) for kind in found["layer_types"]]
+    if isinstance(text := found.get("text_config"), dict):
+        within = raw.get("text_config")
+        found["text_config"] = completed(text, within if isinstance(within, dict) else {})
+    return found
+
+
+def has_mtp(directory: Path, raw: Mapping[str, Any]) -> bool:
+    """Whether the layers that predict several tokens were saved with the model; transformers drops them."""
+    from gguf_tools.sources.safetensors import read_header
+
+    layers = {**raw, **(raw.get("text_config") or {})}.get("num_hidden_layers", 1 << 31)
+    names = [name for path in directory.glob("model*.safetensors") for name in read_header(path)]
+    numbers = [int(found[1]) for name in names if (found := re.search(r"\.layers\.(\d+)\.", name))]
+    return not names or max(numbers, default=0) >= layers or any("mtp." in name for name in names)
+
+
+if __name__ == "__main__":
+    main()
