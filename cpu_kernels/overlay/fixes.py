@@ -189,6 +189,21 @@ FIXES: tuple[Fix, ...] = (
         ),
     ),
     Fix(
+        "llama: graphs with a gated delta net are reserved with nodes for every token of a batch, though the "
+        "chunks that need them are those of one sequence, which takes 22 KB of memory per node.",
+        (
+            Edit(
+                "src/llama-context.cpp",
+                "void llama_context::sched_reserve() {",
+                "const size_t max_nodes = this->graph_max_nodes(n_tokens);",
+                "instead",
+                """\
+    const size_t max_nodes = this->graph_max_nodes(std::min(n_tokens, cparams.n_ctx_seq));
+""",
+            ),
+        ),
+    ),
+    Fix(
         "common: the log, results included, is written by a thread that the end of the process cuts off, so "
         "a tool's last lines can be lost.",
         (

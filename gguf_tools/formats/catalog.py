@@ -141,15 +141,18 @@ def _recipes() -> list[Recipe]:
     # to BF16 (measured): 0.030, with CB4 embeddings 0.044, IQ4_NL 0.042.
     ends = re.compile(r"token_embd\.weight|output\.weight")
     better = {"cb2": "cb4", "cb3": "cb4", "cb4": "q6_k"}
-    recipes += [Recipe(name, TYPES[name], ((ends, TYPES[best]),)) for name, best in better.items()]
+    # Small matrices around the stream of Gemma 3n and 4, which llama-quantize leaves alone too.
+    small = re.compile(r"(blk\.\d+\.)?(altup_.*|laurel_.*|per_layer_model_proj)\.weight"), _F16
+    recipes += [Recipe(name, TYPES[name], ((ends, TYPES[best]), small)) for name, best in better.items()]
     # The mixes give more bits where errors cost most per weight (measured on two models): as many as the
     # output gets to the values of attention, small matrices, ten times as sensitive as others; a step to the
-    # embeddings, and to the first layer, whose errors pass through all others.
-    most = re.compile(r"output\.weight|blk\.\d+\.attn_v\.weight")
-    more = re.compile(r"token_embd\.weight|blk\.0\..*")
+    # embeddings, to values that are fused with queries and keys, and to the first layer, whose errors pass
+    # through all others.
+    most = re.compile(r"output\.weight|blk\.\d+\.attn_v(_b)?\.weight")
+    more = re.compile(r"token_embd\.weight|blk\.\d+\.attn_(qkv|kv_b)\.weight|blk\.0\..*")
     step = {"cb2": "cb3", "cb3": "cb4", "cb4": "q5_k"}
     recipes += [
-        Recipe(f"{name}_m", TYPES[name], ((most, TYPES[best]), (more, TYPES[step[name]])))
+        Recipe(f"{name}_m", TYPES[name], (small, (most, TYPES[best]), (more, TYPES[step[name]])))
         for name, best in better.items()
     ]
     return recipes

@@ -16,7 +16,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.formats.family import CB_FORMATS, LAYOUT_VERSION, LAYOUT_VERSION_KEY
 from gguf_tools.reader import GGUFFile, TensorInfo, type_name
 from gguf_tools.rows import read_rows
-from gguf_tools.sources.tensors import Source, SourceTensor, keeps_f32
+from gguf_tools.sources.tensors import EMBEDDING, OUTPUT, Source, SourceTensor, keeps_f32
 
 _GOOD = {GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0")}
 
@@ -33,7 +33,10 @@ def open_gguf(path: Path, *, quantized: bool = False) -> Source:
         files = [first, *(resources.enter_context(GGUFFile(part)) for part in _other_parts(first))]
         if not first.architecture:
             raise LutraError(f"{path}: has no general.architecture, so it is no language model")
-        tensors = [_tensor(file, info, quantized) for file in files for info in file.tensors.values()]
+        infos = [(file, info) for file in files for info in file.tensors.values()]
+        # Where other matrices are smaller, one in float32 is so because the model needs it.
+        is_mixed = any(info.type != GGMLQuantizationType.F32 for _, info in infos)
+        tensors = [_tensor(file, info, quantized, is_mixed) for file, info in infos]
         if not tensors:
             raise LutraError(f"{path}: has no tensors, only a vocabulary; convert the whole model")
         names = [t.name for t in tensors]
@@ -81,7 +84,7 @@ def _other_parts(first: GGUFFile) -> list[Path]:
     return [path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(1, count)]
 
 
-def _tensor(file: GGUFFile, info: TensorInfo, quantized: bool) -> SourceTensor:
+def _tensor(file: GGUFFile, info: TensorInfo, quantized: bool, is_mixed: bool) -> SourceTensor:
     if info.type not in _GOOD and not quantized:
         raise LutraError(
             f"{file.path}: tensor {info.name!r} is {type_name(info.type)}, already quantized; "
@@ -91,12 +94,13 @@ def _tensor(file: GGUFFile, info: TensorInfo, quantized: bool) -> SourceTensor:
     def load(start: int, stop: int) -> NDArray[np.float32]:
         return read_rows(file, info, start, stop)
 
+    needs_f32 = is_mixed and info.type == GGMLQuantizationType.F32 and info.name not in (EMBEDDING, OUTPUT)
     return SourceTensor(
         info.name,
         info.shape,
         type_name(info.type),
         file.path,
         load,
-        keeps_f32=keeps_f32(info.name, info.shape),
+        keeps_f32=needs_f32 or keeps_f32(info.name, info.shape),
         stored=lambda: file.data(info),
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,14 +20,22 @@ from gguf_tools.interrupts import shielded
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
-# Of any architecture: what llama.cpp wants in float32 whatever the others are, as its converter has it:
-# vectors, norms, and the routers of a mixture of experts.
-_F32_SUFFIXES = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+# Of any architecture: the matrices that llama.cpp wants in float32 whatever the others are, as its converter
+# has them, and llama-quantize leaves them: norms, what chooses experts, positions and types of tokens, short
+# convolutions, coefficients of AltUp, the small matrices of RWKV, indexers of sparse attention, biases of T5.
+_F32 = re.compile(
+    r"_norm\.weight|ffn_gate_inp(_shexp)?\.|^(position_embd|token_types)\.|conv1d|shortconv\.conv\."
+    r"|altup_(correct|predict)_coef\.|time_mix_(first|w[012]|a[012]|v[012]|g[12]|decay_w[12]|lerp_fused)\."
+    r"|indexer\.(k_|q_)?proj\.|attn_rel_b\."
+)
 
 
 def keeps_f32(name: str, shape: tuple[int, ...]) -> bool:
-    """True when GGUF tensor ``name``, of a family that is not known, stays float32 in a file of any type."""
-    return len(shape) < 2 or name.endswith(_F32_SUFFIXES) or not name.endswith(".weight")
+    """True when GGUF tensor ``name``, of a family that is not known, stays float32 in a file of any type.
+
+    Beside the matrices that need it, these are vectors, whatever the number of dimensions they come with.
+    """
+    return prod(shape[:-1]) == 1 or not name.endswith(".weight") or _F32.search(name) is not None
 
 
 @dataclass(frozen=True)

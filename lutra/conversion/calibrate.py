@@ -23,7 +23,7 @@ from lutra.console import warn
 from lutra.conversion.jobs import Jobs
 from lutra.conversion.plan import Planned
 from lutra.conversion.statistics import Array, Statistics
-from lutra.conversion.text import PIECE, TOKENS
+from lutra.conversion.text import TOKENS
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime.matmul_inputs import Capture, MatmulInputs
 from pyquant.gptq import SLAB, Encoded, column_blocks, multiply, quantize
@@ -33,24 +33,33 @@ OUTPUT_SHARE = 0.8  # of tied embeddings' Hessian: blocks make up for errors of 
 LOGITS = 1 << 27  # predictions that the runtime keeps at most, half a gigabyte; nobody reads them
 MEMORY = 3 << 30  # bytes of both copies' activations, keys and values
 AT_ONCE = 2  # matrices that are encoded together in one process; each may take a gigabyte
-CACHED = ("attn_k.weight", "attn_v.weight", "attn_qkv.weight")
 
 
-def token_limit(source: Source) -> int:
+def bytes_kept(model: Path, length: int, threads: int) -> int:
+    """What the runtime keeps of a sequence of ``length`` tokens: keys and values, and recurrent states.
+
+    Raises LutraError when the runtime cannot compute the model.
+    """
+    with Capture(model, [[0] * length], set(), threads=threads, predictions=1) as capture:
+        for _ in capture:
+            pass  # of no name: the graph is left at once
+        return capture.bytes_kept()
+
+
+def token_limit(source: Source, length: int, kept: int) -> int:
     """Tokens to calibrate a model with: as many as help, but activations of both copies stay within MEMORY.
 
-    Per token and copy the runtime keeps the keys and values of all layers in half precision, and in single
+    Per sequence of ``length`` tokens and copy the runtime has ``kept`` bytes, and per token in single
     precision about three vectors as wide as the blocks' widest matrix and four of the residual stream.
     """
     of_blocks = [t for t in source.tensors if t.name.startswith("blk.") and not t.keeps_f32]
     experts = source.metadata.get(f"{source.architecture}.expert_used_count")
     used = int(experts.value) if experts else 1
-    cached = sum(t.rows for t in of_blocks if t.name.endswith(CACHED))
     stream = max((t.k for t in source.tensors if t.name == EMBEDDING), default=0)
     widest = max((max(t.shape[-2:]) * (used if len(t.shape) > 2 else 1) for t in of_blocks), default=0)
-    fitting = MEMORY // (2 * (2 * cached + 4 * (3 * widest + 4 * stream)) or 1)
+    fitting = MEMORY // (2 * (kept + 4 * length * (3 * widest + 4 * stream)) or 1)
     is_small = sum(t.rows * t.k for t in source.tensors) <= SMALL
-    return max(PIECE, min(2 * TOKENS if is_small else TOKENS, fitting))
+    return max(length, min(2 * TOKENS if is_small else TOKENS, fitting * length))
 
 
 # ---- the pass ------------------------------------------------------------------------------
@@ -81,14 +90,16 @@ def targets(p: Planned, corrections: Array | None, threads: int) -> NDArray[np.f
 
 
 def matmul_order(model: Path, names: set[str], tokens: Sequence[int], threads: int) -> list[list[str]]:
-    """The matrices among ``names`` that the graph of ``model`` uses, in its order; those with the same inputs
-    together. Raises LutraError when the runtime cannot compute the model.
+    """The matrices among ``names`` that the graph of ``model`` multiplies by, in its order, and the token
+    embeddings; those with the same inputs together. Nothing is known of what else is only looked up.
+
+    Raises LutraError when the runtime cannot compute the model.
     """
     groups: list[list[str]] = []
     last, seen = None, set()
     with Capture(model, [tokens], names, threads=threads, predictions=LOGITS) as capture:
         for matrix in capture:
-            if matrix.name in seen:  # tied embeddings, as the output
+            if matrix.name in seen or _is_lookup(matrix):  # seen: tied embeddings, as the output
                 continue
             seen.add(matrix.name)
             inputs = None if matrix.inputs is None else matrix.source
@@ -97,6 +108,11 @@ def matmul_order(model: Path, names: set[str], tokens: Sequence[int], threads: i
             groups[-1].append(matrix.name)
             last = inputs
     return groups
+
+
+def _is_lookup(matrix: MatmulInputs) -> bool:
+    """Whether rows are looked up in what is no matrix of token embeddings."""
+    return matrix.inputs is None and matrix.name != EMBEDDING
 
 
 def embedding_hessian(
@@ -152,6 +168,8 @@ def calibrate(
         Capture(model, pieces, wanted, threads=threads, predictions=LOGITS) as quantized,
     ):
         for before, now in zip(original, quantized, strict=True):
+            if _is_lookup(now):
+                continue
             group = group_of.pop(now.name, [])  # tied embeddings come again as the output matrix
             left = [p for p in group if p.name not in work]
             if left:

@@ -23,7 +23,7 @@ from gguf_tools.sources.tensors import Source
 from lutra.console import progress, say, warn
 from lutra.conversion import llama_quantize, tune, workdir
 from lutra.conversion.budget import plan_within
-from lutra.conversion.calibrate import calibrate, matmul_order, token_limit
+from lutra.conversion.calibrate import bytes_kept, calibrate, matmul_order, token_limit
 from lutra.conversion.encode import Matrix, codebook
 from lutra.conversion.jobs import Jobs
 from lutra.conversion.options import OPTIONS_KEY, ConversionOptions
@@ -36,7 +36,7 @@ from lutra.conversion.output import (
     write_floats,
 )
 from lutra.conversion.plan import Planned, Rules, describe, is_tied, plan
-from lutra.conversion.text import read_pieces
+from lutra.conversion.text import piece_length, read_pieces
 from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime import crash
@@ -228,6 +228,8 @@ def _calibrate(
             tokenizer = stack.enter_context(Model(model, threads=1, n_ctx=32, weights=False))
             tokens = tokenizer.tokenize("The graph in short.")
             groups = matmul_order(model, set(planned), tokens, options.threads)
+            length = piece_length(tokenizer)
+            kept = bytes_kept(model, length, options.threads)
         except LutraError as error:
             raise LutraError(
                 f"the model cannot be calibrated: {error}; --no-calibration quantizes it without"
@@ -237,7 +239,7 @@ def _calibrate(
             raise LutraError(
                 f"nothing to calibrate, the model does not multiply by {names}; add --no-calibration"
             )
-        pieces = read_pieces(options.calibration_text, tokenizer, token_limit(source))
+        pieces = read_pieces(options.calibration_text, tokenizer, token_limit(source, length, kept))
     say(f"calibrating with {sum(map(len, pieces))} tokens of {options.calibration_text}")
     left = [name for group in groups for name in group if name not in work]
     started = time.monotonic()

@@ -23,7 +23,7 @@ from lutra.conversion import text as calibration
 from lutra.runtime.model import Model
 
 NOISE = 17.4  # dB below the weights: the error of 3-bit types
-LENGTH = 128  # tokens of a sequence
+LENGTH = 128  # tokens of a sequence, at most
 TOKENS = 512  # of the text, four times as many for small models
 WORK = 4e12  # weights x tokens that may be computed before layers share a measurement: a minute on two cores
 BANDS = 3  # of layers that share one, at least
@@ -48,6 +48,7 @@ def measure(
         pieces = calibration.read_pieces(text, runtime, calibration.TOKENS)
         spread = np.unique(np.linspace(0, len(pieces) - 1, tokens // LENGTH).astype(int))
         pieces = [pieces[i][:LENGTH] for i in spread]
+        predicted = sum(map(len, pieces))
         expected = [_predict(runtime, piece) for piece in pieces]
         weights_of = _Weights(model, matrices)
         costs: dict[str, float] = {}
@@ -59,12 +60,10 @@ def measure(
                     for log_p, piece in zip(expected, pieces, strict=True)
                 )
                 weights_of.write(names)
-                share = max(cost, 0.0) / (
-                    LENGTH * len(pieces) * len(names)
-                )  # rounding may leave less than nothing
+                share = max(cost, 0.0) / (predicted * len(names))  # rounding may leave less than nothing
                 costs |= dict.fromkeys(names, share)
                 bar.update()
-    how = f"{len(groups)} measurements for {len(matrices)} matrices, {LENGTH * len(pieces)} tokens each"
+    how = f"{len(groups)} measurements for {len(matrices)} matrices, {predicted} tokens each"
     return costs, how
 
 

@@ -18,28 +18,34 @@ if TYPE_CHECKING:
     from lutra.runtime.model import Model
     from lutra.runtime.template import Message
 
-__all__ = ["CALIBRATION_TEXT", "PIECE", "TOKENS", "read_documents", "read_pieces"]
+__all__ = ["CALIBRATION_TEXT", "TOKENS", "piece_length", "read_documents", "read_pieces"]
 
-PIECE = 256  # tokens of a sequence
+PIECE = 256  # tokens of a sequence, fewer if the model's context is shorter
 TOKENS = 16384  # calibration tokens, at most
 
 
 def read_pieces(path: Path, model: Model, limit: int) -> list[list[int]]:
-    """The calibration text as sequences of PIECE tokens, spread evenly over it if it has more than ``limit``.
+    """The calibration text as sequences of ``piece_length(model)`` tokens, spread evenly over it if it has
+    more than ``limit``. ``model`` tokenizes.
 
-    ``model`` tokenizes.
     JSON lines hold {"text": ...} or {"messages": [...]} (through the model's chat template, if it has one
     that works); any other file is one text. Raises LutraError when there is less than one sequence.
     """
     documents = list(read_documents(path))
     render = _renderer(model, documents)
     tokens = [token for document in documents for token in model.tokenize(render(document))]
-    if len(tokens) < PIECE:
-        raise LutraError(f"{path}: {len(tokens)} tokens; calibration needs {PIECE}, better {TOKENS}")
+    length = piece_length(model)
+    if len(tokens) < length:
+        raise LutraError(f"{path}: {len(tokens)} tokens; calibration needs {length}, better {TOKENS}")
     # The last sequence of a short text overlaps the one before it, so that all of the text is used.
-    count = min(limit // PIECE, -(-len(tokens) // PIECE))
-    starts = np.linspace(0, len(tokens) - PIECE, count).astype(int)
-    return [tokens[start : start + PIECE] for start in starts]
+    count = min(limit // length, -(-len(tokens) // length))
+    starts = np.linspace(0, len(tokens) - length, count).astype(int)
+    return [tokens[start : start + length] for start in starts]
+
+
+def piece_length(model: Model) -> int:
+    """Tokens of a sequence that ``model`` computes: its context may be shorter than PIECE."""
+    return min(PIECE, model.n_ctx_train or PIECE)
 
 
 def read_documents(path: Path) -> Iterator[str | list[Message]]:

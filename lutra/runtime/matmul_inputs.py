@@ -125,7 +125,7 @@ class Capture(Closing):
         api, length = self._api, len(pieces[0])
         n = len(pieces) * length
         vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._loaded.model))
-        outputs = max(1, min(n, predictions // max(1, vocabulary)))
+        outputs = min(n, max(len(pieces), predictions // max(1, vocabulary)))  # llama.cpp wants one of each
         self._callback = api.ggml_backend_sched_eval_callback(self._on_node)
         params = api.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = n
@@ -160,6 +160,10 @@ class Capture(Closing):
             self._last = seen
             yield seen
             self._go.put(None)
+
+    def bytes_kept(self) -> int:
+        """Of the first sequence, as far as it was computed: keys and values, or a recurrent state."""
+        return int(self._api.llama_state_seq_get_size(self._loaded.ctx, 0))
 
     @shielded
     def close(self) -> None:

@@ -80,7 +80,8 @@ class Model(Closing):
             if self.n_vocab == 0 or api.llama_vocab_type(self._vocab) == 0:
                 raise LutraError(f"{path}: no tokenizer in the file; convert the model with its tokenizer")
             params = api.llama_context_default_params()
-            params.n_ctx = n_ctx or min(api.llama_model_n_ctx_train(loaded.model), 4096)
+            self.n_ctx_train: int = api.llama_model_n_ctx_train(loaded.model)
+            params.n_ctx = n_ctx or min(self.n_ctx_train, 4096)
             params.n_batch = params.n_ubatch = self._batch = min(_BATCH, params.n_ctx)
             params.n_threads = params.n_threads_batch = threads
             self.n_ctx: int = params.n_ctx  # llama.cpp rounds its own up

@@ -288,6 +288,16 @@ def test_gguf_source(tmp_path):
     assert tensors["output_norm.weight"].read().shape == (1, 64)
 
 
+def test_what_is_float32_among_smaller_matrices_stays_it(tmp_path):
+    w = np.ones((8, 64), np.float32)
+    f32 = {name: (F32, w.shape, w) for name in ("token_embd.weight", "output.weight", "blk.0.new_op.weight")}
+    f16 = {"blk.0.ffn_up.weight": (F16, w.shape, w.astype(np.float16))}
+    with open_source(write_gguf(tmp_path / "f32.gguf", f32)) as source:
+        assert [t.name for t in source.tensors if t.keeps_f32] == []
+    with open_source(write_gguf(tmp_path / "mixed.gguf", f32 | f16)) as source:
+        assert [t.name for t in source.tensors if t.keeps_f32] == ["blk.0.new_op.weight"]
+
+
 def test_split_gguf(tmp_path):
     names = [tmp_path / f"m-{i:05}-of-00002.gguf" for i in (1, 2)]
     for i, path in enumerate(names):

@@ -45,6 +45,8 @@ def test_mixes_give_more_to_values_embeddings_and_the_first_layer():
         assert types(tensors, asked(mix)) == [step, better, better, step, step, better, base, base]
         assert types(tensors[:1], asked(mix, "token=q8_0")) == ["Q8_0"]
     assert types([tensor("blk.0.attn_v.weight", 512, 448)], asked("cb4_m")) == ["CB4_64"]  # Q6_K needs 256s
+    fused = [tensor(f"blk.1.attn_{x}.weight", 512, 256) for x in ("qkv", "kv_b", "v_b", "k_b")]
+    assert types(fused, asked("cb2_m")) == ["CB3", "CB3", "CB4", "CB2"]
 
 
 def test_precedence_is_llama_quantizes():
@@ -59,13 +61,37 @@ def test_a_tied_embedding_is_the_output_too():
     assert types([EMBEDDING, UP], asked("cb3", output_type="q8_0", embedding_type="f16")) == ["F16", "CB3"]
 
 
-def test_vectors_norms_and_routers_stay_f32():
+def test_what_is_no_matrix_of_products_stays_f32():
     kept = [
         tensor("blk.0.attn_norm.weight", 256),
         tensor("blk.0.attn_q.bias", 256),
+        tensor("blk.0.time_mix_lerp_w.weight", 1, 1, 256),
         tensor("blk.0.ffn_gate_inp.weight", 8, 256),
+        tensor("blk.0.ffn_gate_inp_shexp.weight", 1, 256),
+        tensor("blk.0.ssm_norm.weight", 8, 256),
+        tensor("blk.0.ssm_a", 512, 256),
+        tensor("blk.0.ssm_conv1d.weight", 512, 4),
+        tensor("blk.0.ssm_conv1d_q.weight", 512, 1, 4),
+        tensor("blk.0.shortconv.conv.weight", 512, 3),
+        tensor("position_embd.weight", 512, 256),
+        tensor("token_types.weight", 16, 256),
+        tensor("blk.0.altup_correct_coef.weight", 4, 4),
+        tensor("blk.0.altup_predict_coef.weight", 16, 4),
+        tensor("blk.0.time_mix_decay_w1.weight", 64, 256),
+        tensor("blk.0.indexer.proj.weight", 64, 256),
     ]
-    assert types(kept, asked("cb4", ".=q8_0")) == ["F32"] * 3
+    assert types(kept, asked("cb4", ".=q8_0")) == ["F32"] * len(kept)
+    others = ["shortconv.in_proj", "ssm_in", "ssm_x", "time_mix_key", "indexer.attn_q_b"]
+    assert types([tensor(f"blk.0.{name}.weight", 512, 256) for name in others], asked("cb4")) == ["CB4"] * 5
+
+
+def test_small_matrices_around_the_stream_are_not_quantized():
+    names = ["altup_proj", "altup_unembd_proj", "per_layer_model_proj", "blk.0.laurel_l", "blk.3.laurel_r"]
+    tensors = [tensor(f"{name}.weight", 512, 256) for name in names]
+    for kind in ("cb2", "cb4", "cb3_m"):
+        assert types(tensors, asked(kind)) == ["F16"] * 5
+    assert types(tensors, asked("cb3", "laurel=q8_0")) == ["F16"] * 3 + ["Q8_0"] * 2
+    assert types([tensor("per_layer_token_embd.weight", 512, 256)], asked("cb3")) == ["CB3"]
 
 
 @pytest.mark.parametrize(

@@ -75,22 +75,21 @@ def test_experts_are_compared_with_the_same_experts():
 
 
 def test_tokens_shrink_with_the_model():
-    def model(layers: int, hidden: int, ffn: int, cached: int) -> Source:
+    def limit(layers: int, hidden: int, ffn: int, cached: int, state: int = 0) -> int:
         shapes = {"token_embd.weight": (128256, hidden)}
-        for i in range(layers):
-            shapes |= {f"blk.{i}.attn_{x}.weight": (cached, hidden) for x in "kv"}
-            shapes[f"blk.{i}.ffn_up.weight"] = (ffn, hidden)
+        shapes |= {f"blk.{i}.ffn_up.weight": (ffn, hidden) for i in range(layers)}
         tensors = [
             SourceTensor(
                 n, s, "F16", Path("x"), lambda a, b: np.zeros((0, 0), np.float32), keeps_f32=keeps_f32(n, s)
             )
             for n, s in shapes.items()
         ]
-        return Source(Path("x"), "llama", {}, tensors)
+        kept = 256 * layers * 2 * 2 * cached + layers * state  # half precision; bytes
+        return token_limit(Source(Path("x"), "llama", {}, tensors), 256, kept)
 
-    small, one, eight = (
-        token_limit(model(*s)) for s in ((4, 256, 768, 64), (16, 2048, 8192, 512), (32, 4096, 14336, 1024))
-    )
+    small, one, eight = limit(4, 256, 768, 64), limit(16, 2048, 8192, 512), limit(32, 4096, 14336, 1024)
     assert small == 16384  # its embedding makes it no small model
     assert 8192 < one < 16384
     assert 4096 <= eight < one
+    hybrid = limit(36, 1536, 4096, 64, state=4 * 3072 * 128)  # Granite 4 H, 1B: 57 MB for each sequence
+    assert 256 * 8 <= hybrid < 256 * (3 << 30) // (2 * 36 * 4 * 3072 * 128)
