@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,11 @@ class FileInfo:
     tensors: list[TensorInfo]
     metadata: dict[str, GGUFValue]
 
+    @property
+    def part(self) -> str:
+        """ "2 of 3" for a part of a split file, whose size and tensors are its own only; else empty."""
+        return part(self.metadata)
+
     def to_json(self) -> dict[str, object]:
         """What ``lutra info FILE --json`` prints of a file; shapes in numpy order."""
         tensors = [
@@ -52,6 +57,14 @@ class FileInfo:
             for t in self.tensors
         ]
         return {"bytes": self.bytes, "bpw": self.bpw, "tensors": tensors}
+
+
+def part(metadata: Mapping[str, GGUFValue]) -> str:
+    """ "2 of 3" for a file that is one of the parts of a split one; else empty."""
+    number, count = (metadata[key].value if key in metadata else 0 for key in ("split.no", "split.count"))
+    return (
+        f"{number + 1} of {count}" if isinstance(number, int) and isinstance(count, int) and count > 1 else ""
+    )
 
 
 def read_info(path: str | Path) -> FileInfo:

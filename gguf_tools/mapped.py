@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
+import stat
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +18,20 @@ from numpy.typing import DTypeLike, NDArray
 from gguf_tools.errors import LutraError
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe as well, without waiting for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 class MappedFile:
     """A file, mapped read-only; a context manager. Raises ``LutraError`` when it cannot be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", opener=_open_at_once) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise LutraError(f"{path}: is no file but a device or a pipe; write a file first")
                 self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise LutraError(f"{path}: cannot be read: {error.strerror}") from None

@@ -54,6 +54,11 @@ def mib(nbytes: float) -> str:
     return f"{nbytes / 2**20:.1f} MiB"
 
 
+def figure(value: float, decimals: int) -> str:
+    """A number of so many decimals; a huge one in powers of ten."""
+    return f"{value:.{decimals}f}" if abs(value) < 1e9 else f"{value:.3e}"
+
+
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Rows of cells as aligned columns; the columns in ``right`` are flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,9 @@ _ROPE_NUMBERS = (
     "beta_fast",
     "beta_slow",
 )
+# How JSON writes numbers and truths, and what is text whatever it looks like.
+_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?(e[-+]?\d+)?|true|false", re.IGNORECASE)
+_TEXTS = ("_name_or_path", "transformers_version")
 _EXPERTS = ("num_local_experts", "num_experts")
 
 
@@ -113,6 +118,17 @@ def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults:
         experts_used=number("num_experts_per_tok") if experts else 0,
         values={**defaults, **raw},
     )
+
+
+def with_numbers(value: Any) -> Any:
+    """``value``, what a JSON file holds, with the numbers and truths in it that somebody wrote as text."""
+    if isinstance(value, dict):
+        return {key: entry if key in _TEXTS else with_numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(entry) for entry in value]
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return json.loads(value.lower())
+    return value
 
 
 def quantized_by(raw: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from gguf_tools.errors import LutraError, Unfamiliar
 from gguf_tools.formats.floats import to_float32
 from gguf_tools.sources import card, llama_converter, rope
-from gguf_tools.sources.config import Config, quantized_by, read_config
+from gguf_tools.sources.config import Config, quantized_by, read_config, with_numbers
 from gguf_tools.sources.experts import Stack, stacked
 from gguf_tools.sources.families import BY_ARCHITECTURE
 from gguf_tools.sources.family import Family
@@ -69,7 +69,7 @@ def open_hf(directory: Path, name: str | None = None, scratch: Scratch | None = 
         raise LutraError(
             f"{directory}: has no config.json, so it is no Hugging Face model; give one or a GGUF"
         )
-    raw = read_json(config_path)
+    raw = with_numbers(read_json(config_path))
     architecture = _architecture(raw)
     what = f"{directory}: {architecture}: "
     if architecture in BY_ARCHITECTURE:

@@ -59,7 +59,11 @@ def completed(hparams: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, A
 
     Both are config.json, or the text_config in it of a model that sees or hears, too.
     """
-    found = {**{key: value for key, value in raw.items() if value is not None}, **hparams}
+    from gguf_tools.sources.config import with_numbers
+
+    found: dict[str, Any] = with_numbers(
+        {**{key: value for key, value in raw.items() if value is not None}, **hparams}
+    )
     names = found.get("architectures") or [""]
     rope = found.get("rope_parameters") or {}
     if names[0] in ("Cohere2ForCausalLM", "GPTNeoXForCausalLM"):

@@ -10,9 +10,12 @@ Special tokens, merges and chat templates come from ``gguf.SpecialVocab``. Three
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import logging
 import re
 import struct
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -22,6 +25,7 @@ from gguf import GGUFWriter, SpecialVocab, TokenType
 from gguf_tools.errors import LutraError, Unfamiliar, warn
 from gguf_tools.formats.keys import END_TOKENS_KEY
 from gguf_tools.sources.card import generation_config
+from gguf_tools.sources.config import with_numbers
 from gguf_tools.sources.safetensors import read_json
 
 # gguf guesses at templates of sentence pairs, which no chat uses, and warns about its guesses.
@@ -47,6 +51,11 @@ _PRE_TOKENIZERS: dict[tuple[str, ...], str] = {
     ("digits", "gpt-2"): "smollm",
 }
 
+# What gguf reads of a directory for the special tokens.
+_SPECIAL = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "merges.txt", "chat_template.jinja",
+    "chat_template.json",
+)  # fmt: skip
 # Files of tokenizers of other forms.
 _OTHERS = ("vocab.json", "*.tiktoken", "spiece.model", "*vocab*.txt")
 
@@ -140,14 +149,29 @@ class _Special(SpecialVocab):
     """gguf's, which ends over the ids that stand for none: -1 for padding was common."""
 
     def _set_special_token(self, typ: str, tid: Any) -> None:
+        tid = with_numbers(tid)
         if isinstance(tid, int) and tid >= 0:
             super()._set_special_token(typ, tid)
+
+
+@contextlib.contextmanager
+def _without_marks(directory: Path) -> Iterator[Path]:
+    """``directory``, or where its files of the tokenizer begin with byte order marks, copies without."""
+    files = {path: path.read_bytes() for path in map(directory.joinpath, _SPECIAL) if path.is_file()}
+    if not any(data.startswith(codecs.BOM_UTF8) for data in files.values()):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="lutra-tokenizer-") as copies:
+        for path, data in files.items():
+            Path(copies, path.name).write_bytes(data.removeprefix(codecs.BOM_UTF8))
+        yield Path(copies)
 
 
 def _special_vocab(directory: Path, *, load_merges: bool = False, n_vocab: int | None = None) -> SpecialVocab:
     """gguf's special tokens; whether bos and eos are added is what the tokenizer's post-processor does,
     where tokenizer_config.json says otherwise (newer versions of the gguf package agree)."""
-    special = _Special(directory, load_merges=load_merges, n_vocab=n_vocab)
+    with _without_marks(directory) as clean:
+        special = _Special(clean, load_merges=load_merges, n_vocab=n_vocab)
     if not (directory / "tokenizer.json").is_file():
         return special
     outer = read_json(directory / "tokenizer.json").get("post_processor") or {}
@@ -177,11 +201,11 @@ def _add_special(writer: GGUFWriter, directory: Path, special: SpecialVocab, tok
     if template.is_file() and not isinstance(
         special.chat_template, list
     ):  # the file counts, as in transformers
-        special.chat_template = template.read_text("utf-8")
+        special.chat_template = template.read_text("utf-8-sig")
     special.add_to_gguf(writer, quiet=True)
     ends: dict[int, None] = {}  # a set in order
     for said in (generation_config(directory), read_json(directory / "config.json")):
-        ids = said.get("eos_token_id")
+        ids = with_numbers(said.get("eos_token_id"))
         ends |= dict.fromkeys(i for i in (ids if isinstance(ids, list) else [ids]) if _is_token(i, tokens))
     if not _is_token(special.special_token_ids.get("eos"), tokens) and ends:
         writer.add_eos_token_id(next(iter(ends)))

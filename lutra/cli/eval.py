@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
 from lutra.cli.arguments import positive
+from lutra.console import figure
 from lutra.runtime.threads import default_threads
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def describe(results: dict[str, Any]) -> str:
     """The results for people."""
     lines = []
     if "ppl" in results:
-        lines.append("perplexity      {ppl:.4f} ± {ppl_error:.4f} over {tokens} tokens")
+        ppl, error = figure(results["ppl"], 4), figure(results["ppl_error"], 4)
+        lines.append(f"perplexity      {ppl} ± {error} over {{tokens}} tokens")
     if "kld_mean" in results:
         lines.append("KL divergence   {kld_mean:.6f} ± {kld_error:.6f}")
         lines.append("same top token  {same_top:.2f} %")

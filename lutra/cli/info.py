@@ -98,13 +98,15 @@ def file_json(info: FileInfo) -> dict[str, Any]:
         "layout_version": value(LAYOUT_VERSION_KEY),
         "chat_template": "tokenizer.chat_template" in info.metadata,
     }
-    return summary | info.to_json()
+    return summary | ({"part": info.part} if info.part else {}) | info.to_json()
 
 
 def file_text(info: FileInfo) -> str:
     """The same for people."""
     summary = file_json(info)
     tensors = summary.pop("tensors")
+    if info.part:
+        summary["part"] += ": what follows is in this part"
     summary["bytes"] = f"{summary['bytes']} ({mib(summary['bytes'])})"
     summary["bpw"] = f"{summary['bpw']:.3f}"
     summary["chat_template"] = "yes" if summary["chat_template"] else "no"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gguf_tools.formats.codebook import block_dtype
 from gguf_tools.formats.family import CB_FORMATS, CBFormat
-from gguf_tools.inspect import check
+from gguf_tools.inspect import check, part
 from gguf_tools.reader import GGUFFile, TensorInfo
 from lutra.runtime import kernels
 from lutra.runtime.kernels import Kernel
@@ -30,7 +30,8 @@ STRIPS = 3  # looked at per tensor: the first, one in the middle, the last
 def checks(file: GGUFFile) -> Iterator[tuple[str, list[str]]]:
     """(what is checked, what is wrong with it) of a file and of this machine's kernels."""
     cb_tensors = [t for t in file.tensors.values() if t.type in CB_FORMATS]
-    yield f"{file.path}: {len(file.tensors)} tensors, sizes and ranges", check(file.path)
+    which = f"part {text} only, its " if (text := part(file.metadata)) else ""
+    yield f"{file.path}: {which}{len(file.tensors)} tensors, sizes and ranges", check(file.path)
     listed = [k for k in kernels.kernels() if k.supported]
     for fmt in CB_FORMATS.values():
         yield f"{fmt.name}: golden dot products", golden_problems(fmt, listed)

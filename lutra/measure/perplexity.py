@@ -101,7 +101,7 @@ def _perplexity(
     command += ["--chunks", str(text.chunks)] if text.chunks else []
     with progress(0, "chunk", title) as bar:
         watch = Watch(bar, model, text, fills)
-        output = run_tool("llama-perplexity", command, watch.on_output)
+        output = run_tool("llama-perplexity", command, watch.on_output, subject=f"{model} on {text.path}")
     results: dict[str, Any] = {}
     for keys, pattern in _RESULTS.items():
         if found := re.search(pattern, output):

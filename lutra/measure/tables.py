@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lutra.console import figure
 from lutra.measure.pareto import Panel, Point
 
 
@@ -65,7 +66,7 @@ def table(results: dict[str, Any]) -> str:
         "size, MiB": lambda r: f"{r['bytes'] / 2**20:.1f}",
         "bits per weight": lambda r: f"{r['bpw']:.2f}",
         # More digits than the error has: on the same text, models err together.
-        "perplexity": lambda r: f"{r['ppl']:.2f} ± {r['ppl_error']:.2f}",
+        "perplexity": lambda r: f"{figure(r['ppl'], 2)} ± {figure(r['ppl_error'], 2)}",
         "KL divergence": lambda r: plus_minus(r["kld_mean"], r["kld_error"]),
         "same top token": lambda r: f"{r['same_top']:.1f} %",
         "exact answers": lambda r: f"{r['exact']} of {r['total']}",

@@ -14,12 +14,17 @@ from lutra.runtime.paths import tool_path
 
 
 def run_tool(
-    name: str, arguments: list[str], on_output: Callable[[str], object] | None = None, *, ok: int = 0
+    name: str,
+    arguments: list[str],
+    on_output: Callable[[str], object] | None = None,
+    *,
+    ok: int = 0,
+    subject: str = "",
 ) -> str:
     """Run a tool and return everything it printed, standard output and error together.
 
-    ``on_output`` sees the text as it comes. Raises LutraError with the tool's own reason when its exit
-    code is neither 0 nor ``ok``.
+    ``on_output`` sees the text as it comes. Raises LutraError with ``subject`` and the tool's own reason when
+    its exit code is neither 0 nor ``ok``.
     """
     command = [str(tool_path(name)), *arguments]
     output = []
@@ -32,7 +37,7 @@ def run_tool(
         code = process.wait()
     text = b"".join(output).decode("utf-8", "replace")
     if code not in (0, ok):
-        raise LutraError(f"{name}: {failure(text, code)}")
+        raise LutraError(": ".join(filter(None, (subject, name, failure(text, code)))))
     return text
 
 
@@ -45,7 +50,9 @@ def pass_through(name: str, arguments: list[str]) -> None:
 
 
 def failure(output: str, code: int) -> str:
-    """The reason in a failed tool's output: the first line of its log that is an error, or how it ended."""
+    """The reason in a failed tool's output: an assertion, else the first error, else how it ended."""
+    if found := re.search(r"^(?:.*/)?([\w.-]+:\d+: GGML_.*)", output, re.MULTILINE):
+        return found[1].strip()
     for line in output.splitlines():
         if found := re.search(r"^[\d.]+ E (.*)|^.*?(\b(?:error|failed)\b.*)", line, re.IGNORECASE):
             return (found[1] or found[2]).strip()

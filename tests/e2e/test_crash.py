@@ -99,6 +99,14 @@ def test_convert_that_aborts_in_the_graph(target, short_sighted, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_eval_that_aborts_in_the_graph(short_sighted, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(LONG * 4)
+    done = lutra("eval", short_sighted, "--text", text, "--ctx", 512)
+    assert_error(done, str(short_sighted), ".cpp:", "GGML_ASSERT(")
+    assert "/ggml/src/" not in done.stderr
+
+
 SCRIPT = """
 import ctypes, sys, threading
 from pathlib import Path

@@ -12,6 +12,7 @@ from gguf.gguf_writer import GGUFValue
 from gguf_samples import cb_tensor, hf_model, write_gguf
 
 from gguf_tools.inspect import read_info
+from lutra.cli.eval import describe
 from lutra.measure import tables
 from lutra.measure.pareto import Point, frontier
 
@@ -84,6 +85,13 @@ def test_the_table_has_what_was_measured():
         "| cb3   |       3.0 |            3.31 | 0.1235 ± 0.0021 |         81.3 % |",
         "| f16   |      16.0 |           16.00 |                 |                |",
     ]
+
+
+def test_a_huge_perplexity_is_readable():
+    huge = {"ppl": 1.2344e75, "ppl_error": 3.21e74, "tokens": 9}
+    assert describe(huge) == "perplexity      1.234e+75 ± 3.210e+74 over 9 tokens"
+    assert describe(huge | {"ppl": 9.87654, "ppl_error": 0.1}).endswith("9.8765 ± 0.1000 over 9 tokens")
+    assert "| 1.234e+75 ± 3.210e+74 |" in tables.table(results(**huge))
 
 
 def test_the_conditions_can_be_published():

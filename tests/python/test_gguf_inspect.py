@@ -11,6 +11,9 @@ from gguf_samples import F16, F32, METADATA, cb_tensor, sample_gguf, write_gguf
 
 from gguf_tools.formats.family import CB_FORMATS, LAYOUT_VERSION_KEY
 from gguf_tools.inspect import check, read_info
+from gguf_tools.reader import GGUFFile
+from lutra.cli.info import file_json, file_text
+from lutra.measure.conformance import checks
 
 VERSIONED = {**METADATA, LAYOUT_VERSION_KEY: GGUFValue(1, GGUFValueType.UINT32)}
 
@@ -40,6 +43,22 @@ def test_info_of_a_float_file(path):
     assert info.bpw == bits / (512 + 64 + 256 + 256)
     assert [t["type"] for t in info.to_json()["tensors"]] == ["F16", "F32", "BF16", "Q8_0"]
     assert check(path) == []
+
+
+def test_info_and_verify_say_that_a_file_is_a_part(path):
+    uint16 = GGUFValueType.UINT16
+    split = {"split.no": GGUFValue(1, uint16), "split.count": GGUFValue(3, uint16)}
+    tensors = {"w.weight": (F32, (2, 8), np.zeros((2, 8), np.float32))}
+    info = read_info(write_gguf(path, tensors, {**METADATA, **split}))
+    assert info.part == "2 of 3"
+    assert file_json(info)["part"] == "2 of 3"
+    assert "part           2 of 3: what follows is in this part" in file_text(info)
+    with GGUFFile(path) as file:
+        assert next(checks(file)) == (f"{path}: part 2 of 3 only, its 1 tensors, sizes and ranges", [])
+    for single in ({}, {"split.count": GGUFValue(1, uint16)}):
+        whole = read_info(write_gguf(path, tensors, {**METADATA, **single}))
+        assert whole.part == ""
+        assert "part" not in file_json(whole)
 
 
 @pytest.mark.parametrize("type_id", CB_FORMATS)

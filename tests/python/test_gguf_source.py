@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import struct
@@ -360,6 +361,37 @@ def test_damaged_json(tmp_path, file, content):
     refused(model, file)
 
 
+def test_byte_order_marks(tmp_path):
+    """Editors of another system put them in front of files."""
+    model = hf_model(tmp_path / "m")
+    (model / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    expected = plain(open_source(model))
+    for path in (*model.glob("*.json"), model / "chat_template.jinja"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert plain(open_source(model)) == expected
+    assert expected["tokenizer.chat_template"] == "{{ messages[0].content }}!"
+
+
+def test_numbers_written_as_text(tmp_path):
+    rope = {"rope_type": "linear", "factor": 2.0}
+    model = hf_model(tmp_path / "m", "MistralForCausalLM", bos_token_id=258, rope_scaling=rope)
+    edit(model, "config.json", tie_word_embeddings=False, eos_token_id=[259])
+    source = open_source(model)
+    config = json.loads((model / "config.json").read_text())
+    text = {key: str(v) if isinstance(v, int | float) else v for key, v in config.items()}
+    text |= {"rope_scaling": rope | {"factor": "2.0"}, "eos_token_id": ["259"]}
+    edit(model, "config.json", **text)
+    found = open_source(model)
+    assert plain(found) == plain(source)
+    assert [t.name for t in found.tensors] == [t.name for t in source.tensors]
+
+
+def test_a_pipe_is_no_model(tmp_path):
+    """Nobody writes to it, so waiting would be for ever."""
+    os.mkfifo(tmp_path / "model.gguf")
+    refused(tmp_path / "model.gguf", "a pipe")
+
+
 @pytest.mark.parametrize(
     ("file", "word"), [("config.json", "without architecture"), ("tokenizer.json", "tokenizer.json")]
 )
@@ -377,7 +409,7 @@ def test_json_of_other_keys(tmp_path, file, word):
         ({"num_hidden_layers": 1 << 30}, ["layers"]),
         ({"num_hidden_layers": 2}, ["blk.1"]),
         ({"num_attention_heads": 0}, ["num_attention_heads"]),
-        ({"hidden_size": "448"}, ["hidden_size"]),
+        ({"hidden_size": "448 or so"}, ["hidden_size"]),
         ({"hidden_size": None}, ["hidden_size"]),
         ({"intermediate_size": 1217}, ["shape", "mlp"]),
         ({"vocab_size": 265}, ["shape", "265"]),
