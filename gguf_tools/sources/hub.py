@@ -42,9 +42,12 @@ def is_name(source: str | Path) -> bool:
 def local_gguf(file: str | Path) -> Path:
     """``file`` itself, or the GGUF file of this name, fetched; of a split one the first part.
 
-    Raises ``LutraError``, with the types that are there when there is none of that type.
+    What the cache has is taken as it is, and the hub is not asked. Raises ``LutraError``, with the types that
+    are there when there is none of that type.
     """
-    return _fetch_gguf(_Repository.find(str(file)), _TO_RUN) if is_name(file) else Path(file)
+    if not is_name(file):
+        return Path(file)
+    return _cached_gguf(str(file)) or _fetch_gguf(_Repository.find(str(file)), _TO_RUN)
 
 
 def local_source(name: str) -> Path:
@@ -80,11 +83,33 @@ def local_source(name: str) -> Path:
 
 def _require_known(repository: _Repository, beside: Sequence[str]) -> bool:
     """Whether a model is read directly. Raises LutraError, before weights are fetched, if it cannot be."""
+    from gguf_tools.sources import llama_converter  # with numpy, which a conversation does without
+    from gguf_tools.sources.families import BY_ARCHITECTURE
+
     if "config.json" not in beside:
         raise LutraError(
             f"{repository.name}: has no config.json {repository.where}, so it is no language model"
         )
     return require_readable(repository.fetch(beside))
+
+
+def _cached_gguf(name: str) -> Path | None:
+    match = _NAME.fullmatch(name)
+    assert match
+    cached = hub_cache.directory(match[1])
+    if not (cached / "snapshots").is_dir():
+        return None
+    root = hub_cache.snapshot(cached)
+    types = gguf_types(str(path.relative_to(root)) for path in root.rglob("*.gguf"))
+    wanted = match[2].lower() if match[2] else next((t for t in _TO_RUN if t in types), "")
+    parts = types.get(wanted, [])
+    return root / parts[0] if parts and len(parts) == _count(parts) else None
+
+
+def _count(parts: Sequence[str]) -> int:
+    """How many parts there are of a file, of which these are some."""
+    count = re.search(r"-of-(\d{5})\.gguf$", parts[0])
+    return int(count[1]) if count else len(parts)
 
 
 def _fetch_gguf(repository: _Repository, preferred: Sequence[str]) -> Path:
@@ -100,9 +125,8 @@ def _fetch_gguf(repository: _Repository, preferred: Sequence[str]) -> Path:
         which = f"no {wanted} file" if wanted else "several files"
         raise LutraError(f"{name}: {which} {repository.where}; choose one of {there}")
     parts = types[wanted]
-    count = re.search(r"-of-(\d{5})\.gguf$", parts[0])
-    if count and int(count[1]) != len(parts):
-        raise LutraError(f"{name}: {len(parts)} of {int(count[1])} parts of {wanted} are {repository.where}")
+    if len(parts) != _count(parts):
+        raise LutraError(f"{name}: {len(parts)} of {_count(parts)} parts of {wanted} are {repository.where}")
     return repository.fetch(parts) / parts[0]
 
 

@@ -4,29 +4,36 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
-from lutra.cli.arguments import positive
-from lutra.console import warn
-from lutra.runtime.model import Model, Sampler
-from lutra.runtime.template import Message
-
-ROOM = 32  # tokens of context that an answer must have left
-TERMINAL_LINE = 4095  # bytes of a line, at most, where the terminal edits it
+from lutra.cli.arguments import parsed, positive
+from lutra.cli.chat_input import messages
+from lutra.cli.chat_screen import Screen, is_terminal
+from lutra.runtime.conversation import Conversation
+from lutra.runtime.model import CACHE_TYPES, Model
+from lutra.runtime.probe import trying
+from lutra.runtime.sampling import Sampling
 
 EPILOG = """\
-Type a message and Enter. Ctrl-C stops an answer; Ctrl-D or /exit ends the program.
-With -p only the answer goes to standard output, and temperature 0 makes it the same every time.
+Type a message and Enter. A message of several lines is pasted, or put between two lines of \"\"\".
+Ctrl-C stops an answer; at the prompt it clears the line, and twice leaves, as Ctrl-D and /exit do.
+/help lists the commands: /regen, /set, /read FILE, /save NAME, /load NAME and others.
+
+With -p only the answer goes to standard output. It is the same every time: --temp is 0 then, or what the
+file recommends with --seed 1. Text that is piped in goes along; '-p -' asks just that.
 
 examples:
   lutra chat tiny-chat-cb4.gguf
-  lutra chat org/model-GGUF:cb4
+  lutra chat org/model-GGUF:cb4 --session letters
   lutra chat tiny-chat-cb4.gguf -p "What is the capital of France?"
+  lutra chat tiny-chat-cb4.gguf -p "Summarize this." < notes.txt
 """
 
 
@@ -34,124 +41,108 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="GGUF file of a chat model, or ORG/MODEL[:TYPE] of the hub")
-    add("-p", "--prompt", help="answer this and end")
+    add("-p", "--prompt", help="answer this and end; -: standard input")
     add("-n", type=positive, metavar="N", help="tokens per answer at most (default: until it ends)")
-    add("--temp", type=float, metavar="X", help="temperature, 0: greedy (default: 0 with -p, else 0.7)")
     add("--system", metavar="S", help="system message")
+    add("--session", metavar="NAME", help="continue the conversation NAME, or begin it; saved at the end")
+    add(
+        "--think",
+        action=argparse.BooleanOptionalAction,
+        help="have the model think before it answers, or not",
+    )
+    add("--hide-thinking", action="store_true", help="do not show what it thinks")
+    add("--no-history", action="store_true", help="do not keep what is typed for the next time")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--ctx", type=positive, metavar="N", help="context in tokens (default: the model's, at most 4096)")
-    add("--seed", type=int, metavar="N", help="seed of the sampling (default: random)")
+    for option, what in (("--ctk", "keys"), ("--ctv", "values")):
+        add(option, choices=CACHE_TYPES, default="f16", metavar="T", help=f"type of the context's {what}: "
+            + (", ".join(CACHE_TYPES) if option == "--ctk" else "as --ctk") + " (default: f16)")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="seed of the sampling (default: random, with -p 1)")
     add("--verbose", action="store_true", help="show llama.cpp's log")
+    group = parser.add_argument_group(
+        "sampling (default: what the file recommends, else what is in brackets)"
+    )
+    for setting in fields(Sampling):
+        usual = f"{setting.default:g}" + ("; with -p 0" if setting.name == "temp" else "")
+        group.add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            type=parsed(_setting(setting.name)),
+            metavar="X" if setting.type == "float" else "N",
+            help=f"{setting.metadata['text']} ({usual})",
+        )
+
+
+def _setting(name: str) -> Callable[[str], str]:
+    """A check of a setting of the sampling; the text stays as it is."""
+
+    def checked(text: str) -> str:
+        Sampling().with_texts({name: text})
+        return text
+
+    return checked
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer ``-p`` or talk until the end of the input."""
-    if args.prompt is not None and not args.prompt.strip():
-        raise LutraError("the prompt is empty; write a question after -p")
-    temperature = args.temp if args.temp is not None else (0.7 if args.prompt is None else 0.0)
-    with (
-        Model(local_gguf(args.file), threads=args.threads, n_ctx=args.ctx, verbose=args.verbose) as model,
-        Sampler(temperature, args.seed) as sampler,
-    ):
-        chat = Chat(model, sampler, args.system, args.n)
-        if args.prompt is not None:
-            for text in chat.answer(args.prompt):
-                print(text, end="", flush=True)
-            print()
-            return 0
-        edited = edit_lines()
-        while (message := read_message(edited)) is not None:
-            if message:
-                chat.show_answer(message)
+    question = None if args.prompt is None else read_question(args.prompt)
+    path = local_gguf(args.file)
+    with trying(path):  # in another process; these imports take as long
+        from lutra.cli.chat_talk import Talk
+        from lutra.runtime import template  # noqa: F401
+
+        if question is None and is_terminal():
+            import prompt_toolkit  # noqa: F401
+    with Model(
+        path,
+        threads=args.threads,
+        n_ctx=args.ctx,
+        cache_types=(args.ctk, args.ctv),
+        verbose=args.verbose,
+        probe=False,
+    ) as model:
+        talk = Talk(_conversation(args, model), Screen(not args.hide_thinking))
+        if args.session:
+            talk.resume(args.session, args.system)
+        try:
+            if question:
+                talk.ask(question)
+            else:
+                talk.go_on(messages(talk.completions, history=not args.no_history))
+        finally:
+            if args.session:
+                talk.keep(args.session)
     return 0
 
 
-def edit_lines() -> bool:
-    """Arrow keys, and lines of any length, on a terminal that can; whether it does."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return False
+def _conversation(args: argparse.Namespace, model: Model) -> Conversation:
+    if args.think is not None and not model.template.thinking_variable:
+        raise LutraError(f"{model.path}: its template cannot turn thinking on or off; leave the option out")
+    asked = args.prompt is not None
+    given = {s.name: text for s in fields(Sampling) if (text := getattr(args, s.name)) is not None}
+    usual = Sampling(temp=0) if asked else Sampling()
+    return Conversation(
+        model,
+        Sampling.of_file(model.value, usual).with_texts(given),
+        system=args.system,
+        limit=args.n,
+        seed=1 if asked and args.seed is None else args.seed,
+        thinking=args.think,
+    )
+
+
+def read_question(prompt: str) -> str:
+    """What to ask: ``prompt`` and what is piped in. Raises LutraError where that is nothing."""
+    piped = sys.stdin.read() if prompt == "-" or _is_piped() else ""
+    question = piped if prompt == "-" else f"{prompt}\n\n{piped}" if piped.strip() else prompt
+    if not question.strip():
+        raise LutraError("the prompt is empty; write a question after -p")
+    return question.strip("\n")
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a file or a pipe, and so meant to be read."""
     try:
-        import readline  # noqa: F401  (input() uses it)
-    except ImportError:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
         return False
-    return True
-
-
-def read_message(edited: bool = False) -> str | None:
-    """The next line of the user; None at the end. Ctrl-C starts a new line."""
-    try:
-        message = input("> " if sys.stdin.isatty() else "")
-        if sys.stdin.isatty() and not edited and len(message.encode(errors="replace")) >= TERMINAL_LINE:
-            warn(f"the terminal passes on {TERMINAL_LINE} bytes of a line; the rest of this one is lost")
-        message = message.strip()
-    except EOFError:
-        return None
-    except KeyboardInterrupt:
-        print("\n(Ctrl-D or /exit ends)", file=sys.stderr)
-        return ""
-    return None if message == "/exit" else message
-
-
-class Chat:
-    """A conversation: the messages so far and the model that continues them."""
-
-    def __init__(self, model: Model, sampler: Sampler, system: str | None, limit: int | None) -> None:
-        self._model = model
-        self._sampler = sampler
-        self._limit = limit
-        self._template = model.template
-        self._system: list[Message] = [{"role": "system", "content": system}] if system else []
-        self._turns: list[Message] = []
-        self._tokens = 0  # of the last answer
-
-    def answer(self, message: str) -> Iterator[str]:
-        """Stream the answer to ``message``, which becomes part of the conversation."""
-        self._turns.append({"role": "user", "content": message})
-        prompt = self._prompt()
-        said = ""
-        self._tokens = 0
-        tokens = self._model.generate(prompt, self._sampler, self._limit)
-        try:
-            for text in self._model.text(self._counted(tokens)):
-                said += text
-                yield text
-        except LutraError:
-            self._turns.pop()
-            raise
-        finally:
-            if self._turns and self._turns[-1]["role"] == "user":  # what was said before Ctrl-C stays said
-                self._turns.append({"role": "assistant", "content": said})
-
-    def show_answer(self, message: str) -> None:
-        """Print the answer as it comes; Ctrl-C cuts it short. Then its speed, on a terminal."""
-        started = time.monotonic()
-        try:
-            for text in self.answer(message):
-                print(text, end="", flush=True)
-            print()
-        except KeyboardInterrupt:
-            print(" [stopped]")
-        except LutraError as error:
-            print(f"lutra: error: {error}", file=sys.stderr)
-            return
-        if sys.stderr.isatty():
-            seconds = time.monotonic() - started
-            print(f"({self._tokens} tokens, {self._tokens / seconds:.1f} per second)", file=sys.stderr)
-
-    def _counted(self, tokens: Iterator[int]) -> Iterator[int]:
-        for token in tokens:
-            self._tokens += 1
-            yield token
-
-    def _prompt(self) -> list[int]:
-        """Tokens of the conversation; the oldest turns are dropped when the context is too small."""
-        dropped = 0
-        while True:
-            prompt = self._model.tokenize(self._template.render(self._system + self._turns))
-            if len(prompt) + ROOM <= self._model.n_ctx or len(self._turns) == 1:
-                break
-            del self._turns[:2]
-            dropped += 1
-        if dropped:
-            warn(f"the context is full: the {dropped} oldest turns were dropped; see --ctx")
-        return prompt
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

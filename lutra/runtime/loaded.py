@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,6 +113,34 @@ class Loaded(Closing):
             code = self._api.llama_decode(self.ctx, batch)
         if code:
             raise LutraError(f"{self.path}: computing failed ({code}): {log.reason(errors)}")
+
+    @shielded
+    def save_state(self, path: Path, tokens: Sequence[int]) -> None:
+        """Write what the context has computed of ``tokens``. Raises LutraError when that fails."""
+        array = (self._api.llama_token * len(tokens))(*tokens)
+        with log.listening(self._verbose) as errors:
+            size = self._api.llama_state_seq_save_file(self.ctx, os.fsencode(path), 0, array, len(array))
+        if not size or path.stat().st_size != size:
+            raise LutraError(f"{path}: cannot be written: {log.reason(errors)}")
+
+    @shielded
+    def load_state(self, path: Path, n: int) -> list[int]:
+        """Read what ``save_state`` has written of at most ``n`` tokens, and return those.
+
+        Raises LutraError, with nothing computed in the context, when that fails.
+        """
+        api = self._api
+        memory = api.llama_get_memory(self.ctx)
+        api.llama_memory_clear(memory, True)
+        array, count = (api.llama_token * n)(), ctypes.c_size_t()
+        with log.listening(self._verbose) as errors:
+            size = api.llama_state_seq_load_file(
+                self.ctx, os.fsencode(path), 0, array, n, ctypes.byref(count)
+            )
+        if not size or api.llama_memory_seq_pos_max(memory, 0) != count.value - 1:
+            api.llama_memory_clear(memory, True)
+            raise LutraError(f"{path}: cannot be read: {log.reason(errors)}")
+        return list(array[: count.value])
 
     @shielded
     def close(self) -> None:

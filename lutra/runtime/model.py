@@ -7,17 +7,17 @@ import codecs
 import ctypes
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.keys import END_TOKENS_KEY
-from gguf_tools.interrupts import shielded
 from lutra.runtime.kernels import require_obeyed_choice
 from lutra.runtime.loaded import Closing, Loaded
 from lutra.runtime.native import llama
 from lutra.runtime.probe import require_loadable
+from lutra.runtime.sampling import Sampler, Sampling
 from lutra.runtime.threads import checked_threads
 from lutra.runtime.workers import require_workers
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _MAX_CONTEXT = 2**32 - 1  # what a uint32 counts
 _BATCH = 512  # tokens per llama_decode of a prompt
+CACHE_TYPES = {  # ggml's ids of what llama.cpp keeps keys and values in
+    "f16": 1, "q8_0": 8, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "iq4_nl": 20, "bf16": 30, "f32": 0,
+}  # fmt: skip
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -39,6 +42,8 @@ class Model(Closing):
     file is fetched into the hub's cache.
 
     ``threads`` None takes the fast physical cores, ``n_ctx`` None the model's own context, at most 4096.
+    ``cache_types`` are those of keys and values in the context, see ``CACHE_TYPES``. ``evaluated`` counts the
+    tokens that were computed.
     ``verbose`` shows llama.cpp's log on stderr; otherwise only Lutra's own lines are shown. Without
     ``weights`` only the header is read: enough to tokenize. The file is tried in a child process first, as
     some damage ends the process that loads it; not with ``probe`` False.
@@ -56,6 +61,7 @@ class Model(Closing):
         *,
         threads: int | None = None,
         n_ctx: int | None = None,
+        cache_types: tuple[str, str] = ("f16", "f16"),
         verbose: bool = False,
         weights: bool = True,
         probe: bool = True,
@@ -66,9 +72,13 @@ class Model(Closing):
         if n_ctx is not None and not 0 < n_ctx <= _MAX_CONTEXT:
             raise LutraError(f"{path}: no context of {n_ctx} tokens; give a positive number, or none")
         if not self.path.exists():
-            from gguf_tools.sources.hub import local_gguf  # and numpy with it, which files do not need
+            from gguf_tools.sources.hub import local_gguf
 
             self.path = local_gguf(path)
+        for kind in cache_types:
+            if kind not in CACHE_TYPES:
+                raise LutraError(f"no cache type {kind}; choose one of {', '.join(CACHE_TYPES)}")
+        self.cache_types = cache_types
         require_obeyed_choice()
         if probe:
             require_loadable(self.path)
@@ -84,11 +94,14 @@ class Model(Closing):
             params.n_ctx = n_ctx or min(self.n_ctx_train, 4096)
             params.n_batch = params.n_ubatch = self._batch = min(_BATCH, params.n_ctx)
             params.n_threads = params.n_threads_batch = threads
+            params.type_k, params.type_v = (CACHE_TYPES[kind] for kind in cache_types)
             self.n_ctx: int = params.n_ctx  # llama.cpp rounds its own up
-            loaded.start(params, "try a smaller --ctx")
+            another = "" if cache_types == ("f16", "f16") else "other --ctk and --ctv, or "
+            loaded.start(params, f"try {another}a smaller --ctx")
         except BaseException:
             loaded.close()
             raise
+        self.evaluated = 0
         self._cached: list[int] = []  # the tokens in the KV cache
         self._turn = object()  # whose they are: only the last call of ``generate`` may add to them
 
@@ -138,7 +151,7 @@ class Model(Closing):
             [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         )
         prompt = self.tokenize(self.template.render(turns))
-        with Sampler(temperature, seed) as sampler:
+        with self.sampler(Sampling(temp=temperature), seed) as sampler:
             yield from self.text(self.generate(prompt, sampler, max_tokens))
 
     @functools.cached_property
@@ -159,20 +172,22 @@ class Model(Closing):
     def special_token(self, name: str) -> str:
         """Text of the token "bos", "eos", "pad", "sep" or "mask"; empty when the vocabulary has none."""
         # llama.cpp makes 11 of a byte-level BPE's bos and eos that are not there, as it is in GPT-2.
-        if name in ("bos", "eos") and self._is_bpe and self._value(f"tokenizer.ggml.{name}_token_id") is None:
+        if name in ("bos", "eos") and self._is_bpe and self.value(f"tokenizer.ggml.{name}_token_id") is None:
             return ""
         token = getattr(self._api, f"llama_vocab_{name}")(self._vocab)
         return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, start: bool = True) -> list[int]:
         """Tokens of ``text`` with its special tokens; BOS first if the model wants it and it is not there.
 
+        Not with ``start`` False: the text goes on after another.
         EOS is not added, whatever the file says: a prompt is no finished text. Lone surrogates, which stand
         for bytes that are no UTF-8, become U+FFFD.
         """
         api = self._api
         bos = self.special_token("bos")
-        whole = bool(bos) and text.lstrip().startswith(bos)  # as templates write it, some after an empty line
+        # A text has it as templates write it, some after an empty line.
+        whole = not start or (bool(bos) and text.lstrip().startswith(bos))
         data = _SURROGATE.sub("\ufffd", text).encode()
         size = len(data) + 8  # no token is shorter than a byte; room for BOS and EOS
         tokens = (api.llama_token * size)()
@@ -188,8 +203,8 @@ class Model(Closing):
             n -= 1
         return list(tokens[:n])
 
-    def _value(self, key: str) -> str | None:
-        """A key/value of the file that is no array, as text."""
+    def value(self, key: str) -> str | None:
+        """A key/value of the file that is no array, as text; None where it has no such key."""
         buffer = ctypes.create_string_buffer(4096)
         n = self._api.llama_model_meta_val_str(self._loaded.model, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if n >= 0 else None
@@ -198,10 +213,14 @@ class Model(Closing):
     def _is_bpe(self) -> bool:
         return bool(self._api.llama_vocab_type(self._vocab) == self._api.LLAMA_VOCAB_TYPE_BPE)
 
+    def ends(self, token: int) -> bool:
+        """Whether ``token`` ends an answer."""
+        return token in self._ends or self._api.llama_vocab_is_eog(self._vocab, token)
+
     @functools.cached_property
     def _ends(self) -> frozenset[int]:
         """Tokens that end an answer beside those that llama.cpp knows."""
-        ids = (self._value(END_TOKENS_KEY) or "").split()
+        ids = (self.value(END_TOKENS_KEY) or "").split()
         return frozenset(int(i) for i in ids if i.isdecimal())
 
     def piece(self, token: int, special: bool = False) -> bytes:
@@ -251,6 +270,7 @@ class Model(Closing):
         if not 0 < len(prompt) < self.n_ctx:
             raise LutraError(f"a prompt of {len(prompt)} tokens for a context of {self.n_ctx}; see --ctx")
         turn = self._turn = object()
+        sampler.begin(prompt)
         self._keep_common_prefix(prompt)
         pending = prompt[len(self._cached) :]
         produced = 0
@@ -259,7 +279,7 @@ class Model(Closing):
                 raise LutraError(f"{self.path}: this answer was cut short by another; open a second Model")
             self._decode(pending)
             token = sampler.sample(self._loaded.ctx)
-            if token in self._ends or self._api.llama_vocab_is_eog(self._vocab, token):
+            if self.ends(token):
                 return
             yield token
             produced += 1
@@ -267,14 +287,49 @@ class Model(Closing):
                 return
             pending = [token]
 
-    def text(self, tokens: Iterator[int]) -> Iterator[str]:
-        """Decode a stream of tokens; characters split across tokens come out whole."""
+    def sampler(self, settings: Sampling, seed: int | None = None) -> Sampler:
+        """A sampler for ``generate``; ``seed`` None is a random one."""
+        return Sampler(settings, seed, self._vocab, self.n_ctx)
+
+    def text(self, tokens: Iterator[int], shown: Container[int] = ()) -> Iterator[str]:
+        """Decode a stream of tokens; characters split across tokens come out whole.
+
+        Of special tokens those in ``shown`` have their text, the others none.
+        """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
-            if part := decoder.decode(self.piece(token)):
+            if part := decoder.decode(self.piece(token, special=token in shown)):
                 yield part
         if rest := decoder.decode(b"", final=True):
             yield rest
+
+    # ---- what was computed, on disk --------------------------------------------------------
+
+    @property
+    def state_size(self) -> int:
+        """Bytes, about, that ``save_state`` would write."""
+        size: int = self._api.llama_state_seq_get_size(self._loaded.ctx, 0)
+        return size + 4 * len(self._cached) + 64
+
+    def save_state(self, path: Path) -> None:
+        """Write what is computed of the last prompt and answer. Raises LutraError when that fails."""
+        self._loaded.save_state(path, self._cached)
+
+    def load_state(self, path: Path) -> None:
+        """Go on from a file of ``save_state``, of the same model and ``cache_types``, without computing it.
+
+        Raises LutraError, and nothing is computed then, when the file is damaged or has more than ``n_ctx``.
+        """
+        self._turn = object()
+        self._cached.clear()
+        self._cached += self._loaded.load_state(path, self.n_ctx)
+
+    @property
+    def computed(self) -> tuple[int, ...]:
+        """The tokens of the last prompt and answer that are computed."""
+        return tuple(self._cached)
+
+    # ---- what is computed ------------------------------------------------------------------
 
     def _keep_common_prefix(self, prompt: list[int]) -> None:
         common = 0
@@ -295,39 +350,4 @@ class Model(Closing):
             array = (self._api.llama_token * len(part))(*part)
             self._loaded.decode(self._api.llama_batch_get_one(array, len(part)))
             self._cached += part
-
-
-class Sampler(Closing):
-    """Chooses the next token: the best one at temperature 0, else top-k 40, top-p 0.95, min-p 0.05.
-
-    ``seed`` None is a random one.
-    """
-
-    def __init__(self, temperature: float, seed: int | None = None) -> None:
-        self._api = api = llama()
-        self._chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-        if temperature <= 0:
-            links = [api.llama_sampler_init_greedy()]
-        else:
-            links = [
-                api.llama_sampler_init_top_k(40),
-                api.llama_sampler_init_top_p(0.95, 1),
-                api.llama_sampler_init_min_p(0.05, 1),
-                api.llama_sampler_init_temp(temperature),
-                api.llama_sampler_init_dist(api.LLAMA_DEFAULT_SEED if seed is None else seed),
-            ]
-        for link in links:
-            api.llama_sampler_chain_add(self._chain, link)
-
-    def sample(self, ctx: Any) -> int:
-        """The next token for the last logits of the context. Raises LutraError after ``close``."""
-        if not self._chain:
-            raise LutraError("the sampler is closed")
-        return int(self._api.llama_sampler_sample(self._chain, ctx, -1))
-
-    @shielded
-    def close(self) -> None:
-        """Free the sampler. Closing twice is fine."""
-        if self._chain:
-            self._api.llama_sampler_free(self._chain)
-        self._chain = None
+            self.evaluated += len(part)

@@ -27,6 +27,21 @@ def tool_path(name: str) -> Path:
     return _existing(directory("bin") / name, "LUTRA_BIN_DIR")
 
 
+def data_dir() -> Path:
+    """Where what the user keeps is: $XDG_DATA_HOME/lutra."""
+    return _home("XDG_DATA_HOME", ".local/share")
+
+
+def state_dir() -> Path:
+    """Where what the program remembers is: $XDG_STATE_HOME/lutra."""
+    return _home("XDG_STATE_HOME", ".local/state")
+
+
+def _home(variable: str, usual: str) -> Path:
+    given = Path(os.environ.get(variable, ""))
+    return (given if given.is_absolute() else Path.home() / usual) / "lutra"
+
+
 def _existing(path: Path, variable: str) -> Path:
     if not path.is_file():
         raise LutraError(f"{path}: not built; run 'pip install .' or set {variable}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from datetime import datetime
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
+import jinja2.meta
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -77,6 +79,8 @@ class ChatTemplate:
         env.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         self._special = dict(special or {})
         self._path = path
+        self._env = env
+        self.source = source
         try:
             self._template = env.from_string(source)
         except jinja2.TemplateError as error:
@@ -88,15 +92,33 @@ class ChatTemplate:
         texts = {f"{name}_token": model.special_token(name) for name in ("bos", "eos", "pad", "sep", "mask")}
         return cls(model.chat_template, model.path, {name: text for name, text in texts.items() if text})
 
-    def render(self, messages: list[Message], prompt: bool = True) -> str:
-        """The prompt for the assistant's next answer to ``messages``, or without ``prompt`` just those."""
+    @functools.cached_property
+    def thinking_variable(self) -> str | None:
+        """The variable by which the template has the model think or not; None where there is none."""
+        wanted = jinja2.meta.find_undeclared_variables(self._env.parse(self.source))
+        return next((name for name in ("enable_thinking", "thinking") if name in wanted), None)
+
+    def render(
+        self,
+        messages: list[Message],
+        prompt: bool = True,
+        *,
+        thinking: bool | None = None,
+        now: datetime | None = None,
+    ) -> str:
+        """The prompt for the assistant's next answer to ``messages``, or without ``prompt`` just those.
+
+        ``thinking`` None leaves it to the template whether the model thinks, where it knows of that. ``now``
+        is the time that a template may tell the model.
+        """
+        values: dict[str, Any] = dict(self._special)
+        if thinking is not None and self.thinking_variable:
+            values[self.thinking_variable] = thinking
+        if now is not None:
+            values["strftime_now"] = now.strftime
         try:
             return self._template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=prompt,
-                **self._special,
+                messages=messages, tools=None, documents=None, add_generation_prompt=prompt, **values
             )
         # A template is a program of the file's author: TypeError, KeyError and others may come out of it.
         except Exception as error:

@@ -13,8 +13,8 @@ from cli_runner import environment
 
 from gguf_tools.errors import LutraError
 from lutra import Model
-from lutra.runtime.model import Sampler
 from lutra.runtime.paths import lib_dir
+from lutra.runtime.sampling import Sampling
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
@@ -91,6 +91,7 @@ def test_close(tiny_chat):
     path = tiny_chat("cb4")
     model = Model(path, threads=1)
     assert is_mapped(path)
+    sampler = model.sampler(Sampling(temp=0))
     model.close()
     model.close()
     assert not is_mapped(path)
@@ -102,7 +103,6 @@ def test_close(tiny_chat):
     ):
         with pytest.raises(LutraError, match=f"{path}: the model is closed"):
             use()
-    sampler = Sampler(0)
     sampler.close()
     sampler.close()
     with pytest.raises(LutraError, match="closed"):

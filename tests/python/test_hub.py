@@ -289,11 +289,21 @@ def test_all_parts_of_a_split_file_are_fetched(hub: Hub, run, f16: Path) -> None
     files = hub.models[GGUF]
     for i in (1, 2, 3):
         (files / f"tiny-chat-cb2-{i:05}-of-00003.gguf").write_bytes(f16.read_bytes() + bytes(i))
+    second = files / "tiny-chat-cb2-00002-of-00003.gguf"
+    second.rename(second.with_suffix(".late"))
+    assert_error(run("info", f"{GGUF}:cb2"), "2 of 3 parts of cb2 are on the hub")
+    second.with_suffix(".late").rename(second)
     done = run("info", f"{GGUF}:cb2", "--json")
     assert done.returncode == 0, done.stderr
     assert hub.fetched() == {f"tiny-chat-cb2-{i:05}-of-00003.gguf" for i in (1, 2, 3)}
-    (files / "tiny-chat-cb2-00002-of-00003.gguf").unlink()
-    assert_error(run("info", f"{GGUF}:cb2"), "2 of 3 parts of cb2 are on the hub")
+
+
+def test_what_the_cache_has_is_not_asked_for(hub: Hub, run) -> None:
+    assert run("info", f"{GGUF}:Q8_0").returncode == 0
+    hub.asked.clear()
+    assert run("info", f"{GGUF}:q8_0").returncode == 0
+    assert hub.asked == []
+    assert_error(run("info", GGUF), "several files on the hub")
 
 
 # ---- ls and rm -----------------------------------------------------------------------------
