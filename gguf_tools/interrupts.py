@@ -50,6 +50,18 @@ def shielded(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return functools.wraps(function)(run)
 
 
+def can_wait() -> bool:
+    """Whether a signal that comes in a ``shielded`` function of this thread is known to ``is_waiting``."""
+    return (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _arrived
+    )
+
+
+def is_waiting() -> bool:
+    """Whether a signal has come that is raised once the ``shielded`` function is through."""
+    return bool(_waiting)
+
+
 @shielded
 def ignore_signals() -> None:
     """For the last words of a program that was interrupted and has tidied up."""

@@ -20,7 +20,6 @@ from typing import NoReturn
 from gguf_tools.errors import LutraError
 from gguf_tools.sources import hub_cache
 from gguf_tools.sources.hub_cache import gguf_types
-from gguf_tools.sources.huggingface import require_readable
 
 _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -73,7 +72,7 @@ def local_source(name: str) -> Path:
     pickled = [file for file in files if re.fullmatch(r"pytorch_model.*\.bin(\.index\.json)?", file)]
     if pickled:
         if is_direct:
-            require_readable(repository.fetch(beside), f"{repository.name}: has no {_SINGLE} but pickles")
+            _require_readable(repository.fetch(beside), f"{repository.name}: has no {_SINGLE} but pickles")
         return repository.fetch([*beside, *pickled])
     raise LutraError(
         f"{repository.name}: has no {_SINGLE}; choose a model of the hub that is saved as safetensors, or "
@@ -83,14 +82,17 @@ def local_source(name: str) -> Path:
 
 def _require_known(repository: _Repository, beside: Sequence[str]) -> bool:
     """Whether a model is read directly. Raises LutraError, before weights are fetched, if it cannot be."""
-    from gguf_tools.sources import llama_converter  # with numpy, which a conversation does without
-    from gguf_tools.sources.families import BY_ARCHITECTURE
-
     if "config.json" not in beside:
         raise LutraError(
             f"{repository.name}: has no config.json {repository.where}, so it is no language model"
         )
-    return require_readable(repository.fetch(beside))
+    return _require_readable(repository.fetch(beside))
+
+
+def _require_readable(directory: Path, *but: str) -> bool:
+    from gguf_tools.sources.huggingface import require_readable  # with numpy, which a chat does without
+
+    return require_readable(directory, *but)
 
 
 def _cached_gguf(name: str) -> Path | None:

@@ -11,10 +11,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from gguf_tools.errors import LutraError
-from gguf_tools.interrupts import shielded
+from gguf_tools.interrupts import can_wait, is_waiting, shielded
 from lutra.runtime import crash, log
 from lutra.runtime.native import llama, load_backends
 from lutra.runtime.workers import Devices
+
+_LONG = 32  # tokens at once that may take a while
 
 _Self = TypeVar("_Self", bound="Closing")
 
@@ -33,6 +35,10 @@ class Closing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_interrupted(_: object) -> bool:
+    return is_waiting()
 
 
 class Loaded(Closing):
@@ -58,6 +64,8 @@ class Loaded(Closing):
         self._verbose = verbose
         self._weights = weights
         self._advice = advice or f"'lutra verify {path}' checks the file"
+        self._ends = self._api.ggml_abort_callback(_is_interrupted)
+        self._goes_on = self._api.ggml_abort_callback()
         log.install()
         load_backends()
         self._devices = Devices(workers) if workers else None
@@ -106,9 +114,15 @@ class Loaded(Closing):
 
     @shielded
     def decode(self, batch: Any) -> None:
-        """Compute a llama_batch. Raises LutraError when that fails, and without weights."""
+        """Compute a llama_batch. Raises LutraError when that fails, and without weights.
+
+        A signal ends it early where a person would wait for its end; not for one token, where asking for
+        signals at every step would take longer.
+        """
         if not self._weights:
             raise LutraError(f"{self.path}: only the header was read; load the model with its weights")
+        is_long = batch.n_tokens >= _LONG and can_wait()
+        self._api.llama_set_abort_callback(self.ctx, self._ends if is_long else self._goes_on, None)
         with log.listening(self._verbose) as errors:
             code = self._api.llama_decode(self.ctx, batch)
         if code:
