@@ -21,6 +21,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "torch: computes with torch")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_directories(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What programs remember of their users goes elsewhere."""
+    for variable in ("XDG_DATA_HOME", "XDG_STATE_HOME"):
+        os.environ[variable] = str(tmp_path_factory.mktemp(variable.lower()))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave out what needs torch where there is none."""
     if item.get_closest_marker("torch") and not importlib.util.find_spec("torch"):

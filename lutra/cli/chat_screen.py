@@ -15,7 +15,11 @@ _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(cod
 
 def is_terminal() -> bool:
     """Whether lines can be edited here."""
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return sys.stdin.isatty() and sys.stdout.isatty() and _is_capable()
+
+
+def _is_capable() -> bool:
+    return os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 class Screen:
@@ -24,7 +28,7 @@ class Screen:
     def __init__(self, thoughts: bool) -> None:
         self._live = sys.stdout.isatty()
         self._thoughts = thoughts and self._live
-        dims = self._live and os.environ.get("TERM", "dumb") != "dumb" and "NO_COLOR" not in os.environ
+        dims = self._live and _is_capable() and not os.environ.get("NO_COLOR")
         self._before, self._after = (_DIM, f"{_PLAIN}\n\n") if dims else ("(thinking)\n", "\n\n")
         self._end = _PLAIN if dims else ""
 

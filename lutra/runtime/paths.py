@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from gguf_tools.errors import LutraError
@@ -39,7 +40,7 @@ def state_dir() -> Path:
 
 def _home(variable: str, usual: str) -> Path:
     given = Path(os.environ.get(variable, ""))
-    return (given if given.is_absolute() else Path.home() / usual) / "lutra"
+    return (given if given.is_absolute() else Path(os.path.expanduser("~"), usual)) / "lutra"
 
 
 def _existing(path: Path, variable: str) -> Path:

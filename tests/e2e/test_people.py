@@ -25,11 +25,11 @@ FRANCE = "What is the capital of France?"
 PARIS = "The capital of France is Paris."
 
 
-def with_keys(file, path, **changes):
-    """A copy of a GGUF file with other key/values, those of the tokenizer by their last part."""
+def with_keys(file, path, prefix="tokenizer", **changes):
+    """A copy of a GGUF file with other key/values, given by what follows ``prefix`` in their names."""
     with GGUFFile(file) as gguf:
         metadata = dict(gguf.metadata)
-        metadata |= {f"tokenizer.{key.replace('__', '.')}": value for key, value in changes.items()}
+        metadata |= {f"{prefix}.{key.replace('__', '.')}": value for key, value in changes.items()}
         tensors = {
             name: (info.type, info.shape, gguf.data(info).copy()) for name, info in gguf.tensors.items()
         }

@@ -18,7 +18,9 @@ TINY_CHAT = ROOT / "models" / "tiny-chat"
 
 
 def lutra(*args: object, cwd: Path | None = None, env: dict[str, str] | None = None, **options):
-    """Run ``lutra`` and return the finished process, its output as text."""
+    """Run ``lutra`` and return the finished process, its output as text. Nothing is typed but ``input``."""
+    if "input" not in options:
+        options.setdefault("stdin", subprocess.DEVNULL)
     return subprocess.run(
         command(*args), cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=600, **options
     )
