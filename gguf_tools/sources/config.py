@@ -131,17 +131,6 @@ def with_numbers(value: Any) -> Any:
     return value
 
 
-def quantized_by(raw: Mapping[str, Any]) -> str | None:
-    """What config.json says that the weights are quantized with; None where it says nothing.
-
-    It may be left over: tools that restore the weights forget to remove it.
-    """
-    method = raw.get("quantization_config")
-    if not method:
-        return None
-    return str(method.get("quant_method", "unknown") if isinstance(method, dict) else method)
-
-
 def _rope(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of rotary embeddings, beside the other keys or under one of their own."""
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}

@@ -1,69 +1,38 @@
 # SPDX-License-Identifier: MIT
-"""Mixtures of experts: here each expert has tensors of its own, in GGUF a block has stacks of them."""
+"""Mixtures of experts: here each expert has tensors of its own, in GGUF a block has stacks of them.
+
+transformers has stacks in memory, those of gate and up as one, and some programs save them as they are.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.floats import to_float32
-from gguf_tools.sources.safetensors import StoredTensor
+from gguf_tools.sources.weights import Weights
 
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d{0,5})\.(\w+\.weight)")
+_STACK = re.compile(r"(.+\.experts)\.(gate_up_proj|down_proj)(\.weight)?")
 
 
-@dataclass(frozen=True)
-class Stack:
-    """The same matrix of every expert of a block, ``name`` without the expert's number."""
-
-    name: str
-    experts: list[StoredTensor]
-
-    @property
-    def dtype(self) -> str:
-        """The stored type."""
-        return self.experts[0].dtype
-
-    @property
-    def path(self) -> Path:
-        """The file that holds the first of them."""
-        return self.experts[0].path
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(experts, rows, k)."""
-        return len(self.experts), *self.experts[0].shape
-
-    def load(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows ``start`` to ``stop`` of all experts' rows, as (n, k)."""
-        _, rows, k = self.shape
-        parts = [
-            to_float32(tensor.array[max(start - i * rows, 0) : stop - i * rows], tensor.dtype, k)
-            for i, tensor in enumerate(self.experts)
-            if start < (i + 1) * rows and stop > i * rows
-        ]
-        return np.concatenate(parts) if parts else np.empty((0, k), np.float32)
-
-
-def stacked(stored: Collection[StoredTensor], count: int) -> Iterator[StoredTensor | Stack]:
+def stacked(stored: Collection[Weights], count: int) -> Iterator[Weights]:
     """``stored`` with stacks of ``count`` experts for their matrices, in place of the last one of a block.
 
     Raises ``LutraError`` naming a matrix that is missing or differs in its shape from the others.
     """
     matches = {tensor.name: _EXPERT.fullmatch(tensor.name) for tensor in stored} if count else {}
     left = Counter(match[1] for match in matches.values() if match)
-    blocks: dict[str, dict[str, dict[int, StoredTensor]]] = {}
+    blocks: dict[str, dict[str, dict[int, Weights]]] = {}
     for tensor in stored:
         match = matches.get(tensor.name)
         if not match:
-            yield tensor
+            yield from _parts(tensor) if count else [tensor]
             continue
         block, number, part = match.groups()
         blocks.setdefault(block, {}).setdefault(part, {})[int(number)] = tensor
@@ -73,7 +42,7 @@ def stacked(stored: Collection[StoredTensor], count: int) -> Iterator[StoredTens
                 yield _stack(f"{block}.{part}", matrices, count)
 
 
-def _stack(name: str, matrices: dict[int, StoredTensor], count: int) -> Stack:
+def _stack(name: str, matrices: dict[int, Weights], count: int) -> Weights:
     first = next(iter(matrices.values()))
     for i in range(count):
         if i not in matrices:
@@ -86,4 +55,41 @@ def _stack(name: str, matrices: dict[int, StoredTensor], count: int) -> Stack:
     if len(matrices) > count:
         extra = matrices[max(matrices)]
         raise LutraError(f"{extra.path}: tensor {extra.name!r} is one of more than {count} experts")
-    return Stack(name, [matrices[i] for i in range(count)])
+    rows, k = first.shape
+    dtypes = {matrix.dtype for matrix in matrices.values()}
+
+    def load(numbers: NDArray[np.intp]) -> NDArray[np.float32]:
+        experts, within = np.divmod(numbers, rows)
+        cuts = np.flatnonzero(np.diff(experts)) + 1
+        runs = zip(np.split(experts, cuts), np.split(within, cuts), strict=True)
+        parts = [matrices[int(expert[0])].load(row) for expert, row in runs if len(row)]
+        return np.concatenate(parts) if parts else np.empty((0, k), np.float32)
+
+    dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+    return Weights(name, (count, rows, k), dtype, matrices[0].path, load)
+
+
+def _parts(tensor: Weights) -> Iterator[Weights]:
+    """What a stack is in GGUF, by the names of single experts; other tensors stay as they are."""
+    match = _STACK.fullmatch(tensor.name)
+    if not match or len(tensor.shape) != 3:
+        yield tensor
+    elif match[2] == "down_proj":
+        yield replace(tensor, name=f"{match[1]}.down_proj.weight")
+    else:
+        for part, name in enumerate(("gate_proj", "up_proj")):
+            yield _half(tensor, part, f"{match[1]}.{name}.weight")
+
+
+def _half(tensor: Weights, part: int, name: str) -> Weights:
+    """The first or second half of the rows of each matrix. Raises LutraError where they are odd."""
+    count, rows, k = tensor.shape
+    if rows % 2:
+        raise LutraError(f"{tensor.path}: tensor {tensor.name!r} has {rows} rows, no two halves")
+    half = rows // 2
+
+    def load(numbers: NDArray[np.intp]) -> NDArray[np.float32]:
+        expert, row = np.divmod(numbers, half)
+        return tensor.load(expert * rows + part * half + row)
+
+    return replace(tensor, name=name, shape=(count, half, k), load=load)

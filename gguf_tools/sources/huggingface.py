@@ -21,17 +21,18 @@ from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError, Unfamiliar
-from gguf_tools.formats.floats import to_float32
 from gguf_tools.sources import card, llama_converter, rope
-from gguf_tools.sources.config import Config, quantized_by, read_config, with_numbers
-from gguf_tools.sources.experts import Stack, stacked
+from gguf_tools.sources.config import Config, read_config, with_numbers
+from gguf_tools.sources.dequantize import restored
+from gguf_tools.sources.experts import stacked
 from gguf_tools.sources.families import BY_ARCHITECTURE
 from gguf_tools.sources.family import Family
 from gguf_tools.sources.gguf import open_gguf
 from gguf_tools.sources.hub_cache import model_name
 from gguf_tools.sources.llama_converter import Scratch
-from gguf_tools.sources.safetensors import StoredTensor, open_safetensors, read_json
+from gguf_tools.sources.safetensors import open_safetensors, read_json
 from gguf_tools.sources.tensors import Source, SourceTensor
+from gguf_tools.sources.weights import Weights
 
 # What decides about tensors and tokens, where it is there, beside the weights.
 _FILES = (
@@ -47,10 +48,14 @@ _FILES = (
 )
 
 # What models hold that is no weight.
-_IGNORED = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
-
-# What sees, in models that also write: llama.cpp has it in a file of its own.
-_NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
+# What sees, in models that also write, llama.cpp has in a file of its own.
+_IGNORED = (
+    r"\.attention\.(masked_)?bias$",
+    r"\.rotary_emb\.inv_freq$",
+    r"vision_tower\.",
+    r"multi_modal_projector\.",
+)
+_TIED = r"lm_head\.\w+$"  # where it is the token embeddings
 
 # The families in few words, without the numbers of their generations.
 _FAMILIES = ", ".join(
@@ -146,15 +151,7 @@ def _open(directory: Path, name: str | None, raw: dict[str, Any], architecture: 
             f"{family.activations[0]!r} in a {architecture}: its answers would be noise"
         )
     with ExitStack() as resources:
-        try:
-            tensors = list(_tensors(directory, config, family, resources))
-        except LutraError as error:
-            if method := quantized_by(raw):
-                raise LutraError(
-                    f"{config_path}: the model is already quantized ({method}); "
-                    f"start from its original ({error})"
-                ) from None
-            raise
+        tensors = list(_tensors(directory, config, family, resources))
         metadata = _metadata(directory, name or model_name(directory), config, raw, family, tensors)
         files = [directory / file for file in _FILES]
         return Source(
@@ -208,10 +205,10 @@ def _tensors(directory: Path, config: Config, family: Family, resources: ExitSta
     names = gguf.get_tensor_name_map(family.arch, config.layers)
     shapes = _shapes(config, family)
     seen: dict[str, str] = {}
-    ignored = (*_IGNORED, "lm_head.weight") if config.tied else _IGNORED
-    for tensor in stacked(stored.values(), config.experts):
-        if tensor.name.endswith(ignored) or any(part in tensor.name for part in _NOT_TEXT):
-            continue
+    ignored = re.compile("|".join((*_IGNORED, _TIED) if config.tied else _IGNORED))
+    used = [tensor for name, tensor in stored.items() if not ignored.search(name)]
+    weights = list(restored(used, config.path, config.values.get("quantization_config")))
+    for tensor in stacked(weights, config.experts):
         what = f"{tensor.path}: tensor {tensor.name!r}"
         name = names.get_name(tensor.name.replace("language_model.", ""), (".weight", ".bias"))
         if name not in shapes:
@@ -255,22 +252,19 @@ def _made(name: str, vector: NDArray[np.float32], path: Path) -> SourceTensor:
     )
 
 
-def _read(name: str, tensor: StoredTensor | Stack, config: Config, family: Family) -> SourceTensor:
+def _read(name: str, tensor: Weights, config: Config, family: Family) -> SourceTensor:
     keeps_f32 = family.keeps_f32(name, tensor.shape)
-    if isinstance(tensor, Stack):
-        return SourceTensor(name, tensor.shape, tensor.dtype, tensor.path, tensor.load, keeps_f32=keeps_f32)
-    k = tensor.shape[-1]
     is_norm = family.norm_offset and name.endswith("_norm.weight")
     part = name.split(".")[-2]  # blk.0.attn_q.weight
     order = family.row_order(part, config) if name.startswith("blk.") else None
 
     def load(start: int, stop: int) -> NDArray[np.float32]:
-        matrix = tensor.array.reshape(-1, k)
+        numbers = np.arange(start, stop)
         if order is None:
-            rows = to_float32(matrix[start:stop], tensor.dtype, k)
+            rows = tensor.load(numbers)
             return rows + np.float32(family.norm_offset) if is_norm else rows
         if len(tensor.shape) == 1:  # a bias: its weights are reordered
-            return to_float32(matrix[start:stop, order], tensor.dtype, k)
-        return to_float32(matrix[order[start:stop]], tensor.dtype, k)
+            return tensor.load(numbers)[:, order]
+        return tensor.load(order[numbers])
 
     return SourceTensor(name, tensor.shape, tensor.dtype, tensor.path, load, keeps_f32=keeps_f32)

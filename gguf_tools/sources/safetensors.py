@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError, Unfamiliar
+from gguf_tools.formats.floats import STORED
 from gguf_tools.mapped import MappedFile
 
-DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+# What quantized models have beside floats: codes, and words that codes are packed into.
+_INTEGERS = {"BOOL": "u1", "U8": "u1", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+_DTYPES = STORED | _INTEGERS
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -36,14 +39,19 @@ class StoredTensor:
         return self.file.path
 
     @property
+    def is_float(self) -> bool:
+        """Whether its numbers stand for themselves."""
+        return self.dtype in STORED
+
+    @property
     def array(self) -> NDArray[Any]:
-        """The mapping, shaped: float32, float16, or uint16 for BF16. ``ValueError`` when it is closed."""
-        return self.file.array(DTYPES[self.dtype], self.shape, self.offset)
+        """The mapping, shaped: of floats as ``formats.floats`` has them. ``ValueError`` when it is closed."""
+        return self.file.array(_DTYPES[self.dtype], self.shape, self.offset)
 
     @property
     def nbytes(self) -> int:
         """Bytes of its data."""
-        return prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
+        return prod(self.shape) * np.dtype(_DTYPES[self.dtype]).itemsize
 
 
 def open_safetensors(directory: Path, resources: ExitStack) -> dict[str, StoredTensor]:
@@ -153,13 +161,13 @@ def _read_tensor(file: MappedFile, name: str, entry: Any, data: int) -> StoredTe
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise LutraError(f"{path}: tensor {name!r} has a damaged header entry; download it again") from None
-    if dtype not in DTYPES:
+    if dtype not in _DTYPES:
         raise LutraError(
             f"{path}: tensor {name!r} is {dtype}, not BF16, F16 or F32; "
             "convert the model to an F16 GGUF with llama.cpp's convert_hf_to_gguf.py and pass that"
         )
-    kind = np.dtype(DTYPES[dtype])
-    if not shape or prod(shape) == 0:
+    kind = np.dtype(_DTYPES[dtype])
+    if prod(shape) == 0:
         raise LutraError(f"{path}: tensor {name!r} has no weights (shape {list(shape)})")
     if data + stop > file.size:
         missing = data + stop - file.size

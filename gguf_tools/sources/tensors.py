@@ -69,7 +69,8 @@ class SourceTensor:
 
         Raises ``LutraError`` when one of them holds a NaN or an infinity.
         """
-        weights = self.load(*slice(start, stop).indices(self.rows)[:2])
+        with np.errstate(all="ignore"):  # of scales that are no numbers
+            weights = self.load(*slice(start, stop).indices(self.rows)[:2])
         if not np.isfinite(weights).all():
             row = start + int(np.argmin(np.isfinite(weights).all(axis=1)))
             raise LutraError(

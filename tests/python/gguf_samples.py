@@ -107,11 +107,18 @@ def sample_gguf(path: Path) -> Path:
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "BF16") -> None:
     """A safetensors file; float32 arrays are stored as ``dtype``."""
+    kinds = {"F32": "<f4", "F16": "<f2"}
+    write_stored(path, {
+        name: (dtype, to_bf16(array) if dtype == "BF16" else array.astype(kinds[dtype]))
+        for name, array in tensors.items()
+    })  # fmt: skip
+
+
+def write_stored(path: Path, tensors: dict[str, tuple[str, np.ndarray]]) -> None:
+    """A safetensors file of tensors as they are stored: name -> type, numbers."""
     header, blobs, at = {"__metadata__": {"format": "pt"}}, [], 0
-    for name, array in tensors.items():
-        blob = (
-            to_bf16(array) if dtype == "BF16" else array.astype({"F32": "<f4", "F16": "<f2"}[dtype])
-        ).tobytes()
+    for name, (dtype, array) in tensors.items():
+        blob = array.tobytes()
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [at, at + len(blob)]}
         blobs.append(blob)
         at += len(blob)
@@ -388,6 +395,13 @@ def hf_model(
     ):
         (directory / file).write_text(json.dumps(value))
     return directory
+
+
+def stored_names(directory: Path) -> list[str]:
+    """The names of the tensors in a model's file."""
+    raw = (directory / "model.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    return [name for name in header if name != "__metadata__"]
 
 
 def read_hf(directory: Path, name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf_samples import BLOCKS, hf_model, read_hf, write_safetensors
+from gguf_samples import BLOCKS, hf_model, read_hf, stored_names, write_safetensors
 
 import gguf_tools
 from gguf_tools.errors import LutraError
@@ -375,9 +375,3 @@ def test_one_module_adds_a_family(tmp_path):
     arch, length, *found = done.stdout.split()
     assert (arch, length) == ("qwen3", "64")
     assert sorted(found) == sorted([*names, "blk.0.attn_q_norm.weight", "blk.0.attn_k_norm.weight"])
-
-
-def stored_names(model):
-    raw = (model / "model.safetensors").read_bytes()
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    return [name for name in header if name != "__metadata__"]

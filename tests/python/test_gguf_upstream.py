@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from gguf_samples import BLOCKS, F16, F32, hf_model, write_gguf
+from quantized_samples import FORMS, quantized_model
 
 from gguf_tools.reader import GGUFFile
 from gguf_tools.sources import llama_converter
@@ -71,6 +72,21 @@ def test_a_family_with_sentencepiece_is_what_upstream_makes_of_it(tmp_path, arch
         shutil.copy(TINY_CHAT / name, model / name)
     (model / "tokenizer.json").unlink()
     compare(model)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "name", ["fp8 blocks", "int rows", "packed with zero points", "gptq in another order"]
+)
+def test_quantized_weights_are_what_upstream_makes_of_them(tmp_path, name):
+    model, _ = quantized_model(tmp_path, FORMS[name].settings, FORMS[name].make)
+    upstream = GGUFFile(convert(model, model / "upstream.gguf", "qwen2"))
+    with open_source(model) as source:
+        assert {t.name for t in source.tensors} == set(upstream.tensors)
+        for t in source.tensors:
+            u = upstream.tensors[t.name]
+            found = t.read().astype("<f4" if t.keeps_f32 else "<f2")
+            assert (u.shape, upstream.data(u).tobytes()) == (t.shape, found.tobytes()), t.name
 
 
 def compare(model):

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints that are saved quantized, as the weights that they stand for: exact, and read by rows.
+
+A module for each way to save them, by what config.json calls it. Products of codes and scales are rounded to
+float32 once, and nothing is put aside: only rows that are asked for are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from gguf_tools.errors import LutraError
+from gguf_tools.sources.dequantize import awq, compressed_tensors, fp8, gptq, modelopt
+from gguf_tools.sources.dequantize.checkpoint import Checkpoint
+from gguf_tools.sources.safetensors import StoredTensor
+from gguf_tools.sources.weights import Weights
+
+METHODS: dict[str, Callable[[StoredTensor, Checkpoint], Weights | None]] = {
+    "fp8": fp8.restore,
+    "fbgemm_fp8": fp8.restore,
+    "modelopt": modelopt.restore,
+    "compressed-tensors": compressed_tensors.restore,
+    "gptq": gptq.restore,
+    "awq": awq.restore,
+}
+
+# Of inputs and of the memory of attention, which are not quantized here.
+_UNUSED = (
+    "input_scale",
+    "input_scale_ub",
+    "activation_scale",
+    "input_global_scale",
+    ".q_scale",
+    ".k_scale",
+    ".v_scale",
+)
+
+
+def restored(stored: Iterable[StoredTensor], config: Path, settings: object) -> Iterator[Weights]:
+    """The weights of a checkpoint; ``settings`` is ``quantization_config`` of ``config``, None for none.
+
+    They may be left over from before the weights were restored. Raises LutraError for a way that is not read,
+    and for a tensor that misses its scales, or has others than it should.
+    """
+    tensors = {tensor.name: tensor for tensor in stored if not tensor.name.endswith(_UNUSED)}
+    said = settings if isinstance(settings, Mapping) else {"quant_method": settings} if settings else {}
+    method = str(said.get("quant_method", "unknown")) if said else "fp8"
+    if method not in METHODS and not all(tensor.is_float for tensor in tensors.values()):
+        raise LutraError(
+            f"{config}: the weights are quantized by {method}, which is not read ({', '.join(METHODS)} are); "
+            "start from the model that it was made of"
+        )
+    checkpoint = Checkpoint(tensors, config, said)
+    for tensor in tensors.values():
+        if weights := METHODS.get(method, _as_it_is)(tensor, checkpoint):
+            yield weights
+
+
+def _as_it_is(tensor: StoredTensor, checkpoint: Checkpoint) -> Weights:
+    return checkpoint.plain(tensor)
