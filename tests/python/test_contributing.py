@@ -12,6 +12,7 @@ import pytest
 
 from gguf_tools.formats.catalog import TYPES
 from gguf_tools.formats.family import CB_FORMATS
+from gguf_tools.sources.dequantize import METHODS
 from gguf_tools.sources.families import FAMILIES
 from lutra.cli.main import VERBS
 
@@ -22,6 +23,10 @@ KINDS = {  # heading: (placeholder, the things there are)
     "A codebook type": ("type", [fmt.name.lower() for fmt in CB_FORMATS.values()]),
     "An instruction set": ("set", SETS),
     "A model family": ("family", [Path(f.add_keys.__code__.co_filename).stem for f in FAMILIES]),
+    "A quantized checkpoint": (
+        "method",
+        sorted({Path(m.__code__.co_filename).stem for m in METHODS.values()}),
+    ),
     "A verb": ("verb", list(VERBS)),
 }
 # A file knows such things when it names all of one line; one name alone is often an example.
