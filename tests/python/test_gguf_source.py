@@ -443,7 +443,7 @@ def test_safetensors_headers(tmp_path):
 
     entry = '{"dtype": "%s", "shape": %s, "data_offsets": %s}'
     refused(header('{"a": %s, "a": %s}' % (2 * (entry % ("F32", "[2]", "[0, 8]"),))), "'a'", "twice")
-    refused(header('{"a": %s}' % (entry % ("I64", "[1]", "[0, 8]"))), "'a'", "I64")
+    refused(header('{"a": %s}' % (entry % ("C64", "[1]", "[0, 8]"))), "'a'", "C64")
     refused(header('{"a": %s}' % (entry % ("F32", "[3]", "[0, 8]"))), "'a'", "8 bytes")
     refused(header('{"a": %s}' % (entry % ("F32", "[0]", "[0, 0]"))), "'a'", "no weights")
     refused(header('{"a": %s}' % (entry % ("F32", "[-1, -2]", "[0, 8]"))), "'a'", "damaged")
