@@ -47,8 +47,7 @@ _FILES = (
     "chat_template.json",
 )
 
-# What models hold that is no weight.
-# What sees, in models that also write, llama.cpp has in a file of its own.
+# What models hold that is no weight; what sees in those that also write, llama.cpp has in a file of its own.
 _IGNORED = (
     r"\.attention\.(masked_)?bias$",
     r"\.rotary_emb\.inv_freq$",
