@@ -306,7 +306,7 @@ def packed_with(**weights):
     [
         ("fp8 blocks", {"weight_block_size": [100, 128]}, "or for each row or block of [100, 128]"),
         ("fp8 blocks", {"weight_block_size": [0, 128]}, "blocks of [0, 128]"),
-        ("fp8 blocks", {"weight_block_size": "128"}, "blocks of '128'"),
+        ("fp8 blocks", {"weight_block_size": [128]}, "blocks of [128]"),
         ("packed", {"config_groups": {}}, "says nothing about model.layers.0"),
         ("packed", {"config_groups": []}, "says nothing about model.layers.0"),
         ("packed", packed_with(num_bits=9, group_size=64), "'num_bits' of its quantization is 9"),
