@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from gguf import GGUFWriter, SpecialVocab, TokenType
+from gguf.gguf_writer import GGUFValue
 
 from gguf_tools.errors import LutraError, Unfamiliar, warn
 from gguf_tools.formats.keys import END_TOKENS_KEY
@@ -75,6 +76,8 @@ _PIECE_TYPES = {
 
 Piece = tuple[str, float, TokenType]  # text, score, type
 
+# The ids at which llama.cpp ends a text.
+_KINDS = ("eos", "eot", "eom")
 # Texts at which llama.cpp ends a text whatever the keys say.
 _ENDS = {
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
@@ -188,12 +191,21 @@ def _special_vocab(directory: Path, *, load_merges: bool = False, n_vocab: int |
     return special
 
 
-def _add_special(writer: GGUFWriter, directory: Path, special: SpecialVocab, tokens: list[str]) -> None:
-    """Special tokens and what ends a text.
+def with_ends(metadata: Mapping[str, GGUFValue], directory: Path) -> dict[str, GGUFValue]:
+    """``metadata`` of a file that llama.cpp's converter made, with all ends; see ``_add_ends``."""
+    found = {key.removeprefix("tokenizer.ggml."): value.value for key, value in metadata.items()}
+    writer = GGUFWriter(None, "")  # only collects key/values
+    if found.get("add_eos_token"):
+        writer.add_add_eos_token(False)
+    if isinstance(tokens := found.get("tokens"), list):
+        known = {kind: found[f"{kind}_token_id"] for kind in _KINDS if f"{kind}_token_id" in found}
+        _add_ends(writer, directory, known, tokens)
+    added = {key: value for key, value in writer.kv_data[0].items() if not key.startswith("general.")}
+    return {**metadata, **added}
 
-    transformers ends at any eos_token_id of generation_config.json. llama.cpp ends at its eos, eot and eom,
-    and at the texts that it knows; what is left goes to a key that lutra reads.
-    """
+
+def _add_special(writer: GGUFWriter, directory: Path, special: SpecialVocab, tokens: list[str]) -> None:
+    """Special tokens and what ends a text."""
     if special.add_special_token.get("eos"):
         # It is for training. llama.cpp would end every prompt with it, chats included.
         special.add_special_token["eos"] = False
@@ -203,15 +215,23 @@ def _add_special(writer: GGUFWriter, directory: Path, special: SpecialVocab, tok
     ):  # the file counts, as in transformers
         special.chat_template = template.read_text("utf-8-sig")
     special.add_to_gguf(writer, quiet=True)
+    _add_ends(writer, directory, special.special_token_ids, tokens)
+
+
+def _add_ends(writer: GGUFWriter, directory: Path, known: Mapping[str, int], tokens: list[str]) -> None:
+    """Add what ends a text beside the ids that are ``known`` by their kinds.
+
+    transformers ends at any eos_token_id of generation_config.json. llama.cpp ends at its eos, eot and eom,
+    and at the texts that it knows; what is left goes to a key that lutra reads.
+    """
     ends: dict[int, None] = {}  # a set in order
     for said in (generation_config(directory), read_json(directory / "config.json")):
         ids = with_numbers(said.get("eos_token_id"))
         ends |= dict.fromkeys(i for i in (ids if isinstance(ids, list) else [ids]) if _is_token(i, tokens))
-    if not _is_token(special.special_token_ids.get("eos"), tokens) and ends:
+    if not _is_token(known.get("eos"), tokens) and ends:
         writer.add_eos_token_id(next(iter(ends)))
         del ends[next(iter(ends))]
-    known = special.special_token_ids
-    left = [i for i in ends if i not in map(known.get, ("eos", "eot", "eom")) and tokens[i] not in _ENDS]
+    left = [i for i in ends if i not in map(known.get, _KINDS) and tokens[i] not in _ENDS]
     for kind, add in (("eot", writer.add_eot_token_id), ("eom", writer.add_eom_token_id)):
         if left and kind not in known:
             add(left.pop(0))

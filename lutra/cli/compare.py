@@ -146,7 +146,10 @@ def converted(args: argparse.Namespace, failed: dict[str, str]) -> tuple[list[Pa
         say(f"converting {i} of {len(missing)}: {path}")
         started = time.monotonic()
         with noting(failed, path, fatal=path == base):
-            say(summary(convert(source, wanted[path], path), time.monotonic() - started))
+            result = convert(source, wanted[path], path)
+            say(summary(result, time.monotonic() - started))
+            if result.through_f16 and path == base:
+                source = str(base)
     files = dict.fromkeys([base, *wanted])
     return [path for path in files if str(path) not in failed], base
 

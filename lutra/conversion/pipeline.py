@@ -60,12 +60,16 @@ class ConvertedTensor:
 
 @dataclass(frozen=True)
 class Result:
-    """A file that was made: its size in bytes, and bits per weight over all tensors."""
+    """A file that was made: its size in bytes, and bits per weight over all tensors.
+
+    ``through_f16``: llama.cpp's converter read the source, so an F16 file of it is as good and saves time.
+    """
 
     path: Path
     bytes: int
     bpw: float
     tensors: tuple[ConvertedTensor, ...]
+    through_f16: bool = False
 
     def report(self) -> dict[str, object]:
         """For JSON: what ``lutra convert --report`` writes."""
@@ -101,7 +105,7 @@ def convert(source: str | Path, options: ConversionOptions, output: str | Path) 
         ConvertedTensor(t.name, type_name(t.type), t.weights, t.nbytes, losses.get(t.name))
         for t in info.tensors
     )
-    return Result(output, info.bytes, info.bpw, tensors)
+    return Result(output, info.bytes, info.bpw, tensors, opened.gguf is not None and opened.path.is_dir())
 
 
 def preview(source: str | Path, options: ConversionOptions, output: str | Path) -> str:

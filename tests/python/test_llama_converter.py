@@ -12,11 +12,15 @@ import signal
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
-from cli_runner import environment, lutra, signalled
-from gguf_samples import byte_level_tokenizer, hf_model, sample_gguf
+from cli_runner import environment, lutra, require_built, signalled
+from gguf import GGUFValueType
+from gguf.gguf_writer import GGUFValue
+from gguf_samples import F32, METADATA, byte_level_tokenizer, hf_model, sample_gguf, u32, write_gguf
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.keys import END_TOKENS_KEY
 from gguf_tools.reader import GGUFFile
 from gguf_tools.sources import llama_converter
 from gguf_tools.sources.llama_converter_child import completed, has_mtp
@@ -254,6 +258,47 @@ of several lines
         "Model A is not supported"
     )
     assert llama_converter._reason("") == "no message"
+
+
+def test_all_that_ends_a_text(tmp_path, converter):
+    """The converter does not read generation_config.json, and lets EOS follow every prompt."""
+    t, tokens = GGUFValueType, [*"abcdefg", "</s>"]
+    keys = {
+        "tokenizer.ggml.tokens": GGUFValue(tokens, t.ARRAY, t.STRING),
+        "tokenizer.ggml.eos_token_id": u32(1),
+        "tokenizer.ggml.eot_token_id": u32(2),
+        "tokenizer.ggml.add_eos_token": GGUFValue(True, t.BOOL),
+    }
+    tensors = {"output_norm.weight": (F32, (8,), np.ones(8, np.float32))}
+    write_gguf(converter.sample, tensors, METADATA | keys)
+    model = other(tmp_path / "m")
+    ends = {"eos_token_id": [1, 2, 3, 4, "5", 7, 99]}
+    (model / "generation_config.json").write_text(json.dumps(ends))
+    with open_source(model, Scratch(tmp_path / "x.gguf")) as source:
+        found = {key: value.value for key, value in source.metadata.items()}
+    assert found["tokenizer.ggml.add_eos_token"] is False
+    assert [found[f"tokenizer.ggml.{kind}_token_id"] for kind in ("eos", "eot", "eom")] == [1, 2, 3]
+    assert found[END_TOKENS_KEY] == "4 5"
+    assert found["general.architecture"] == "llama"
+
+
+def test_compare_asks_the_converter_once(tmp_path, converter):
+    """The other types are made of the base."""
+    require_built("llama-perplexity")
+    model, gguf, text = hf_model(tmp_path / "m"), tmp_path / "same.gguf", tmp_path / "t.txt"
+    text.write_text("The old man said to the boy that the sea was calm. " * 40)
+    assert lutra("convert", model, "--type", "f16", "-o", gguf).returncode == 0
+    converter.does(f"shutil.copyfile({str(gguf)!r}, out)")
+    edited(model, "config.json", architectures=["ArceeForCausalLM"])
+    options = ["--types", "cb4,q8_0", "--no-calibration", "--text", text, "--ctx", 128, "--chunks", 2]
+    done = lutra("compare", model, *options, "--out-dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("llama.cpp's converter reads it") == 1
+    assert (
+        lutra("convert", model, "--type", "cb4", "--no-calibration", "-o", tmp_path / "x.gguf").returncode
+        == 0
+    )
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "out" / "m-cb4.gguf").read_bytes()
 
 
 # ---- what the converter does not see -------------------------------------------------------
