@@ -59,6 +59,13 @@ def figure(value: float, decimals: int) -> str:
     return f"{value:.{decimals}f}" if abs(value) < 1e9 else f"{value:.3e}"
 
 
+def decimal_size(nbytes: float | None) -> str:
+    """Bytes as "1.2 GB" or "3 MB"; "unknown" for None."""
+    if nbytes is None:
+        return "unknown"
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
+
+
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Rows of cells as aligned columns; the columns in ``right`` are flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

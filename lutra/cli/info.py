@@ -60,7 +60,7 @@ def machine_json() -> dict[str, Any]:
         "libraries": str(lib_dir()),
         "cpu_library": kernels.cpu_library(),
         "calibration_text": f"{CALIBRATION_TEXT.parent.name}/{CALIBRATION_TEXT.name}",
-        "sets": list(dict.fromkeys(k.set for k in listed if k.supported)),
+        "sets": kernels.sets()["supported"],
         "kernels": [
             {"name": k.name, "compiled": True, "supported": k.supported, "chosen": k.chosen} for k in listed
         ],

@@ -38,6 +38,7 @@ VERBS = {
     "compare": "the table of a model's files or types: size, quality, speed",
     "worker": "lend this machine to a model that runs on several",
     "info": "show the kernels of this machine, or what is in a file",
+    "doctor": "find what makes this machine slow, or a file on it",
     "verify": "check a file and this machine's kernels",
     "export": "make a GGUF for unmodified llama.cpp from one with codebooks",
     "ls": "list the models in the hub's cache and the files here",

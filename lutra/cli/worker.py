@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
     host = listening(args.host, args.port)
     threads = args.threads or default_threads()
-    chosen = dict.fromkeys(kernel.set for kernel in kernels.kernels() if kernel.chosen)
+    chosen = kernels.sets()["chosen"]
     if not host.startswith("127."):
         warn("no password, no encryption: whoever reaches this port can use this process; see --help")
     print(

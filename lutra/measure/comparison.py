@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,8 @@ from gguf_tools.inspect import read_info
 from lutra import __version__
 from lutra.console import say
 from lutra.conversion.options import OPTIONS_KEY
+from lutra.measure.doctor import cpu
+from lutra.measure.doctor.system import System
 from lutra.measure.perplexity import Text, divergence, perplexity, predictions, vocabulary
 from lutra.measure.questions import ask
 from lutra.measure.speed import GENERATED, PROMPT, RUNS
@@ -109,16 +109,8 @@ def describe(path: Path) -> dict[str, Any]:
 
 def machine() -> dict[str, str]:
     """The CPU, and the kernels of ours that it runs."""
-    chosen = dict.fromkeys(kernel.set for kernel in kernels.kernels() if kernel.chosen)
-    return {"cpu": cpu(), "kernels": ", ".join(chosen), "version": __version__}
-
-
-def cpu() -> str:
-    """Name of this machine's processor or board, as far as Linux knows one."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/device-tree/model").read_text().strip("\0\n ")
-    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"{found[1]} ({platform.machine()})" if found else platform.machine()
+    chosen = ", ".join(kernels.sets()["chosen"])
+    return {"cpu": cpu.name(System()), "kernels": chosen, "version": __version__}
 
 
 @contextlib.contextmanager

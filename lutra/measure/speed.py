@@ -14,15 +14,17 @@ from lutra.runtime.tools import failure, run_tool
 PROMPT, GENERATED, RUNS = 512, 128, 5  # of ``speed``: llama-bench's own defaults
 
 
-def speed(model: Path, threads: int) -> dict[str, float]:
-    """Tokens per second, mean and standard deviation of ``RUNS`` runs.
+def speed(
+    model: Path, threads: int, *, prompt: int = PROMPT, generated: int = GENERATED, runs: int = RUNS
+) -> dict[str, float]:
+    """Tokens per second, mean and standard deviation of ``runs`` runs.
 
-    ``prompt_tps``, ``prompt_sd``: of a prompt of ``PROMPT`` tokens; ``generation_tps``, ``generation_sd``: of
-    ``GENERATED`` tokens one by one.
+    ``prompt_tps``, ``prompt_sd``: of a prompt of ``prompt`` tokens; ``generation_tps``, ``generation_sd``: of
+    ``generated`` tokens one by one.
     """
     command = ["-m", str(require_loadable(model)), "-t", str(threads), "-o", "jsonl", "--progress"]
-    command += ["-p", str(PROMPT), "-n", str(GENERATED), "-r", str(RUNS)]
-    with progress(2 * (1 + RUNS), "run", "speed") as bar:  # one run each to warm up
+    command += ["-p", str(prompt), "-n", str(generated), "-r", str(runs)]
+    with progress(2 * (1 + runs), "run", "speed") as bar:  # one run each to warm up
         output = run_tool("llama-bench", command, lambda text: bar.update(text.count(" run")))
     records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     if len(records) != 2:

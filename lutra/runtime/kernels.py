@@ -121,9 +121,14 @@ def cpu_library() -> str:
     return loaded[1]
 
 
-def supported_sets() -> list[str]:
-    """Names of the instruction sets this CPU has and this build has kernels for."""
-    return list(dict.fromkeys(k.set for k in kernels() if k.supported))
+def sets() -> dict[str, list[str]]:
+    """Instruction sets with kernels: "compiled" into this build, "supported" by this CPU, "chosen" now."""
+    listed = kernels()
+    return {
+        "compiled": list(dict.fromkeys(k.set for k in listed)),
+        "supported": list(dict.fromkeys(k.set for k in listed if k.supported)),
+        "chosen": list(dict.fromkeys(k.set for k in listed if k.chosen)),
+    }
 
 
 def quantize(kernel: Kernel, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,14 @@ def free_memory() -> int:
     return max(0, min([_free(), *_left()]))
 
 
+def memory_limit() -> int | None:
+    """Bytes that our control groups allow, None without such a limit."""
+    names = ("memory.max", "memory.limit_in_bytes")
+    limits = (read(group / name) for group in control_groups("memory") for name in names)
+    # Version 1 has a number near 2**63 for none.
+    return min((int(text) for text in limits if text.isdigit() and int(text) < 1 << 60), default=None)
+
+
 def _free() -> int:
     fields = dict(line.split(":", 1) for line in read(_MEMINFO).splitlines())
     if "MemAvailable" in fields:

@@ -17,7 +17,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 def default_threads() -> int:
     """Physical cores that we may run on, and no more than the control groups give us time on."""
-    return max(1, int(min(_fast_cores(_allowed()), _quota(), MAX_THREADS)))
+    return max(1, int(min(_fast_cores(allowed_cpus()), cpu_quota(), MAX_THREADS)))
 
 
 def checked_threads(threads: int | None) -> int:
@@ -29,7 +29,7 @@ def checked_threads(threads: int | None) -> int:
     return threads
 
 
-def _allowed() -> list[int]:
+def allowed_cpus() -> list[int]:
     """The logical CPUs that we may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
@@ -56,8 +56,8 @@ def _number(cpu: int, name: str) -> int:
 # ---- control groups ------------------------------------------------------------------------
 
 
-def _quota() -> float:
-    """The whole CPUs' worth of time that our control groups and those above them allow."""
+def cpu_quota() -> float:
+    """The whole CPUs' worth of time that our control groups and those above them allow; inf: no limit."""
     return min((cpus for group in control_groups("cpu") for cpus in _limits(group)), default=math.inf)
 
 

@@ -9,7 +9,7 @@ import signal
 import pytest
 from cli_runner import lutra, signalled
 
-from lutra.runtime.kernels import supported_sets
+from lutra.runtime import kernels
 from lutra.runtime.tools import run_tool
 
 FRANCE = "What is the capital of France?"
@@ -27,7 +27,7 @@ def test_paris(kind, tiny_chat):
 
 def test_every_set_says_the_same(tiny_chat):
     path = tiny_chat("cb4")
-    sets = supported_sets()
+    sets = kernels.sets()["supported"]
     assert "ref" in sets
     answers = {
         name: lutra(
