@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gguf_tools.errors import LutraError
+from lutra.runtime.workers import parse_workers
 
 T = TypeVar("T")
 
@@ -29,3 +30,9 @@ def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return argument
+
+
+def add_rpc(add: Callable[..., object]) -> None:
+    """Declare, with an ``add_argument``, the other machines that a model runs on."""
+    what = "machines where 'lutra worker' runs, which compute a part of the layers"
+    add("--rpc", type=parsed(parse_workers), default=[], metavar="HOST[:PORT],...", help=what)

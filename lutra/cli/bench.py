@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
 from lutra.runtime.probe import require_loadable
 from lutra.runtime.tools import pass_through
+from lutra.runtime.workers import parse_workers, tool_arguments
 
 EPILOG = """\
 Every option after the files goes to llama-bench: -p -n -r -t -d -o csv|json|jsonl|md|sql ...
+--rpc HOST[:PORT],... names machines where 'lutra worker' runs.
 
 example:
   lutra bench model-cb4.gguf model-f16.gguf -t 4 -p 512 -n 128 -o json
@@ -34,5 +37,15 @@ def run(args: argparse.Namespace) -> int:
         raise LutraError("bench needs a GGUF file; see 'lutra bench --help'")
     paths = [require_loadable(local_gguf(file)) for file in files]
     models = [argument for path in paths for argument in ("-m", str(path))]
-    pass_through("llama-bench", models + args.files[len(files) :])
+    pass_through("llama-bench", models + shared(paths[0], args.files[len(files) :]))
     return 0
+
+
+def shared(path: Path, options: list[str]) -> list[str]:
+    """llama-bench's ``options``; workers among them are asked first, and take their part of the layers."""
+    if "--rpc" not in options[:-1]:
+        return options
+    at = options.index("--rpc")
+    rest = options[:at] + options[at + 2 :]
+    ours = tool_arguments(path, parse_workers(options[at + 1]))
+    return (ours[:2] if {"-ngl", "--n-gpu-layers"} & set(rest) else ours) + rest

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
-from lutra.cli.arguments import parsed, positive
+from lutra.cli.arguments import add_rpc, parsed, positive
 from lutra.cli.chat_input import messages
 from lutra.cli.chat_screen import Screen, is_terminal
 from lutra.runtime.conversation import Conversation
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(option, choices=CACHE_TYPES, default="f16", metavar="T", help=f"type of the context's {what}: "
             + (", ".join(CACHE_TYPES) if option == "--ctk" else "as --ctk") + " (default: f16)")  # fmt: skip
     add("--seed", type=int, metavar="N", help="seed of the sampling (default: random, with -p 1)")
+    add_rpc(add)
     add("--verbose", action="store_true", help="show llama.cpp's log")
     group = parser.add_argument_group(
         "sampling (default: what the file recommends, else what is in brackets)"
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         cache_types=(args.ctk, args.ctv),
         verbose=args.verbose,
         probe=False,
+        workers=args.rpc,
     ) as model:
         talk = Talk(_conversation(args, model), Screen(not args.hide_thinking))
         if args.session:

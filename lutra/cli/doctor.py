@@ -93,11 +93,8 @@ def machine_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     limit = f", limit {decimal_size(memory['limit_bytes'])}" if memory["limit_bytes"] else ""
     yield "memory", f"{decimal_size(memory['free_bytes'])} free of {decimal_size(memory['bytes'])}{limit}"
     if memory["swap_bytes"]:
-        kinds = ", ".join(memory["swap_kinds"])
-        yield (
-            "swap",
-            f"{decimal_size(memory['swap_used_bytes'])} used of {decimal_size(memory['swap_bytes'])} ({kinds})",
-        )
+        used, kinds = decimal_size(memory["swap_used_bytes"]), ", ".join(memory["swap_kinds"])
+        yield "swap", f"{used} used of {decimal_size(memory['swap_bytes'])} ({kinds})"
     huge = f", transparent huge pages: {memory['huge_pages']}" if memory["huge_pages"] else ""
     yield "pages", f"{memory['page_bytes'] // 1024} KiB{huge}"
     if memory["gb_per_s"]:

@@ -17,13 +17,14 @@ from urllib.parse import urlsplit
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
-from lutra.cli.arguments import positive
+from lutra.cli.arguments import add_rpc, positive
 from lutra.console import mib, say, warn
 from lutra.runtime.context import Context, choose_context
 from lutra.runtime.page import write_page
 from lutra.runtime.probe import require_loadable
 from lutra.runtime.server import require_port, running
 from lutra.runtime.threads import checked_threads
+from lutra.runtime.workers import tool_arguments
 
 PASSES_ON = True  # what follows -- goes to llama-server
 
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ctx", type=positive, metavar="N", help=f"context of a conversation in tokens (default: {fits})")
     add("--parallel", type=positive, default=4, metavar="N", help="conversations at once (default: 4)")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
+    add_rpc(add)
     add("--verbose", action="store_true", help="show llama-server's log")
 
 
@@ -87,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
             *("--ctx-size", str(context.total), "--kv-unified-per-slot", str(context.tokens)),
             *("--cache-ram", str(context.cache >> 20), "--fit", "off"),
             "--no-repack",  # weights stay where they are in the file
+            *tool_arguments(file, args.rpc),
             *("--cors-origins", "localhost"),  # other sites in the browser must not use the model
             *args.passed_on,
         ]

@@ -82,7 +82,7 @@ class Loaded(Closing):
         params = self._api.llama_model_default_params()
         if self._devices:
             params.devices = self._devices.address
-            params.n_gpu_layers = self._devices.layers(_layers(self.path) + 1)  # the output counts as one
+            params.n_gpu_layers = self._devices.layers(self.path)
         params.use_extra_bufts = False  # weights stay where they are in the file, no repacked copy
         if not weights:
             params.no_alloc, params.load_mode = True, 0  # which must not be mmap then
@@ -172,10 +172,3 @@ class Loaded(Closing):
         if not pointer:
             raise LutraError(f"{self.path}: the model is closed")
         return pointer
-
-
-def _layers(path: Path) -> int:
-    from gguf_tools.reader import GGUFFile  # and numpy with it, which a model on one machine does not need
-
-    with GGUFFile(path) as file:
-        return int(file.get(f"{file.get('general.architecture')}.block_count") or 0)

@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.family import CB_FORMATS, ROWS
@@ -106,6 +107,18 @@ def _ask(connection: socket.socket, command: int, request: bytes, size: int) -> 
     return answer[8:]
 
 
+def tool_arguments(path: Path, workers: Sequence[str]) -> list[str]:
+    """The options that tell llama.cpp's tools of ``workers`` for a GGUF file. Raises LutraError, as above."""
+    if not workers:
+        return []
+    require_workers(workers)
+    devices = Devices(workers)
+    try:
+        return ["--rpc", ",".join(workers), "-ngl", str(devices.layers(path))]
+    finally:
+        devices.close()
+
+
 # ---- devices -------------------------------------------------------------------------------
 
 
@@ -134,8 +147,16 @@ class Devices:
         """Of the list, as llama_model_params has it."""
         return ctypes.addressof(self._array)
 
-    def layers(self, total: int) -> int:
-        """How many of ``total`` layers the workers take: by their part of all memory, at least one."""
+    def layers(self, path: Path) -> int:
+        """How many layers of a GGUF file the workers take: by their part of all memory, at least one."""
+        from gguf_tools.reader import (
+            GGUFFile,
+        )  # and numpy with it, which a model on one machine does not need
+
+        with GGUFFile(path) as file:
+            total = (
+                int(file.get(f"{file.get('general.architecture')}.block_count") or 0) + 1
+            )  # with the output
         theirs = sum(map(self._memory, self._devices))
         ours = self._memory(self._ggml.ggml_backend_dev_by_type(_CPU_DEVICE))
         return max(1, round(total * theirs / (theirs + ours)))

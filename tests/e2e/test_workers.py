@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -72,9 +73,24 @@ def test_two_workers_give_the_same_text(tiny_chat, kind):
     with Model(tiny_chat(kind), threads=1) as model:
         alone = model.chat(QUESTION)
     with worker() as (one, _), worker() as (two, _):
-        for _ in range(2):  # a worker goes on when a program has left
-            with Model(tiny_chat(kind), workers=[one, two], threads=1) as model:
-                assert model.chat(QUESTION) == alone
+        with Model(tiny_chat(kind), workers=[one, two], threads=1) as model:
+            assert model.chat(QUESTION) == alone
+        # Workers go on when a program has left.
+        done = lutra("chat", tiny_chat(kind), "-p", QUESTION, "--rpc", f"{one},{two}", "--threads", 1)
+        assert done.stdout.strip() == alone, done.stderr
+
+
+def test_bench_on_a_worker(tiny_chat):
+    require_built("llama-bench")
+    with worker() as (one, _):
+        options = ["-p", 8, "-n", 4, "-r", 1, "-t", 1, "-o", "json"]
+        done = lutra("bench", tiny_chat("cb4"), "--rpc", one, *options)
+        assert done.returncode == 0, done.stderr
+        runs = json.loads(done.stdout)
+        assert [run["backends"] for run in runs] == ["RPC", "RPC"]
+        assert all(0 < run["n_gpu_layers"] < 9 for run in runs)  # this machine has some of the 9
+    gone = lutra("bench", tiny_chat("cb4"), "--rpc", one, *options)
+    assert_error(gone, f"worker {one}: nobody listens there")
 
 
 def test_a_worker_ends_when_it_is_told_to():

@@ -92,7 +92,7 @@ def examine(system: System) -> dict[str, Any]:
 def _kernels() -> dict[str, Any]:
     """The sets of kernels, or why there are none."""
     try:
-        return {**kernels.sets(), "forced": os.environ.get("LUTRA_KERNELS")}
+        return {**kernels.sets(), "forced": os.environ.get("LUTRA_KERNELS") or None}
     except LutraError as error:
         return {"error": str(error)}
 

@@ -32,7 +32,7 @@ def examine(
     threads: int | None = None,
     seconds: float = 3.0,
 ) -> dict[str, Any]:
-    """Look at this machine, and at a GGUF ``file`` on it: see docs/doctor.md for what is returned.
+    """Look at this machine, and at a GGUF ``file`` on it: see docs/DOCTOR.md for what is returned.
 
     ``seconds`` of load on ``threads`` threads, reading of memory and disk, and a short run are measured; with
     0 nothing is. Raises LutraError where ``file`` is no file.
