@@ -10,14 +10,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import socket
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.family import CB_FORMATS, ROWS
 from lutra.runtime.native import load, load_backends
+
+if TYPE_CHECKING:
+    import socket
 
 HOST, PORT = "127.0.0.1", 50052
 _PATIENCE = 5.0  # seconds
@@ -46,6 +48,9 @@ def parse_workers(text: str) -> list[str]:
 
 def require_workers(workers: Sequence[str]) -> None:
     """Raise LutraError unless every worker "HOST:PORT" answers, speaks our protocol and knows our types."""
+    if workers:
+        import socket  # which a model on one machine does not need
+
     for worker in workers:
         host, _, port = worker.rpartition(":")
         try:
@@ -80,6 +85,8 @@ def _greet(worker: str, connection: socket.socket) -> None:
             f"worker {worker}: speaks version {major}.{minor} of the protocol, this machine "
             f"{_PROTOCOL[0]}.{_PROTOCOL[1]}; install the same release of Lutra on both"
         )
+    from gguf_tools.formats.family import CB_FORMATS, ROWS
+
     fmt = next(iter(CB_FORMATS.values()))
     k, row = fmt.sb, fmt.row_bytes(fmt.sb)
     tensor = _TENSOR.pack(1, fmt.type, 0, k, ROWS, 1, 1, row, row, ROWS * row, ROWS * row, *[0] * 31, b"", 0)
