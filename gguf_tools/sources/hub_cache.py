@@ -76,6 +76,13 @@ def model_name(path: Path) -> str:
     return found[1] if found and path.is_dir() else path.name
 
 
+def hub_name(path: Path) -> str | None:
+    """ORG/MODEL of what lies in a cache of the hub; None of anything else."""
+    path = path.resolve() if path.is_dir() else Path(os.path.abspath(path))
+    models = [part for part in path.parts if part.startswith("models--")]
+    return models[-1].removeprefix("models--").replace("--", "/", 1) if models else None
+
+
 def gguf_types(names: Iterable[str]) -> dict[str, list[str]]:
     """The models in GGUF files by type in lower case (else by name), each with its file or parts in order.
 

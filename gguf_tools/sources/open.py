@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gguf import GGUFValueType, Keys
+from gguf.gguf_writer import GGUFValue
+
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.gguf import open_gguf
 from gguf_tools.sources.hub import is_name, local_source
-from gguf_tools.sources.hub_cache import model_name, snapshot
+from gguf_tools.sources.hub_cache import hub_name, snapshot
 from gguf_tools.sources.huggingface import open_hf
 from gguf_tools.sources.llama_converter import Scratch
 from gguf_tools.sources.tensors import Source, SourceTensor, keeps_f32
@@ -16,18 +19,24 @@ from gguf_tools.sources.tensors import Source, SourceTensor, keeps_f32
 __all__ = ["Scratch", "Source", "SourceTensor", "keeps_f32", "open_source"]
 
 
+HUB = "https://huggingface.co/"
+
+
 def open_source(source: str | Path, scratch: Scratch | None = None) -> Source:
     """The model at ``source``: a GGUF file, a directory in Hugging Face's form or of its cache, or ORG/MODEL.
 
     ``scratch``: where a model that llama.cpp's converter reads has its F16 file while it is open; by default
-    in the current directory. Raises ``LutraError`` with the cause and the next step when it cannot be read.
+    in the current directory. The metadata says which model of the hub it is, where that is known. Raises
+    ``LutraError`` with the cause and the next step when it cannot be read.
     """
     path = Path(source)
-    if path.is_dir():
-        return open_hf(snapshot(path), scratch=scratch)
-    if path.exists():
-        return open_gguf(path)
-    if is_name(source):
+    if not path.exists():
+        if not is_name(source):
+            raise LutraError(f"{source}: no such file or directory")
         path = local_source(str(source))
-        return open_hf(path, model_name(path), scratch) if path.is_dir() else open_gguf(path)
-    raise LutraError(f"{source}: no such file or directory")
+    path = snapshot(path)
+    opened = open_hf(path, scratch=scratch) if path.is_dir() else open_gguf(path)
+    if name := hub_name(path):
+        url = GGUFValue(f"{HUB}{name}", GGUFValueType.STRING)
+        opened.metadata.setdefault(Keys.General.SOURCE_REPO_URL, url)
+    return opened

@@ -21,6 +21,7 @@ from lutra.conversion.text import CALIBRATION_TEXT, read_documents
 from lutra.runtime.threads import checked_threads, default_threads
 
 OPTIONS_KEY = "lutra.convert.options"
+TOKENS_KEY = "lutra.convert.calibration_tokens"
 DEFAULT = Path("default")  # as an argument of --calibration: the text that comes along
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}

@@ -26,7 +26,7 @@ from lutra.conversion.budget import plan_within
 from lutra.conversion.calibrate import bytes_kept, calibrate, matmul_order, token_limit
 from lutra.conversion.encode import Matrix, codebook
 from lutra.conversion.jobs import Jobs
-from lutra.conversion.options import OPTIONS_KEY, ConversionOptions
+from lutra.conversion.options import OPTIONS_KEY, TOKENS_KEY, ConversionOptions
 from lutra.conversion.output import (
     metadata,
     require_space,
@@ -181,6 +181,8 @@ def _convert_own(
         losses = {p.name: work.load(p.name)[1] for p in codebooks}
         uncalibrated = [p for p in codebooks if isnan(losses[p.name])]
         values = metadata(source, planned, options.record(), file_type)
+        if work.tokens:
+            values[TOKENS_KEY] = GGUFValue(work.tokens, GGUFValueType.UINT32)
         if options.calibration_text and uncalibrated:
             _note_uncalibrated(uncalibrated, values, options)
         warn_uncovered([p for p in planned if isnan(losses.get(p.name, nan))], options.imatrix, importance)
@@ -244,7 +246,8 @@ def _calibrate(
                 f"nothing to calibrate, the model does not multiply by {names}; add --no-calibration"
             )
         pieces = read_pieces(options.calibration_text, tokenizer, token_limit(source, length, kept))
-    say(f"calibrating with {sum(map(len, pieces))} tokens of {options.calibration_text}")
+    work.tokens = sum(map(len, pieces))
+    say(f"calibrating with {work.tokens} tokens of {options.calibration_text}")
     left = [name for group in groups for name in group if name not in work]
     started = time.monotonic()
     with progress(sum(planned[name].weights for group in groups for name in group), "w") as bar:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gguf_tools.sources.open import Source
 
 SIGNATURE = "fingerprint.json"
+TOKENS = "tokens"
 
 
 class WorkDirectory:
@@ -97,7 +98,7 @@ class WorkDirectory:
         if self.done():
             self._keep()
         else:
-            for path in (self.path, self.path / SIGNATURE):
+            for path in (self.path, self.path / SIGNATURE, self.path / TOKENS):
                 self._empty.enter_context(crash.removing(path))
 
     def _is_there(self, lock: int) -> bool:
@@ -174,6 +175,16 @@ class WorkDirectory:
         """The bytes of a finished tensor (mapped from the file) and its loss."""
         data = np.memmap(self._file(name), np.uint8, "r")
         return data[:-8], float(data[-8:].view("<f8")[0])
+
+    @property
+    def tokens(self) -> int | None:
+        """With how many tokens the tensors are calibrated, if they are."""
+        path = self.path / TOKENS
+        return int(path.read_text()) if path.exists() else None
+
+    @tokens.setter
+    def tokens(self, number: int) -> None:
+        (self.path / TOKENS).write_text(str(number))
 
     def _file(self, name: str) -> Path:
         return self.path / f"{quote(name, safe='')}.tensor"

@@ -25,7 +25,7 @@ def main() -> int:
         return 3
     found = []
     for prompt in json.loads(sys.argv[2]):
-        ask = {"prompt": prompt, "n_predict": 1, "n_probs": 1 << 20, "temperature": 0}
+        ask = {"prompt": prompt, "n_predict": 1, "n_probs": 1 << 20, "temperature": 0, "ignore_eos": True}
         said = server.handle_completions(ask)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         found.append([p for _, p in sorted((entry["id"], entry["logprob"]) for entry in said)])
     print(json.dumps(found))
