@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,6 +19,13 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
     return int(text)
+
+
+def repository(text: str) -> str:
+    """An argument that is ORG/MODEL of a hub."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no ORG/MODEL")
+    return text
 
 
 def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:

@@ -21,7 +21,7 @@ from gguf_tools.formats.catalog import RECIPES, TYPES
 from gguf_tools.reader import GGUFFile
 from lutra.conversion import pipeline
 from lutra.conversion.options import ConversionOptions, Target
-from lutra.conversion.text import read_documents
+from lutra.conversion.text import PIECE, read_documents
 from lutra.measure.questions import read_questions
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +169,7 @@ def test_convert_says_what_it_made(model, text, tmp_path):
     assert result.report()["tensors"][0]["name"] == result.tensors[0].name
     with GGUFFile(result.path) as file:
         assert file.get("lutra.convert.options") == options.record()
+        assert file.get("lutra.convert.calibration_tokens") == 3 * PIECE  # 552 characters, and BOS
         assert pipeline.UNCALIBRATED_KEY not in file.metadata
 
 
