@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextlib import contextmanager
 
 import pytest
@@ -115,6 +116,23 @@ def test_a_worker_lost_during_an_answer_is_one_line(tiny_chat, number):
     assert asking.returncode == 1
 
 
+def test_a_worker_lost_by_a_server_is_one_line(tiny_chat):
+    require_built("llama-server")
+    with worker() as (one, process):
+        program = command("serve", tiny_chat("cb4"), "--port", 0, "--threads", 1, "--rpc", one)
+        with subprocess.Popen(
+            program, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as serving:
+            address = next(line.split()[-1] for line in serving.stdout if "to chat" in line)
+            os.killpg(process.pid, signal.SIGKILL)
+            body = json.dumps({"messages": [{"role": "user", "content": QUESTION}]}).encode()
+            with pytest.raises(OSError, match=r"(?i)closed|reset|without"):
+                urllib.request.urlopen(f"{address}/v1/chat/completions", body, timeout=60)
+            _, errors = serving.communicate(timeout=60)
+    assert errors.splitlines()[-1].startswith(f"lutra: error: llama-server: worker {one} is lost: ")
+    assert serving.returncode == 1
+
+
 def test_a_program_that_is_killed_leaves_its_worker_alive(tiny_chat):
     with worker() as (one, process):
         program = [sys.executable, "-c", ASK, tiny_chat("cb4"), one]
@@ -134,6 +152,18 @@ def test_a_damaged_library_is_refused_on_a_worker_too(tiny_chat, tmp_path):
         file.write(b"\x80")
     with worker() as (one, _), pytest.raises(LutraError, match="weight' is damaged"):
         Model(damaged, workers=[one], threads=1)
+
+
+def test_a_program_that_leaves_before_its_answers_come_leaves_its_worker_alive():
+    with worker() as (one, process):
+        host, port = one.split(":")
+        for _ in range(5):
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(b"\x0e" + (24).to_bytes(8, "little") + bytes(24))  # RPC_CMD_HELLO
+                assert connection.recv(36, socket.MSG_WAITALL)[8] == 7
+                connection.sendall(2000 * (b"\x0f" + bytes(8)))  # RPC_CMD_DEVICE_COUNT
+            require_workers([one])
+        assert process.poll() is None
 
 
 def test_a_worker_that_is_not_there(tiny_chat):
