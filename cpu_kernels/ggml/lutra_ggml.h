@@ -80,7 +80,8 @@ enum { LUTRA_CRASH_FILES = 32 };
 // NULL: none. The path must stay.
 GGML_API void lutra_on_crash_remove(int place, const char *path);
 
-// Ends the process, with such a line: the worker at endpoint ("host:port"), which has a part of the model, does not answer.
+// Ends the process, with such a line: the worker at endpoint ("host:port"), which has a part of the model, is
+// lost.
 GGML_NORETURN GGML_API void lutra_worker_lost(const char *endpoint);
 
 // ---- ops.c, in ggml-cpu --------------------------------------------------------------------
