@@ -21,7 +21,7 @@ from gguf_tools.reader import GGUFFile, type_name
 from gguf_tools.sources.open import open_source
 from lutra.conversion.calibrate import bytes_kept, matmul_order
 
-HIDDEN, FFN, VOCAB = 256, 512, 4096
+HIDDEN, FFN, VOCAB = 256, 256, 4096
 TEXT = "The old man said to the boy that the sea was calm, and that the night would be long and cold. "
 
 
@@ -177,6 +177,19 @@ def model(tmp_path_factory):
     return make
 
 
+@pytest.fixture(scope="module")
+def f16(model):
+    """``f16("lfm2")``: the same as Lutra's F16 file."""
+
+    def make(name):
+        path = model(name).with_suffix(".f16.gguf")
+        if not path.exists():
+            convert(model(name), "f16", path)
+        return path
+
+    return make
+
+
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
@@ -196,9 +209,8 @@ def types(path):
 
 
 @NAMES
-def test_a_calibrated_model_is_computed_and_closer(model, text, tmp_path, name):
-    paths = {kind: tmp_path / f"{kind}.gguf" for kind in ("f16", "calibrated", "plain")}
-    convert(model(name), "f16", paths["f16"])
+def test_a_calibrated_model_is_computed_and_closer(f16, text, tmp_path, name):
+    paths = {"f16": f16(name), **{kind: tmp_path / f"{kind}.gguf" for kind in ("calibrated", "plain")}}
     # The blocks alone: what embeddings and output lose would be most of the divergence.
     options = ["--token-embedding-type", "f16"]
     convert(paths["f16"], "cb3", paths["calibrated"], "--calibration", text, *options)
@@ -218,29 +230,28 @@ def test_a_calibrated_model_is_computed_and_closer(model, text, tmp_path, name):
     assert 0 < divergence["calibrated"] < 0.9 * divergence["plain"]
 
 
-def test_the_rest_of_a_context_is_not_touched_in_calibration(model, text, tmp_path):
+def test_the_rest_of_a_context_is_not_touched_in_calibration(f16, text, tmp_path):
     """Positions beyond the table would end the process."""
-    said = convert(model("gpt2"), "cb4", tmp_path / "o.gguf", "--calibration", text)
+    said = convert(f16("gpt2"), "cb4", tmp_path / "o.gguf", "--calibration", text)
     assert "calibrating with " in said
     tokens = int(said.split("calibrating with ")[1].split()[0])
     assert tokens % CONTEXT == 0
 
 
-def test_a_table_that_is_only_looked_up_becomes_a_codebook_without_a_hessian(model, text, tmp_path):
+def test_a_table_that_is_only_looked_up_becomes_a_codebook_without_a_hessian(f16, text, tmp_path):
     table = "per_layer_token_embd.weight"
-    said = convert(model("gemma4"), "cb2", tmp_path / "o.gguf", "--calibration", text)
+    options = ["--calibration", text, "--token-embedding-type", "f16"]
+    said = convert(f16("gemma4"), "cb2", tmp_path / "o.gguf", *options)
     assert f"not calibrated, the model does not multiply by them: {table};" in said
     found = types(tmp_path / "o.gguf")
     assert found[table] == "CB2"
     assert found["per_layer_model_proj.weight"] == "F16"
-    assert "token_embd.weight" in matmul_order(model("gemma4"), {table, "token_embd.weight"}, [1, 2], 1)[0]
+    assert "token_embd.weight" in matmul_order(f16("gemma4"), {table, "token_embd.weight"}, [1, 2], 1)[0]
 
 
-def test_states_of_sequences_are_counted(model, tmp_path):
-    path = tmp_path / "f16.gguf"
-    convert(model("qwen35"), "f16", path)
+def test_states_of_sequences_are_counted(f16):
     state = 4 * VALUE_HEADS * STATE * STATE + 4 * 3 * MIXED  # of the one recurrent layer
-    short, long = (bytes_kept(path, length, threads=1) for length in (64, 256))
+    short, long = (bytes_kept(f16("qwen35"), length, threads=1) for length in (64, 256))
     assert abs((long - short) / 192 - 2 * 2 * 64) < 32  # keys and values of the other, in half precision
     assert abs(short - 64 * (long - short) / 192 - state) < 0.02 * state
 
@@ -257,11 +268,12 @@ with Capture(Path(sys.argv[1]), [[1] * 256] * 64, {name}, threads=2, predictions
 """
 
 
-def test_many_short_sequences_need_no_graph_of_a_long_one(model, tmp_path):
+def test_many_short_sequences_need_no_graph_of_a_long_one(f16):
     """llama.cpp reserves 22 KB for each of the 40 nodes of a graph that it counts per token."""
-    path = tmp_path / "f16.gguf"
-    convert(model("qwen35"), "f16", path)
     done = subprocess.run(
-        [sys.executable, "-c", COMPUTE, path, str(8 << 30)], env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", COMPUTE, f16("qwen35"), str(8 << 30)],
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == f"[(16384, {FFN})]\n", done.stderr

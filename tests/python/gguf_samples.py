@@ -243,6 +243,14 @@ def olmo2_block(c: dict) -> dict:
     return shapes | {f"self_attn.{x}_norm.weight": shapes[f"self_attn.{x}_proj.weight"][:1] for x in "qk"}
 
 
+def olmoe_block(c: dict) -> dict:
+    """Norms over all of q and k, and a mixture of experts."""
+    shapes = norms(c, "input_layernorm", "post_attention_layernorm") | attention(c)
+    shapes |= {f"self_attn.{x}_norm.weight": shapes[f"self_attn.{x}_proj.weight"][:1] for x in "qk"}
+    names = ("gate_proj", "up_proj", "down_proj")
+    return shapes | experts(c, "mlp", "num_experts", "intermediate_size", names)
+
+
 def phi3_block(c: dict) -> dict:
     """Llama's, with one matrix for q, k and v, and one for gate and up."""
     block = llama_block(c)
@@ -301,6 +309,18 @@ BLOCKS = {
             "pad_token_id": 258,
         },
         olmo2_block,
+    ),
+    "OlmoeForCausalLM": (
+        {
+            "model_type": "olmoe",
+            "rms_norm_eps": 1e-5,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 128,
+            "pad_token_id": 258,
+            "eos_token_id": 259,
+        },
+        olmoe_block,
     ),
     "GraniteForCausalLM": (
         {

@@ -21,7 +21,7 @@ TINY_CHAT = Path(__file__).parents[2] / "models" / "tiny-chat"
 
 # What llama.cpp's converter takes no other tokenizer for.
 SENTENCEPIECE_ONLY = ("Gemma2ForCausalLM", "Phi3ForCausalLM")
-BYTE_LEVEL_ONLY = ("Qwen3MoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
+BYTE_LEVEL_ONLY = ("Qwen3MoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM", "OlmoeForCausalLM")
 
 # The converter knows tokenizers by what they make of a text; those of the samples are not among them.
 CONVERT = """
