@@ -152,7 +152,7 @@ MODELS: dict[str, Model] = {
     "Qwen2": Model("Qwen2Config"),
     "Qwen2-MoE": Model("Qwen2MoeConfig", EXPERTS | {"shared_expert_intermediate_size": 256}),
     "Qwen3": Model("Qwen3Config", {"head_dim": 64}),
-    "Qwen3-MoE": Model("Qwen3MoeConfig", EXPERTS | {"head_dim": 64}),
+    "Qwen3-MoE": Model("Qwen3MoeConfig", EXPERTS | {"head_dim": 64, "norm_topk_prob": True}),
     "Qwen3-Next": Model(
         "Qwen3NextConfig", LINEAR | EXPERTS | {"shared_expert_intermediate_size": 128, "norm_topk_prob": True}
     ),
