@@ -313,6 +313,7 @@ BLOCKS = {
     "OlmoeForCausalLM": (
         {
             "model_type": "olmoe",
+            "num_key_value_heads": 7,
             "rms_norm_eps": 1e-5,
             "num_experts": 8,
             "num_experts_per_tok": 2,

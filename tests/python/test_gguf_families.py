@@ -132,6 +132,12 @@ def test_granites_vocabulary_has_no_bos(tmp_path, monkeypatch, says):
         ("MixtralForCausalLM", {"num_experts_per_tok": 0}, "num_experts_per_tok"),
         ("GraniteForCausalLM", {"head_dim": 32}, "heads of head_dim 32"),
         ("GraniteForCausalLM", {"logits_scaling": None}, "'logits_scaling' is None"),
+        (
+            "OlmoeForCausalLM",
+            {"num_key_value_heads": 1},
+            "num_key_value_heads is 1, but llama.cpp computes with 7",
+        ),
+        ("OlmoeForCausalLM", {"rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-06"),
         ("Olmo3ForCausalLM", {"rope_theta": 1000000.0}, "rope_theta is 500000 in layers with a window"),
         ("Olmo3ForCausalLM", {"layer_types": ["full_attention"]}, "1 layer_types for 4 layers"),
         ("Phi3ForCausalLM", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),

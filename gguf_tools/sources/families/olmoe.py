@@ -17,6 +17,7 @@ from gguf_tools.sources.family import (
     expert_matrices,
     is_vector_or_router,
     norms_before,
+    refuse_head_dim,
 )
 from gguf_tools.sources.vocab import add_vocabulary
 
@@ -24,8 +25,16 @@ _EPS = 1e-5  # whatever config.json says, in llama.cpp's converter
 
 
 def _add_keys(writer: gguf.GGUFWriter, config: Config) -> None:
-    for key, granted in {"rms_norm_eps": _EPS, "norm_topk_prob": False, "clip_qkv": None}.items():
-        value = config.values.get(key)
+    refuse_head_dim(config)
+    values = {**config.values, "num_key_value_heads": config.kv_heads}
+    wanted = {
+        "num_key_value_heads": config.heads,
+        "rms_norm_eps": _EPS,
+        "norm_topk_prob": False,
+        "clip_qkv": None,
+    }
+    for key, granted in wanted.items():
+        value = values.get(key)
         if value != granted:
             raise LutraError(f"{config.path}: {key} is {value!r}, but llama.cpp computes with {granted!r}")
     add_common_keys(writer, config, head_dim=config.head_dim_given)
