@@ -16,8 +16,9 @@ from gguf_tools.sources.hub import local_gguf
 from lutra.cli.arguments import add_rpc, parsed, positive
 from lutra.cli.chat_input import messages
 from lutra.cli.chat_screen import Screen, is_terminal
+from lutra.runtime.context import CACHE_TYPES
 from lutra.runtime.conversation import Conversation
-from lutra.runtime.model import CACHE_TYPES, Model
+from lutra.runtime.model import Model
 from lutra.runtime.probe import trying
 from lutra.runtime.sampling import Sampling
 

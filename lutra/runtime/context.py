@@ -1,18 +1,36 @@
 # SPDX-License-Identifier: MIT
-"""How many tokens of context fit into memory: what a server of several conversations takes by default."""
+"""How many tokens of context fit into memory: what a conversation or a server takes by default."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gguf_tools.reader import GGUFFile
 from lutra.runtime.memory import free_memory
 
+if TYPE_CHECKING:
+    from gguf_tools.reader import GGUFFile
+
+USUAL = 4096  # tokens of a single conversation, unless more are asked for
 MOST = 32768  # tokens of a conversation, unless more are asked for
 STEP = 256  # llama.cpp rounds to multiples of it
 _CACHE = 8 << 30  # llama-server's own limit for the conversations that it keeps
+
+
+# What llama.cpp keeps keys and values in: ggml's id, and bits for each.
+CACHE_TYPES = {
+    "f16": (1, 16.0),
+    "q8_0": (8, 8.5),
+    "q4_0": (2, 4.5),
+    "q4_1": (3, 5.0),
+    "q5_0": (6, 5.5),
+    "q5_1": (7, 6.0),
+    "iq4_nl": (20, 4.5),
+    "bf16": (30, 16.0),
+    "f32": (0, 32.0),
+}
 
 
 @dataclass(frozen=True)
@@ -36,25 +54,42 @@ def choose_context(path: Path, conversations: int, tokens: int | None = None) ->
     what is left beside them, those that wait a quarter, and the rest is for intermediate results and for
     other programs. Raises LutraError for what is no GGUF file.
     """
+    from gguf_tools.reader import GGUFFile  # with numpy, which a chat does without
+
     with GGUFFile(path) as file:
-        token_bytes = kv_bytes(file)
+        each_bytes = kv_bytes(file)
         trained = _number(file, "context_length") or MOST
     free = free_memory()
     rest = max(0, free - path.stat().st_size)
-    fit = rest // 2 // token_bytes if token_bytes else conversations * MOST
+    fit = rest // 2 // each_bytes if each_bytes else conversations * MOST
     each = tokens or max(STEP, min(trained, MOST, fit))
     total = max(each, min(each * conversations, fit))
-    return Context(each, total, total * token_bytes, min(rest // 4, _CACHE), free)
+    return Context(each, total, total * each_bytes, min(rest // 4, _CACHE), free)
+
+
+def fitting(token_bytes: int, weights: int) -> int:
+    """Tokens of a conversation that fit into half of the free memory beside so many bytes of weights."""
+    rest = max(0, free_memory() - weights)
+    return rest // 2 // token_bytes // STEP * STEP if token_bytes else MOST
+
+
+def token_bytes(heads: Sequence[int], lengths: tuple[int, int], types: tuple[str, str]) -> int:
+    """Bytes that a token's keys and values take, in ``CACHE_TYPES``; a layer with a window keeps less.
+
+    ``heads`` of each layer, ``lengths`` of a head's key and value.
+    """
+    bits = sum(length * CACHE_TYPES[kind][1] for length, kind in zip(lengths, types, strict=True))
+    return int(sum(heads) * bits / 8)
 
 
 def kv_bytes(file: GGUFFile) -> int:
-    """Bytes that a token's keys and values take in F16. A bound: a layer with a window keeps less."""
+    """The same for a file, in F16."""
     heads = _number(file, "attention.head_count")
     size = _number(file, "embedding_length") // heads if heads else 0
-    of_head = sum(_number(file, f"attention.{kind}_length") or size for kind in ("key", "value"))
+    key, value = (_number(file, f"attention.{kind}_length") or size for kind in ("key", "value"))
     kept = _value(file, "attention.head_count_kv")
     layers = kept if isinstance(kept, list) else [kept or heads] * _number(file, "block_count")
-    return sum(layers) * of_head * 2
+    return token_bytes(layers, (key, value), ("f16", "f16"))
 
 
 def _value(file: GGUFFile, name: str) -> Any:

@@ -11,8 +11,9 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf_tools.errors import LutraError
+from gguf_tools.errors import LutraError, warn
 from gguf_tools.formats.keys import END_TOKENS_KEY
+from lutra.runtime.context import CACHE_TYPES, STEP, USUAL, fitting, token_bytes
 from lutra.runtime.kernels import require_obeyed_choice
 from lutra.runtime.loaded import Closing, Loaded
 from lutra.runtime.native import llama
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 _MAX_CONTEXT = 2**32 - 1  # what a uint32 counts
 _BATCH = 512  # tokens per llama_decode of a prompt
-CACHE_TYPES = {  # ggml's ids of what llama.cpp keeps keys and values in
-    "f16": 1, "q8_0": 8, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "iq4_nl": 20, "bf16": 30, "f32": 0,
-}  # fmt: skip
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -41,9 +39,9 @@ class Model(Closing):
     ``path`` may also be a name on the Hugging Face hub, ORG/MODEL or ORG/MODEL:TYPE: what is missing of that
     file is fetched into the hub's cache.
 
-    ``threads`` None takes the fast physical cores, ``n_ctx`` None the model's own context, at most 4096.
-    ``cache_types`` are those of keys and values in the context, see ``CACHE_TYPES``. ``evaluated`` counts the
-    tokens that were computed.
+    ``threads`` None takes the fast physical cores, ``n_ctx`` None the model's own context, at most 4096 and
+    what half of the free memory has room for. ``cache_types`` are those of keys and values in the context,
+    see ``CACHE_TYPES``. ``evaluated`` counts the tokens that were computed.
     ``verbose`` shows llama.cpp's log on stderr; otherwise only Lutra's own lines are shown. Without
     ``weights`` only the header is read: enough to tokenize. The file is tried in a child process first, as
     some damage ends the process that loads it; not with ``probe`` False.
@@ -79,6 +77,7 @@ class Model(Closing):
             if kind not in CACHE_TYPES:
                 raise LutraError(f"no cache type {kind}; choose one of {', '.join(CACHE_TYPES)}")
         self.cache_types = cache_types
+        self._has_weights = weights
         require_obeyed_choice()
         if probe:
             require_loadable(self.path)
@@ -91,10 +90,10 @@ class Model(Closing):
                 raise LutraError(f"{path}: no tokenizer in the file; convert the model with its tokenizer")
             params = api.llama_context_default_params()
             self.n_ctx_train: int = api.llama_model_n_ctx_train(loaded.model)
-            params.n_ctx = n_ctx or min(self.n_ctx_train, 4096)
+            params.n_ctx = n_ctx or self._usual_context()
             params.n_batch = params.n_ubatch = self._batch = min(_BATCH, params.n_ctx)
             params.n_threads = params.n_threads_batch = threads
-            params.type_k, params.type_v = (CACHE_TYPES[kind] for kind in cache_types)
+            params.type_k, params.type_v = (CACHE_TYPES[kind][0] for kind in cache_types)
             self.n_ctx: int = params.n_ctx  # llama.cpp rounds its own up
             another = "" if cache_types == ("f16", "f16") else "other --ctk and --ctv, or "
             loaded.start(params, f"try {another}a smaller --ctx")
@@ -108,6 +107,25 @@ class Model(Closing):
     def close(self) -> None:
         """Free the memory and the file. Closing twice is fine; using the model afterwards is an error."""
         self._loaded.close()
+
+    def _usual_context(self) -> int:
+        """Tokens, of those that the model was trained for; a warning says when memory makes them fewer."""
+        api, model = self._api, self._loaded.model
+        wanted = min(self.n_ctx_train, USUAL)
+        if not self._has_weights:
+            return wanted
+        kind = self.value("general.architecture")
+        own = api.llama_model_n_embd(model) // max(1, api.llama_model_n_head(model))
+        key, value = (int(self.value(f"{kind}.attention.{k}_length") or own) for k in ("key", "value"))
+        heads = [api.llama_model_n_head_kv(model)] * api.llama_model_n_layer(model)
+        fit = fitting(token_bytes(heads, (key, value), self.cache_types), api.llama_model_size(model))
+        if fit < wanted:
+            wanted = min(wanted, max(STEP, fit))
+            warn(
+                f"{self.path}: a context of {wanted} tokens, as there is little memory; --ctx takes another, "
+                "--ctk q8_0 and --ctv q8_0 halve what it needs"
+            )
+        return wanted
 
     @property
     def _vocab(self) -> Any:

@@ -277,6 +277,26 @@ def test_cache_types(tiny_chat):
         Model(tiny_chat("f16"), cache_types=("f16", "q9"))
 
 
+def test_the_context_is_what_memory_has_room_for(tiny_chat, monkeypatch, caplog):
+    file = tiny_chat("f16")
+    with Model(file, threads=1, n_ctx=32) as model:
+        a_token = model.state_size
+        said(conversation(model, limit=1).say("Hi"))
+        a_token = (model.state_size - a_token) // len(model.computed)
+    room = 2 * 300 * a_token  # half of it for 300 tokens
+    monkeypatch.setattr("lutra.runtime.context.free_memory", lambda: file.stat().st_size + room)
+    contexts = {}
+    for types in (("f16", "f16"), ("q8_0", "q8_0"), ("f32", "f32")):
+        with Model(file, threads=1, cache_types=types) as model:
+            contexts[types[0]] = model.n_ctx
+    assert contexts == {"f16": 256, "q8_0": 512, "f32": 256}
+    assert "a context of 256 tokens, as there is little memory; --ctx takes another" in caplog.text
+    caplog.clear()
+    with Model(file, threads=1, n_ctx=1000) as model:
+        assert model.n_ctx == 1000
+    assert caplog.text == ""
+
+
 # ---- sessions --------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -85,6 +86,16 @@ def test_quantized_weights_are_what_upstream_makes_of_them(tmp_path, name):
             u = upstream.tensors[t.name]
             found = t.read().astype("<f4" if t.keeps_f32 else "<f2")
             assert (u.shape, upstream.data(u).tobytes()) == (t.shape, found.tobytes()), t.name
+
+
+@pytest.mark.torch
+def test_a_recommended_sampling_is_what_upstream_makes_of_it(tmp_path):
+    model = hf_model(tmp_path / "Tiny-Model-Instruct")
+    said = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.01}
+    said |= {"repetition_penalty": 1.05, "xtc_probability": 0.5, "xtc_threshold": 0.1, "penalty_last_n": -1}
+    (model / "generation_config.json").write_text(json.dumps(said))
+    compare(model)
+    assert GGUFFile(model / "ours.gguf").metadata["general.sampling.penalty_repeat"].value > 1.04
 
 
 def compare(model):

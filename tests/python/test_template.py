@@ -52,6 +52,28 @@ def test_what_templates_use(template, expected):
     assert ChatTemplate(template, Path("m.gguf"), SPECIAL).render(MESSAGES) == expected
 
 
+@pytest.mark.parametrize(
+    ("template", "variable"),
+    [
+        ("{% if enable_thinking is false %}no{% else %}yes{% endif %}", "enable_thinking"),
+        ("{%- if not thinking is defined %}{% set thinking = true %}{% endif %}"
+         "{{ 'yes' if thinking else 'no' }}", "thinking"),
+        ("{% set thinking = 1 %}yes", None),
+        ("yes", None),
+    ],
+)  # fmt: skip
+def test_thinking(template, variable):
+    chat = ChatTemplate(template, Path("m.gguf"))
+    assert chat.thinking_variable == variable
+    assert chat.render(MESSAGES) == chat.render(MESSAGES, thinking=True) == "yes"
+    assert chat.render(MESSAGES, thinking=False) == ("no" if variable else "yes")
+
+
+def test_the_time_that_a_template_is_told():
+    chat = ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", Path("m.gguf"))
+    assert chat.render(MESSAGES, now=datetime(2001, 2, 3)) == "2001-02-03"
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("template", [template for template, _ in TEMPLATES])
 def test_the_same_as_transformers(template):
