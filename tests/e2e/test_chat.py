@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import signal
 import stat
+import subprocess
+import sys
 
 import pytest
-from cli_runner import assert_error, lutra, signalled
+from cli_runner import assert_error, environment, lutra, signalled
 from gguf import GGUFValueType as T
 from gguf.gguf_writer import GGUFValue
 from terminal import CTRL_C, CTRL_D, ENTER, READY, TAB, UP, Terminal, pasted
@@ -94,6 +96,44 @@ def test_ctrl_c_stops_an_answer(tiny_chat, home):
         terminal.say("/clear")
         terminal.say("/set temp 0")
         assert "Oslo" in terminal.say(NORWAY)
+
+
+READING = """
+import os, signal, sys
+from gguf_tools.interrupts import raise_signals
+from lutra.runtime import loaded
+from lutra.runtime.model import Model
+from lutra.runtime.sampling import Sampling
+
+calls, original = 0, loaded._is_interrupted
+
+def interrupted(data):
+    global calls
+    calls += 1
+    os.kill(os.getpid(), signal.SIGINT)
+    return original(data)
+
+loaded._is_interrupted = interrupted
+signal.signal(signal.SIGINT, signal.default_int_handler)
+raise_signals()
+with Model(sys.argv[1], threads=1, n_ctx=512) as model, model.sampler(Sampling(temp=0)) as sampler:
+    prompt = model.tokenize("word " * 100)
+    try:
+        next(model.generate(prompt, sampler))
+    except KeyboardInterrupt:
+        print(calls, len(model.computed), model.evaluated)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # and nobody is asked any more
+    token = next(model.generate(prompt, sampler))
+with Model(sys.argv[1], threads=1, n_ctx=512) as model, model.sampler(Sampling(temp=0)) as sampler:
+    print(next(model.generate(prompt, sampler)) == token)
+"""
+
+
+def test_ctrl_c_ends_the_reading_of_a_message_at_once(tiny_chat):
+    done = subprocess.run(
+        [sys.executable, "-c", READING, tiny_chat("f16")], env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout == "1 0 0\nTrue\n", done.stderr
 
 
 @pytest.mark.parametrize("columns", [12, 1])
