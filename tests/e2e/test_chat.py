@@ -350,13 +350,11 @@ def test_a_session_goes_on_without_reading(tiny_chat, tmp_path, types):
     options = {"n_ctx": 512, "cache_types": types, "threads": 1}
     with Model(tiny_chat("f16"), **options) as model:
         talk = conversation(model)
-        talk.sampling = Sampling(temp=1.5)  # so that the model writes as no tokenizer would
         for question in (FRANCE, "Tell me a story.", NORWAY):
             said(talk.say(question))
         assert sessions.save("s", talk) == ""
         assert len(talk.script.tokens) > 60
-        talk.sampling = GREEDY
-        expected = said(talk.say(FRANCE))
+        started, expected = talk.script.started, said(talk.say(FRANCE))
         read = talk.answer.read
     for name in ("s.json", "s.state"):
         assert stat.S_IMODE((tmp_path / "sessions" / name).stat().st_mode) == 0o600
@@ -364,9 +362,28 @@ def test_a_session_goes_on_without_reading(tiny_chat, tmp_path, types):
         talk = conversation(model)
         assert sessions.load("s", talk) == ""
         assert model.evaluated == 0
+        assert talk.script.started == started
         assert said(talk.say(FRANCE)) == expected
         assert talk.answer.read == read
         assert read <= len(model.tokenize(f"<|end|>\n<|user|>\n{FRANCE}<|end|>\n<|assistant|>\n")) + 1
+
+
+def test_what_was_written_as_no_tokenizer_would_is_not_read_again(tiny_chat, monkeypatch):
+    with Model(tiny_chat("f16"), n_ctx=512, threads=1) as model:
+        single = {model.piece(token): token for token in range(model.n_vocab)}
+        letters = [single[bytes([letter])] for letter in b" It is Paris."]
+        written = iter([*letters, *model.tokenize("<|end|>", start=False)])
+        talk = conversation(model)
+        with monkeypatch.context() as patch:
+            patch.setattr("lutra.runtime.sampling.Sampler.sample", lambda *_: next(written))
+            answer = said(talk.say(FRANCE))
+        assert talk.script.tokens[-len(letters) :] == letters
+        assert len(model.tokenize(answer, start=False)) < len(letters)
+        said(talk.say(NORWAY))
+        assert (
+            talk.answer.read
+            == len(model.tokenize(f"<|end|>\n<|user|>\n{NORWAY}<|end|>\n<|assistant|>\n")) - 1
+        )
 
 
 def test_a_state_of_no_use_is_read_again(tiny_chat, tmp_path):
