@@ -18,7 +18,9 @@ from gguf_tools.reader import GGUFFile, TensorInfo, type_name
 from gguf_tools.rows import read_rows
 from gguf_tools.sources.tensors import EMBEDDING, OUTPUT, Source, SourceTensor, keeps_f32
 
-_GOOD = {GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0")}
+# Types that lose next to nothing, and by architecture those that the model itself is published in.
+_GOOD = ("F32", "F16", "BF16", "Q8_0")
+_PUBLISHED = {"gpt-oss": ("MXFP4",)}
 
 
 def open_gguf(path: Path, *, quantized: bool = False) -> Source:
@@ -33,10 +35,11 @@ def open_gguf(path: Path, *, quantized: bool = False) -> Source:
         files = [first, *(resources.enter_context(GGUFFile(part)) for part in _other_parts(first))]
         if not first.architecture:
             raise LutraError(f"{path}: has no general.architecture, so it is no language model")
+        good = None if quantized else good_types(first.architecture)
         infos = [(file, info) for file in files for info in file.tensors.values()]
         # Where other matrices are smaller, one in float32 is so because the model needs it.
         is_mixed = any(info.type != GGMLQuantizationType.F32 for _, info in infos)
-        tensors = [_tensor(file, info, quantized, is_mixed) for file, info in infos]
+        tensors = [_tensor(file, info, good, is_mixed) for file, info in infos]
         if not tensors:
             raise LutraError(f"{path}: has no tensors, only a vocabulary; convert the whole model")
         names = [t.name for t in tensors]
@@ -50,6 +53,11 @@ def open_gguf(path: Path, *, quantized: bool = False) -> Source:
             if not key.startswith("split.") and key != "general.alignment"
         }
         return Source(path, first.architecture, metadata, tensors, resources.pop_all(), gguf=path)
+
+
+def good_types(architecture: str) -> tuple[str, ...]:
+    """The types of tensors that are as good as the original of a model."""
+    return (*_GOOD, *_PUBLISHED.get(architecture, ()))
 
 
 def _require_known_layout(files: Sequence[GGUFFile]) -> None:
@@ -84,11 +92,11 @@ def _other_parts(first: GGUFFile) -> list[Path]:
     return [path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(1, count)]
 
 
-def _tensor(file: GGUFFile, info: TensorInfo, quantized: bool, is_mixed: bool) -> SourceTensor:
-    if info.type not in _GOOD and not quantized:
+def _tensor(file: GGUFFile, info: TensorInfo, good: Sequence[str] | None, is_mixed: bool) -> SourceTensor:
+    if good and type_name(info.type) not in good:
         raise LutraError(
-            f"{file.path}: tensor {info.name!r} is {type_name(info.type)}, already quantized; "
-            "start from an F16, BF16, F32 or Q8_0 file of this model"
+            f"{file.path}: tensor {info.name!r} is {type_name(info.type)}, already quantized; start from an "
+            "F16, BF16, F32 or Q8_0 file of this model, or let the losses add up with --allow-requantize"
         )
 
     def load(start: int, stop: int) -> NDArray[np.float32]:

@@ -27,6 +27,7 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _BESIDE = re.compile(
     r"(?!.*\.index\.json$).*\.(json|jinja|tiktoken|model)|(merges|.*vocab.*)\.txt|README\.md"
 )
+_QUANTIZED = re.compile(r"(ud-)?(i?q[1-6]|tq|cb|[\d.]+bpw)")  # types that no model is published in
 _TO_CONVERT = ("f16", "bf16", "f32", "q8_0")  # types of GGUF files, the first that is there
 _TO_RUN = ("cb4", "q4_k_m")
 _LARGE = 8_000_000  # bytes from which a file is worth going on with in its middle
@@ -49,15 +50,15 @@ def local_gguf(file: str | Path) -> Path:
     return _cached_gguf(str(file)) or _fetch_gguf(_Repository.find(str(file)), _TO_RUN)
 
 
-def local_source(name: str) -> Path:
+def local_source(name: str, *, requantize: bool = False) -> Path:
     """The directory, or the GGUF file, of the weights of the model called ``name``, fetched.
 
-    Raises ``LutraError`` with the cause and the next step.
+    ``requantize``: the file may be quantized. Raises ``LutraError`` with the cause and the next step.
     """
     repository = _Repository.find(name)
     files = repository.files
     if repository.type or ("config.json" not in files and gguf_types(files)):
-        return _fetch_gguf(repository, _TO_CONVERT)
+        return _fetch_gguf(repository, _TO_CONVERT, quantized=requantize)
     beside = [file for file in files if _BESIDE.fullmatch(file)]
     is_direct = _require_known(repository, beside)
     if _INDEX in files:
@@ -114,7 +115,7 @@ def _count(parts: Sequence[str]) -> int:
     return int(count[1]) if count else len(parts)
 
 
-def _fetch_gguf(repository: _Repository, preferred: Sequence[str]) -> Path:
+def _fetch_gguf(repository: _Repository, preferred: Sequence[str], *, quantized: bool = True) -> Path:
     types = gguf_types(repository.files)
     name = repository.name
     if not types:
@@ -126,6 +127,11 @@ def _fetch_gguf(repository: _Repository, preferred: Sequence[str]) -> Path:
         there = ", ".join(f"{name}:{kind}" for kind in types)
         which = f"no {wanted} file" if wanted else "several files"
         raise LutraError(f"{name}: {which} {repository.where}; choose one of {there}")
+    if not quantized and _QUANTIZED.match(wanted):
+        raise LutraError(
+            f"{name}: {wanted} is already quantized; start from an F16, BF16, F32 or Q8_0 file of this "
+            "model, or let the losses add up with --allow-requantize"
+        )
     parts = types[wanted]
     if len(parts) != _count(parts):
         raise LutraError(f"{name}: {len(parts)} of {_count(parts)} parts of {wanted} are {repository.where}")

@@ -129,7 +129,7 @@ def _open_converted(directory: Path, name: str, what: str, scratch: Scratch | No
             directory, title, what, scratch or Scratch(Path(f".{name}.converted.gguf")), resources
         )
         try:
-            source = open_gguf(made)
+            source = open_gguf(made, quantized=True)  # as it was published
         except LutraError as error:
             raise LutraError(str(error).replace(str(made), str(directory))) from None
         resources.push(source)

@@ -22,20 +22,22 @@ __all__ = ["Scratch", "Source", "SourceTensor", "keeps_f32", "open_source"]
 HUB = "https://huggingface.co/"
 
 
-def open_source(source: str | Path, scratch: Scratch | None = None) -> Source:
+def open_source(source: str | Path, scratch: Scratch | None = None, *, requantize: bool = False) -> Source:
     """The model at ``source``: a GGUF file, a directory in Hugging Face's form or of its cache, or ORG/MODEL.
 
     ``scratch``: where a model that llama.cpp's converter reads has its F16 file while it is open; by default
-    in the current directory. The metadata says which model of the hub it is, where that is known. Raises
-    ``LutraError`` with the cause and the next step when it cannot be read.
+    in the current directory. ``requantize``: a GGUF may be quantized. The metadata says which model of the
+    hub it is, where that is known. Raises ``LutraError`` with the cause and the next step when it cannot be
+    read.
     """
     path = Path(source)
     if not path.exists():
         if not is_name(source):
             raise LutraError(f"{source}: no such file or directory")
-        path = local_source(str(source))
+        path = local_source(str(source), requantize=requantize)
     path = snapshot(path)
-    opened = open_hf(path, scratch=scratch) if path.is_dir() else open_gguf(path)
+    is_file = not path.is_dir()
+    opened = open_gguf(path, quantized=requantize) if is_file else open_hf(path, scratch=scratch)
     if name := hub_name(path):
         url = GGUFValue(f"{HUB}{name}", GGUFValueType.STRING)
         opened.metadata.setdefault(Keys.General.SOURCE_REPO_URL, url)

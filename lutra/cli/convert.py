@@ -43,6 +43,9 @@ instead; with --calibration it serves what the calibration cannot reach.
 With --tune (Llama and Qwen2 families; pip install torch) codes stay as calibrated and all that is
 continuous follows the original model's predictions for more of the text; this takes longer than calibrating.
 
+Checkpoints that are saved quantized (FP8, FP4, compressed-tensors, GPTQ, AWQ) are dequantized exactly. GGUF
+files of other types than those above are refused: what they lost stays lost. --allow-requantize takes them.
+
 Families that lutra does not read itself go through llama.cpp's converter (pip install "lutra-llm[hf]"), by
 way of an F16 file of the whole model beside OUT.
 
@@ -83,6 +86,8 @@ def add_options(add: Callable[..., object]) -> None:
     add("--pure", action="store_true", help="every matrix gets T, embeddings and output too")
     add("--calibration", type=Path, metavar="FILE", help="text to calibrate codebooks with; see below")
     add("--no-calibration", action="store_true", help="no importance of any kind; many times faster")
+    add("--allow-requantize", action="store_true",
+        help="take a GGUF that is quantized: its loss stays, and that of T comes on top")  # fmt: skip
     add("--cluster", metavar="ADDRESS",
         help="Dask scheduler (tcp://host:8786) whose workers encode the tensors, --threads each")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="seed for learning codebooks (default: 0)")
@@ -124,6 +129,7 @@ def options_of(args: argparse.Namespace, kind: str | None, target: Target | None
         calibration=args.calibration,
         calibrate=not args.no_calibration,
         tune=getattr(args, "tune", False),
+        allow_requantize=args.allow_requantize,
         seed=args.seed,
         threads=args.threads or default_threads(),
         cluster=args.cluster,

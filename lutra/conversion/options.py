@@ -75,8 +75,9 @@ class ConversionOptions:
     Either ``type`` (a type of Lutra's or of llama-quantize, lower case) or ``target`` is given.
     ``tensor_types`` are "REGEX=TYPE", the first that matches a name counts. ``imatrix``: a file of
     llama-imatrix. ``calibration``: a text file; without one, and without ``imatrix``, codebooks are
-    calibrated with the text that comes along, unless ``calibrate`` is False. ``cluster``: the address of a
-    Dask scheduler. ``threads`` default to the fast cores.
+    calibrated with the text that comes along, unless ``calibrate`` is False. ``allow_requantize``: a GGUF
+    may be quantized already. ``cluster``: the address of a Dask scheduler. ``threads`` default to the fast
+    cores.
 
     Raises LutraError, naming the option of the command line, for what cannot be: no source is needed to know.
     """
@@ -91,6 +92,7 @@ class ConversionOptions:
     calibration: Path | None = None
     calibrate: bool = True
     tune: bool = False
+    allow_requantize: bool = False
     seed: int = 0
     threads: int = field(default_factory=default_threads)
     cluster: str | None = None
@@ -178,6 +180,7 @@ class ConversionOptions:
             ]
         words += [] if self.calibrate else ["--no-calibration"]
         words += ["--tune"] if self.tune else []
+        words += ["--allow-requantize"] if self.allow_requantize else []
         return shlex.join(words + self.llama_words())
 
     def llama_words(self) -> list[str]:

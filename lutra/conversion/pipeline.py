@@ -15,9 +15,11 @@ from gguf import GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.catalog import RECIPES
+from gguf_tools.formats.catalog import FLOATS, RECIPES
+from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.inspect import read_info
-from gguf_tools.reader import type_name
+from gguf_tools.reader import type_id, type_name
+from gguf_tools.sources.gguf import good_types
 from gguf_tools.sources.open import Scratch, open_source
 from gguf_tools.sources.tensors import Source
 from lutra.console import progress, say, warn
@@ -79,7 +81,8 @@ class Result:
 def convert(source: str | Path, options: ConversionOptions, output: str | Path) -> Result:
     """Convert a model to a GGUF.
 
-    ``source`` is a Hugging Face directory or id, or a GGUF of F32, F16, BF16 or Q8_0. Nothing is left at
+    ``source`` is a Hugging Face directory or id, or a GGUF of F32, F16, BF16 or Q8_0, of other types if that
+    is allowed. Nothing is left at
     ``output`` when it fails; finished codebooks are kept beside it, and the same call goes on from there.
     Progress goes to standard error. Raises LutraError with the cause and the next step.
     """
@@ -87,7 +90,8 @@ def convert(source: str | Path, options: ConversionOptions, output: str | Path) 
     output = require_writable(Path(output), source)
     losses: Mapping[str, float] = {}
     with contextlib.ExitStack() as stack:
-        opened = _open(source, output, stack, options.least_bytes)
+        opened = _open(source, options, output, stack, options.least_bytes)
+        _note_losses(opened)
         if options.is_own:
             planned, description = _plan(opened, options, output)
             if description:
@@ -112,7 +116,8 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
     """What ``convert`` would make, as a table; nothing is written but a temporary file beside ``output``."""
     source, output = str(source), Path(output)
     with contextlib.ExitStack() as stack:
-        opened = _open(source, output, stack, lambda weights: 0)
+        opened = _open(source, options, output, stack, lambda weights: 0)
+        _note_losses(opened)
         if options.is_own:
             planned, description = _plan(opened, options, output)
             read_importance(planned, options.imatrix)
@@ -122,11 +127,28 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
         return llama_quantize.preview(gguf, str(options.type), _llama_words(opened, options))
 
 
-def _open(source: str, output: Path, stack: contextlib.ExitStack, beside: Callable[[int], int]) -> Source:
+def _open(
+    source: str,
+    options: ConversionOptions,
+    output: Path,
+    stack: contextlib.ExitStack,
+    beside: Callable[[int], int],
+) -> Source:
     """The source until ``stack`` is closed; ``beside`` as ``Scratch`` has it."""
     path = output.with_name(f".{output.name}.converted.gguf")
     stack.enter_context(crash.removing(path))
-    return stack.enter_context(open_source(source, Scratch(path, beside)))
+    scratch = Scratch(path, beside)
+    return stack.enter_context(open_source(source, scratch, requantize=options.allow_requantize))
+
+
+def _note_losses(source: Source) -> None:
+    """Say that a GGUF of quantized tensors, if it is one, is not as good as the original."""
+    kinds = sorted({tensor.dtype for tensor in source.tensors}.difference(good_types(source.architecture)))
+    if kinds and source.path.is_file():
+        warn(
+            f"{source.path} is quantized already ({', '.join(kinds)}): what it lost stays lost, and the loss "
+            "of this conversion comes on top"
+        )
 
 
 # ---- upstream's types ----------------------------------------------------------------------
@@ -135,18 +157,19 @@ def _open(source: str, output: Path, stack: contextlib.ExitStack, beside: Callab
 @contextlib.contextmanager
 def _float_gguf(source: Source, options: ConversionOptions, output: Path) -> Iterator[Path]:
     """The source if it is in a GGUF, else a temporary one with no precision lost."""
-    if source.gguf:
+    stored = {tensor.dtype for tensor in source.tensors if not tensor.keeps_f32}
+    has_codebooks = any(type_id(kind) in CB_FORMATS for kind in stored)  # which llama-quantize does not read
+    if source.gguf and not has_codebooks:
         yield source.gguf
         return
-    stored = {tensor.dtype for tensor in source.tensors if not tensor.keeps_f32}
-    kind = "f32" if "F32" in stored else "bf16" if "BF16" in stored else "f16"
+    kind = "f16" if stored == {"F16"} else "bf16" if stored == {"BF16"} else "f32"
     with temporary(output, "source") as path:
         write_floats(path, source, kind, options.threads, options.record())
         yield path
 
 
 def _llama_words(source: Source, options: ConversionOptions) -> list[str]:
-    requantize = any(tensor.dtype == "Q8_0" for tensor in source.tensors)
+    requantize = any(type_id(tensor.dtype) not in FLOATS for tensor in source.tensors)
     keys = {OPTIONS_KEY: options.record()}
     return llama_quantize.arguments(options.llama_words(), options.imatrix, keys, requantize)
 

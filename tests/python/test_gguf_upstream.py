@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from gguf_samples import BLOCKS, F16, F32, hf_model, write_gguf
-from quantized_samples import FORMS, quantized_model
+from cli_runner import lutra, require_built
+from gguf_samples import BLOCKS, F16, F32, hf_model, read_hf, to_bf16, write_gguf, write_stored
+from quantized_samples import E2M1, FORMS, quantized_model
 
 from gguf_tools.reader import GGUFFile
 from gguf_tools.sources import llama_converter
@@ -96,6 +98,66 @@ def test_a_recommended_sampling_is_what_upstream_makes_of_it(tmp_path):
     (model / "generation_config.json").write_text(json.dumps(said))
     compare(model)
     assert GGUFFile(model / "ours.gguf").metadata["general.sampling.penalty_repeat"].value > 1.04
+
+
+def gpt_oss(directory, rng):
+    """A small gpt-oss as published, its experts in MXFP4, and what they stand for, by GGUF's names."""
+    hidden, ffn, experts = 64, 96, 4
+    config = {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_local_experts": experts,
+        "num_experts_per_tok": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention"],
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "quantization_config": {"quant_method": "mxfp4"},
+    }
+    model = hf_model(directory, "LlamaForCausalLM", **config)
+    kept = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    layer = "model.layers.0."
+    shapes = {name: read_hf(model, name).shape for name in kept}
+    shapes |= {f"{layer}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+    for name, shape in {"q": (64, hidden), "k": (32, hidden), "v": (32, hidden), "o": (hidden, 64)}.items():
+        shapes |= {f"{layer}self_attn.{name}_proj.{x}": shape[:n] for x, n in (("weight", 2), ("bias", 1))}
+    shapes |= {f"{layer}self_attn.sinks": (4,)}
+    shapes |= {f"{layer}mlp.router.weight": (experts, hidden), f"{layer}mlp.router.bias": (experts,)}
+    shapes |= {f"{layer}mlp.experts.gate_up_proj_bias": (experts, 2 * ffn)}
+    shapes |= {f"{layer}mlp.experts.down_proj_bias": (experts, hidden)}
+    stored = {name: ("BF16", to_bf16(rng.standard_normal(shape) * 0.05)) for name, shape in shapes.items()}
+    weights = {}
+    for name, rows, k in (("gate_up_proj", 2 * ffn, hidden), ("down_proj", hidden, ffn)):
+        codes = rng.integers(0, 16, (experts, rows, k), np.uint8)
+        scales = rng.integers(115, 125, (experts, rows, k // 32), np.uint8)
+        blocks = (codes[..., ::2] | codes[..., 1::2] << 4).reshape(experts, rows, k // 32, 16)
+        stored |= {f"{layer}mlp.experts.{name}_blocks": ("U8", blocks)}
+        stored |= {f"{layer}mlp.experts.{name}_scales": ("U8", scales)}
+        weights[name] = E2M1[codes] * np.repeat(2.0 ** (scales - 127.0), 32, axis=2).astype(np.float32)
+    write_stored(model / "model.safetensors", dict(sorted(stored.items())))
+    gate_up = weights["gate_up_proj"]
+    return model, {"gate": gate_up[:, ::2], "up": gate_up[:, 1::2], "down": weights["down_proj"]}
+
+
+@pytest.mark.torch
+def test_gpt_oss_as_published(tmp_path):
+    """The converter leaves its experts in MXFP4; they become codebooks, and types of llama.cpp, all the same."""
+    require_built("llama-quantize")
+    model, expected = gpt_oss(tmp_path / "gpt-oss", np.random.default_rng(0))
+    for kind in ("f16", "cb4", "q8_0"):
+        output = tmp_path / f"{kind}.gguf"
+        done = lutra("convert", model, "--type", kind, "--no-calibration", "-o", output)
+        assert done.returncode == 0, done.stderr
+        with open_source(output, requantize=True) as source:
+            tensors = {t.name: t for t in source.tensors}
+            for name, weights in expected.items():
+                found = tensors[f"blk.0.ffn_{name}_exps.weight"]
+                assert found.shape == weights.shape
+                error = np.linalg.norm(found.read() - weights.reshape(-1, weights.shape[-1]))
+                assert error <= {"f16": 0, "cb4": 0.1, "q8_0": 0.01}[kind] * np.linalg.norm(weights), name
 
 
 def compare(model):

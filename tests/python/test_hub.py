@@ -296,6 +296,15 @@ def test_convert_takes_a_gguf_by_name(hub: Hub, run, tmp_path: Path) -> None:
     assert (tmp_path / "work" / "tiny-chat-cb4.gguf").is_file()
 
 
+def test_a_quantized_gguf_is_refused_before_it_is_fetched(hub: Hub, run) -> None:
+    (hub.models[GGUF] / "tiny-chat-q4_k_m.gguf").write_bytes(b"GGUF, but no model")
+    asked = "convert", f"{GGUF}:q4_k_m", "--type", "cb4"
+    assert_error(run(*asked), "q4_k_m is already quantized", "--allow-requantize")
+    assert not hub.fetched()
+    assert "already quantized" not in run(*asked, "--allow-requantize").stderr
+    assert hub.fetched() == {"tiny-chat-q4_k_m.gguf"}
+
+
 def test_all_parts_of_a_split_file_are_fetched(hub: Hub, run, f16: Path) -> None:
     files = hub.models[GGUF]
     for i in (1, 2, 3):
