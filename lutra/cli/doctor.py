@@ -9,9 +9,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
 from lutra.cli.arguments import positive
 from lutra.console import decimal_size, table
+from lutra.runtime.threads import checked_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,8 +50,10 @@ def run(args: argparse.Namespace) -> int:
     """Examine, print, and say by the exit code whether something is broken."""
     from lutra.measure.doctor.report import examine, sendable
 
+    if args.report and args.report != "-" and not args.report.endswith(".json"):
+        raise LutraError(f"{args.report}: a report's name ends in .json, so that no model is overwritten")
     file = local_gguf(args.file) if args.file else None
-    report = examine(file, threads=args.threads)
+    report = examine(file, threads=checked_threads(args.threads))
     if args.report:
         text = json.dumps(sendable(report), indent=1) + "\n"
         if args.report == "-":
@@ -77,7 +81,10 @@ def machine_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     sets = cpu["kernels"]
     if not sets.get("error"):
-        yield "kernel sets", ", ".join(f"{name} {' '.join(sets[name])}" for name in ("supported", "chosen"))
+        yield (
+            "kernel sets",
+            ", ".join(f"{name} {' '.join(sets[name])}" for name in ("compiled", "supported", "chosen")),
+        )
     quota = f", a quota of {cpu['quota_cpus']:.0f}" if cpu["quota_cpus"] is not None else ""
     yield "threads", f"{cpu['threads']} of {cpu['cpus']} CPUs, {cpu['allowed_cpus']} allowed{quota}"
     yield "governor", ", ".join(dict.fromkeys(p["governor"] for p in clocks["policies"] if p["governor"]))

@@ -10,7 +10,7 @@ from gguf_tools.errors import LutraError
 from lutra.cli.arguments import positive
 from lutra.console import warn
 from lutra.runtime import kernels
-from lutra.runtime.threads import default_threads
+from lutra.runtime.threads import checked_threads
 from lutra.runtime.tools import run_tool
 from lutra.runtime.workers import HOST, PORT
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
     host = listening(args.host, args.port)
-    threads = args.threads or default_threads()
+    threads = checked_threads(args.threads)
     chosen = kernels.sets()["chosen"]
     if not host.startswith("127."):
         warn("no password, no encryption: whoever reaches this port can use this process; see --help")

@@ -317,6 +317,23 @@ def test_a_file_on_a_slow_card(machine, file, monkeypatch):
     assert "$ cat 'a model.gguf' > /dev/null" in named
 
 
+@pytest.mark.parametrize(("size", "found"), [(5 * 10**9, 2), (10**7, 0)])
+def test_a_file_that_is_slow_to_read_and_to_compute(machine, file, monkeypatch, size, found):
+    about = {"bytes": size, "cached": 1.0, "large_pages": 0.1, "disk": "nvme", "disk_mb_per_s": 900.0}
+    about["speed"] = {"expected_tps": 8.0, "generation_tps": 2.0}
+    monkeypatch.setattr(disk, "examine", lambda *_: about)
+    monkeypatch.setattr(doctor, "file_rows", lambda report: [])
+    expected = ["note: only 10% of the file's cache is in large pages"]
+    expected += ["note: 2.0 tokens per second; memory allows 8.0"]
+    assert said(machine(PI5 | COOL, file=file)) == expected[:found]
+
+
+def test_a_report_that_would_overwrite_a_model(file):
+    before = file.read_bytes()
+    assert_error(lutra("doctor", "--report", file), "a report's name ends in .json")
+    assert file.read_bytes() == before
+
+
 def test_a_file_that_is_none(machine, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")

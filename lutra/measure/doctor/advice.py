@@ -10,6 +10,7 @@ from typing import Any
 from lutra.console import decimal_size
 
 FILE = "FILE"  # stands for the file's path in commands
+_SMALL = 100e6  # bytes of a file whose speed says nothing of memory
 _NEAR = 0.9  # of a clock or a speed: as good as reached
 _POLICIES = "/sys/devices/system/cpu/cpufreq/policy*"
 # Drivers whose governor "powersave" goes as high as the load wants.
@@ -173,6 +174,8 @@ def _file(report: dict[str, Any]) -> Iterator[Finding]:
             f"the disk gives {rate:.0f} MB/s" + card * (file["disk"] == "sd"),
             f"cat {FILE} > /dev/null",
         )
+    if size < _SMALL:
+        return  # caches hold it
     if file["large_pages"] is not None and file["large_pages"] < 0.5 and file["cached"] > 0.5:
         yield Finding(
             "note",
