@@ -94,7 +94,7 @@ def read_config(path: Path, raw: Mapping[str, Any], architecture: str, defaults:
     if head_dim % 2:
         raise LutraError(f"{path}: a head_dim of {head_dim} is odd, rotary embeddings need pairs")
     experts = next((number(key) for key in _EXPERTS if values.get(key)), 0)
-    rope, eps = _rope(path, values), values["rms_norm_eps"]
+    rope, eps = read_rope(path, values), values["rms_norm_eps"]
     for key, value in {**{k: rope[k] for k in _ROPE_NUMBERS if k in rope}, "rms_norm_eps": eps}.items():
         if not isinstance(value, int | float) or not 0 < value < 1e30:
             raise LutraError(f"{path}: {key!r} is {value!r}, not a positive number")
@@ -131,7 +131,7 @@ def with_numbers(value: Any) -> Any:
     return value
 
 
-def _rope(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+def read_rope(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of rotary embeddings, beside the other keys or under one of their own."""
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if isinstance(scaling, dict):  # those of the layers with a window may be others: their family's business

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError, Unfamiliar
 from gguf_tools.sources import card, llama_converter, rope
-from gguf_tools.sources.config import Config, read_config, with_numbers
+from gguf_tools.sources.config import Config, read_config, read_rope, with_numbers
 from gguf_tools.sources.dequantize import restored
 from gguf_tools.sources.experts import stacked
 from gguf_tools.sources.families import BY_ARCHITECTURE
@@ -133,10 +133,29 @@ def _open_converted(directory: Path, name: str, what: str, scratch: Scratch | No
         except LutraError as error:
             raise LutraError(str(error).replace(str(made), str(directory))) from None
         resources.push(source)
+        _require_rope(directory / "config.json", source)
         files = [file for form in llama_converter.READ for file in sorted(directory.glob(form))]
         tensors = [replace(tensor, path=directory) for tensor in source.tensors]
         metadata = with_ends(source.metadata, directory)
         return Source(directory, source.architecture, metadata, tensors, resources.pop_all(), files, made)
+
+
+def _require_rope(path: Path, source: Source) -> None:
+    """Raise LutraError where llama.cpp's converter left out what rope needs: it says nothing about it.
+
+    ``path`` is config.json, ``source`` what the converter made of the model.
+    """
+    raw = with_numbers(read_json(path))
+    text = raw.get("text_config")
+    kind = read_rope(path, {**raw, **(text if isinstance(text, dict) else {})}).get("rope_type")
+    keys = dict.fromkeys(("linear", "yarn"), f"{source.architecture}.rope.scaling.type")
+    factors = {"llama3": "rope_freqs.weight", **dict.fromkeys(rope.LONG, "rope_factors_long.weight")}
+    needed = {**keys, **factors}.get(str(kind))
+    if needed and needed not in source.metadata and all(t.name != needed for t in source.tensors):
+        raise LutraError(
+            f"{path}: rope type {kind!r} is none that llama.cpp's converter writes for a "
+            f"{source.architecture}: the model's answers would be noise"
+        )
 
 
 def _open(directory: Path, name: str | None, raw: dict[str, Any], architecture: str) -> Source:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -115,12 +116,13 @@ def convert(directory: Path, name: str | None, what: str, scratch: Scratch, reso
         ):  # fmt: skip
             while process.poll() is None:
                 bar.update(out.stat().st_size - bar.n)
+                bar.refresh()  # the time runs before there is anything to count
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.2)
         log.seek(0)
         said = log.read().decode(errors="replace")
     if process.returncode or not out.stat().st_size:
-        raise LutraError(f"{what}llama.cpp's converter failed: {_reason(said)}")
+        raise LutraError(f"{what}llama.cpp's converter failed: {_reason(said, process.returncode)}")
     return out
 
 
@@ -204,8 +206,10 @@ def _lock(path: Path, resources: ExitStack) -> None:
 # ---- after ---------------------------------------------------------------------------------
 
 
-def _reason(log: str) -> str:
+def _reason(log: str, code: int) -> str:
     """The last error of the converter: the exception with its place in the converter, else the last line."""
+    if code < 0:
+        return f"{signal.Signals(-code).name} ended it, as happens when memory runs out"
     lines = log.strip().splitlines() or ["no message"]
     frames = [
         (i, found) for i, line in enumerate(lines) if (found := re.match(r'  File "(.+)", line (\d+)', line))
@@ -213,6 +217,7 @@ def _reason(log: str) -> str:
     if not frames:
         return lines[-1].removeprefix("ERROR:hf-to-gguf:")
     what = next((line for line in lines[frames[-1][0] + 1 :] if not line.startswith(" ")), lines[-1])
+    what = re.sub(rf"^{LutraError.__module__}\.\w+: ", "", what)  # a line for people
     own = str(script_path().parent)
     _, place = next((frame for frame in reversed(frames) if frame[1][1].startswith(own)), frames[-1])
     return f"{what.strip()} ({os.path.relpath(place[1], own)}, line {place[2]})"

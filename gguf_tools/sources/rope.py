@@ -9,17 +9,20 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.errors import LutraError, Unfamiliar
+from gguf_tools.errors import LutraError
 from gguf_tools.sources.config import Config
 
 # Two names of one kind.
 LONG = ("longrope", "su")
-# Whose graphs have Llama 3's frequency factors.
-_LLAMA3 = ("llama", "granite")
+# Whose graphs have frequency factors, Llama 3's and those for long contexts.
+_WITH_FACTORS = ("llama", "granite")
 
 
 def add_scaling(writer: gguf.GGUFWriter, config: Config) -> None:
-    """Add the keys ``rope.scaling.*``. Raises ``Unfamiliar`` for a kind of scaling that has none."""
+    """Add the keys ``rope.scaling.*``. Raises ``LutraError`` for a kind of scaling that the graph has not.
+
+    llama.cpp's converter would leave it out without a word.
+    """
     rope = config.rope
     kind = rope.get("rope_type")
     if kind in ("linear", "yarn"):
@@ -36,12 +39,23 @@ def add_scaling(writer: gguf.GGUFWriter, config: Config) -> None:
                 if rope.get(key) is not None:
                     add(rope[key])
             _add_attention_factor(writer, config)
-    elif kind == "llama3" and writer.arch not in _LLAMA3:
+    elif kind in LONG and writer.arch in _WITH_FACTORS:
+        _add_long(writer, config)
+    elif kind == "llama3" and writer.arch in _WITH_FACTORS:
+        pass
+    elif kind not in (None, "default", "dynamic"):  # dynamic: nothing changes within the context
         raise LutraError(
-            f"{config.path}: rope type 'llama3' is none that llama.cpp computes in a {config.architecture}"
+            f"{config.path}: rope type {kind!r} is none that llama.cpp computes in a {config.architecture}"
         )
-    elif kind not in (None, "default", "dynamic", "llama3"):  # dynamic: nothing changes within the context
-        raise Unfamiliar(f"{config.path}: rope type {kind!r} is not supported")
+
+
+def _add_long(writer: gguf.GGUFWriter, config: Config) -> None:
+    trained = int(config.positive("original_max_position_embeddings", config.rope))
+    stretch = config.rope.get("factor", config.context / trained)
+    factor = math.sqrt(1 + math.log(max(stretch, 1)) / math.log(trained))
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+    writer.add_rope_scaling_orig_ctx_len(trained)
+    writer.add_rope_scaling_attn_factors(config.rope.get("attention_factor", factor))
 
 
 def _add_attention_factor(writer: gguf.GGUFWriter, config: Config) -> None:
@@ -73,16 +87,14 @@ def turned(config: Config) -> int:
     share = config.rope.get("partial_rotary_factor", config.values.get("partial_rotary_factor", 1.0))
     if not isinstance(share, int | float) or not 0 < share <= 1:
         raise LutraError(f"{config.path}: partial_rotary_factor is {share!r}, not between 0 and 1")
-    return int(share * config.hidden) // config.heads
+    return int(share * config.head_dim)
 
 
 def _long_factors(config: Config, key: str) -> NDArray[np.float32]:
     """(rotary dimensions / 2,), one of the two lists of factors for contexts beyond the trained one."""
     found, count = config.rope.get(key), turned(config) // 2
     if not isinstance(found, list) or len(found) != count:
-        raise Unfamiliar(
-            f"{config.path}: rope type 'longrope' is not supported: {key} is no list of {count} numbers"
-        )
+        raise LutraError(f"{config.path}: rope type 'longrope', but its {key} is no list of {count} numbers")
     for factor in found:
         if not isinstance(factor, int | float) or not 0 < factor < 1e30:
             raise LutraError(f"{config.path}: {key} has {factor!r}, not a positive number")

@@ -64,7 +64,15 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "long_factor": [1 + 0.3 * i for i in range(32)],
+    "short_factor": [1 + 0.1 * i for i in range(32)],
+}
 OTHERS = [
+    ("LlamaForCausalLM", {"rope_scaling": LONGROPE}),
     ("LlamaForCausalLM", {"rope_scaling": {**YARN, "attention_factor": 1.0}}),
     ("Qwen3ForCausalLM", {"rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}}),
     (

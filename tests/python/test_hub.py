@@ -252,6 +252,14 @@ def test_a_disk_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
     hub_cache.require_room("org/m", 10**8)
 
 
+def test_other_families_are_refused_before_their_weights_are_fetched(hub: Hub, run) -> None:
+    config = hub.models["org/tiny-chat"] / "config.json"
+    config.write_text(config.read_text().replace("LlamaForCausalLM", "ArceeForCausalLM"))
+    done = run("convert", "org/tiny-chat", "--type", "f16", LUTRA_CONVERTER_DIR=str(hub.models[GGUF]))
+    assert_error(done, "ArceeForCausalLM is not read directly", 'pip install "lutra-llm[hf]"')
+    assert hub.fetched() == NEEDED - {"model.safetensors"}
+
+
 # ---- GGUF files ----------------------------------------------------------------------------
 
 

@@ -126,12 +126,11 @@ def test_what_a_family_does_not_read(tmp_path, converter):
     tokens = hf_model(tmp_path / "tokens")
     tokenizer, _ = byte_level_tokenizer(r"\w+|\W+")
     (tokens / "tokenizer.json").write_text(json.dumps(tokenizer))
-    rope = hf_model(tmp_path / "rope", rope_scaling={"rope_type": "longrope", "factor": 2.0})
     words = hf_model(tmp_path / "words")
     (words / "tokenizer.json").rename(words / "vocab.json")
     pickles = hf_model(tmp_path / "pickles")
     (pickles / "model.safetensors").rename(pickles / "pytorch_model.bin")
-    models = {tokens: "pre-tokenizer", rope: "not supported", words: "no tokenizer", pickles: "pickles"}
+    models = {tokens: "pre-tokenizer", words: "no tokenizer", pickles: "pickles"}
     for model in models:
         with open_source(model, Scratch(tmp_path / "x.gguf")) as source:
             assert [t.name for t in source.tensors] == list(GGUFFile(converter.sample).tensors)
@@ -213,6 +212,16 @@ def test_a_stopped_conversion_goes_on(tmp_path, converter):
     assert (tmp_path / "y.gguf").read_bytes() == (out / "x.gguf").read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3", "longrope"])
+def test_rope_that_the_converter_leaves_out(tmp_path, converter, kind):
+    """It only says that it does not know it, or nothing."""
+    scaling = {"rope_type": kind, "factor": 2.0}
+    model = other(tmp_path / "m", rope_scaling=scaling)
+    refused(model, f"rope type '{kind}' is none that llama.cpp's converter writes for a llama")
+    edited(model, "config.json", rope_scaling=scaling | {"rope_type": "dynamic"})
+    open_source(model, Scratch(tmp_path / "x.gguf")).close()
+
+
 def test_another_conversion_to_the_same_output(tmp_path, converter):
     scratch = Scratch(tmp_path / "x.gguf")
     with open_source(other(tmp_path / "m"), scratch) as source:
@@ -251,11 +260,12 @@ Traceback (most recent call last):
 KeyError: 'y'
 of several lines
 """
-    assert llama_converter._reason(log) == "KeyError: 'y' (conversion/glm.py, line 42)"
-    assert llama_converter._reason("INFO:x\nERROR:hf-to-gguf:Model A is not supported\n") == (
+    assert llama_converter._reason(log, 1) == "KeyError: 'y' (conversion/glm.py, line 42)"
+    assert llama_converter._reason("INFO:x\nERROR:hf-to-gguf:Model A is not supported\n", 1) == (
         "Model A is not supported"
     )
-    assert llama_converter._reason("") == "no message"
+    assert llama_converter._reason("", 1) == "no message"
+    assert "SIGKILL ended it, as happens when memory runs out" in llama_converter._reason("INFO:x\n", -9)
 
 
 def test_all_that_ends_a_text(tmp_path, converter):
