@@ -62,6 +62,7 @@ Large language models on Arm CPUs from codebook GGUF files. To start:
 
   lutra convert ORG/MODEL --type cb4    fetch a model of the hub and convert it, here to MODEL-cb4.gguf
   lutra chat MODEL-cb4.gguf             talk to it
+  lutra serve MODEL-cb4.gguf            talk to it in a browser, or from other programs
   lutra chat ORG/MODEL-GGUF             talk to one that is a GGUF already
 
 For example (0.3 GB):  lutra convert HuggingFaceTB/SmolLM2-135M-Instruct --type cb4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``lutra serve`` for the tests: a file of tiny-chat, a server of it, requests."""
+"""``lutra serve`` for the tests: a server at a free port, and requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from cli_runner import TINY_CHAT, command, environment, lutra
+from cli_runner import command, environment
 
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 
@@ -56,14 +56,6 @@ class Serving:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
-
-
-def tiny_chat(directory: Path) -> Path:
-    """tiny-chat as CB4."""
-    file = directory / "tiny-chat-cb4.gguf"
-    done = lutra("convert", TINY_CHAT, "--type", "cb4", "--no-calibration", "-o", file)
-    assert done.returncode == 0, done.stderr
-    return file
 
 
 @contextlib.contextmanager

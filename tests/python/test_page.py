@@ -9,8 +9,8 @@ import signal
 
 import pytest
 from browser import browser
-from cli_runner import ROOT, require_built
-from serving import serving, tiny_chat
+from cli_runner import ROOT
+from serving import serving
 
 ANSWERED = "document.querySelector('#messages > :last-child .speed')?.innerText"
 COPIED = "(() => { const all = []; navigator.clipboard.writeText = (t) => void all.push(t); return all; })()"
@@ -28,20 +28,14 @@ window.fetch = async (path, {signal}) => new Response(new ReadableStream({
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    require_built("llama-server")
-    return tiny_chat(tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture(scope="module")
 def window(tmp_path_factory):
     with browser(tmp_path_factory.mktemp("profile")) as window:
         yield window
 
 
 @pytest.fixture(scope="module")
-def url(file, window):
-    with serving(file, "--", "--temp", "0") as server:
+def url(tiny_chat_cb4, window):
+    with serving(tiny_chat_cb4, "--", "--temp", "0") as server:
         yield f"{server.url}/"
 
 
@@ -394,8 +388,8 @@ def test_everything_has_a_name_and_takes_the_keyboard(page):
 # ---- the server ---------------------------------------------------------------------------
 
 
-def test_the_page_asks_for_the_key(file, window):
-    with serving(file, "--api-key", "s3cret") as server:
+def test_the_page_asks_for_the_key(tiny_chat_cb4, window):
+    with serving(tiny_chat_cb4, "--api-key", "s3cret") as server:
         window.size(1000, 700)
         window.open(f"{server.url}/")
         window.run("localStorage.clear()")

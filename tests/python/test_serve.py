@@ -13,20 +13,14 @@ from pathlib import Path
 import pytest
 from cli_runner import assert_error, lutra, require_built
 from gguf_samples import sample_gguf
-from serving import QUESTION, serving, tiny_chat
+from serving import QUESTION, serving
 
 from lutra.runtime import context
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    require_built("llama-server")
-    return tiny_chat(tmp_path_factory.mktemp("serve"))
-
-
-@pytest.fixture(scope="module")
-def server(file):
-    with serving(file) as server:
+def server(tiny_chat_cb4):
+    with serving(tiny_chat_cb4) as server:
         yield server
 
 
@@ -50,7 +44,7 @@ def test_each_protocol_answers(server, path, body, where):
     assert answer == "The capital of France is Paris."
 
 
-def test_what_it_prints(server, file):
+def test_what_it_prints(server, tiny_chat_cb4):
     assert server.text.startswith("tiny-chat-cb4.gguf: ")
     assert "4 conversations at once with 512 tokens each\n(2,048 in all: 8.0 MiB of " in server.text
     for line in (
@@ -78,9 +72,9 @@ def test_other_sites_in_the_browser_may_not_read_an_answer(server):
 
 
 @pytest.mark.parametrize("way", ["option", "environment"])
-def test_the_key_is_asked_for_and_shown_to_nobody(file, way):
+def test_the_key_is_asked_for_and_shown_to_nobody(tiny_chat_cb4, way):
     args, env = (["--api-key", "s3cret"], None) if way == "option" else ([], {"LLAMA_API_KEY": "s3cret"})
-    with serving(file, *args, env=env) as server:
+    with serving(tiny_chat_cb4, *args, env=env) as server:
         body = {"messages": [QUESTION], "max_tokens": 1}
         assert server.ask("/v1/chat/completions", body)[0] == 401
         assert server.ask("/v1/chat/completions", body, {"Authorization": "Bearer wrong"})[0] == 401
@@ -99,26 +93,30 @@ def test_a_key_of_nothing_is_refused(tmp_path):
         assert_error(lutra("serve", tmp_path / "m.gguf", "--api-key", key), "--api-key")
 
 
-def test_open_to_everybody_is_a_warning(file):
-    with serving(file, "--host", "0.0.0.0") as server:
+def test_open_to_everybody_is_a_warning(tiny_chat_cb4):
+    with serving(tiny_chat_cb4, "--host", "0.0.0.0") as server:
         assert "http://0.0.0.0" not in server.text
         code, said = server.end(signal.SIGTERM)
     assert code == 0
     assert said.startswith("lutra: warning: everybody who reaches this machine can use the model; ")
     assert "--api-key" in said
-    with serving(file, "--host", "0.0.0.0", "--api-key", "k") as server:
+    with serving(tiny_chat_cb4, "--host", "0.0.0.0", "--api-key", "k") as server:
         assert "warning" not in server.end(signal.SIGTERM)[1]
 
 
-def test_a_port_or_an_address_that_cannot_be_had(file):
+def test_a_port_or_an_address_that_cannot_be_had(tiny_chat_cb4):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert_error(lutra("serve", file, "--port", port), f"port {port} is in use", "--port 0")
+        assert_error(lutra("serve", tiny_chat_cb4, "--port", port), f"port {port} is in use", "--port 0")
     assert_error(
-        lutra("serve", file, "--host", "192.0.2.1"), "192.0.2.1: no address of this machine", "--host"
+        lutra("serve", tiny_chat_cb4, "--host", "192.0.2.1"),
+        "192.0.2.1: no address of this machine",
+        "--host",
     )
-    assert_error(lutra("serve", file, "--host", "no.invalid"), "no.invalid: no address of this machine")
-    assert_error(lutra("serve", file, "--port", 65536), "'65536' is no port")
+    assert_error(
+        lutra("serve", tiny_chat_cb4, "--host", "no.invalid"), "no.invalid: no address of this machine"
+    )
+    assert_error(lutra("serve", tiny_chat_cb4, "--port", 65536), "'65536' is no port")
 
 
 # ---- start and end ------------------------------------------------------------------------
@@ -133,11 +131,11 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_both_and_is_success(file, number, tmp_path):
+def test_a_signal_ends_both_and_is_success(tiny_chat_cb4, number, tmp_path):
     def obey_ctrl_c():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 
-    with serving(file, env={"TMPDIR": str(tmp_path)}, preexec_fn=obey_ctrl_c) as server:
+    with serving(tiny_chat_cb4, env={"TMPDIR": str(tmp_path)}, preexec_fn=obey_ctrl_c) as server:
         child = server.child()
         assert list(tmp_path.iterdir())
         assert server.end(number) == (0, "lutra: stopped\n")
@@ -145,8 +143,8 @@ def test_a_signal_ends_both_and_is_success(file, number, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_signal_in_the_middle_of_an_answer(file):
-    with serving(file) as server:
+def test_a_signal_in_the_middle_of_an_answer(tiny_chat_cb4):
+    with serving(tiny_chat_cb4) as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as client:
             body = json.dumps({"messages": [QUESTION], "stream": True, "ignore_eos": True}).encode()
@@ -160,8 +158,8 @@ def test_a_signal_in_the_middle_of_an_answer(file):
         assert time.monotonic() - started < 9  # before it is killed
 
 
-def test_llama_server_ends_with_us_even_if_we_are_killed(file):
-    with serving(file) as server:
+def test_llama_server_ends_with_us_even_if_we_are_killed(tiny_chat_cb4):
+    with serving(tiny_chat_cb4) as server:
         child = server.child()
         assert alive(child)
         server.end(signal.SIGKILL)
@@ -171,19 +169,19 @@ def test_llama_server_ends_with_us_even_if_we_are_killed(file):
         assert not alive(child)
 
 
-def test_the_end_of_llama_server_is_one_line(file):
-    with serving(file) as server:
+def test_the_end_of_llama_server_is_one_line(tiny_chat_cb4):
+    with serving(tiny_chat_cb4) as server:
         os.kill(server.child(), signal.SIGSEGV)
         assert server.end() == (1, "lutra: error: llama-server: was ended by SIGSEGV\n")
 
 
-def test_options_behind_two_dashes_are_for_llama_server(file):
-    with serving(file, "--ctx", 256, "--parallel", 2, "--", "--temp", "0.25") as server:
+def test_options_behind_two_dashes_are_for_llama_server(tiny_chat_cb4):
+    with serving(tiny_chat_cb4, "--ctx", 256, "--parallel", 2, "--", "--temp", "0.25") as server:
         props = json.loads(server.ask("/props")[1])
         assert props["total_slots"] == 2
         assert props["default_generation_settings"]["n_ctx"] == 256
         assert props["default_generation_settings"]["params"]["temperature"] == 0.25
-    done = lutra("serve", file, "--port", 0, "--", "--no-such-option")
+    done = lutra("serve", tiny_chat_cb4, "--port", 0, "--", "--no-such-option")
     assert_error(done, "llama-server: ", "invalid argument: --no-such-option")
 
 
