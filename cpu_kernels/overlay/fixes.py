@@ -267,4 +267,55 @@ FIXES: tuple[Fix, ...] = (
             ),
         ),
     ),
+    Fix(
+        "server: SIGTERM and SIGINT can deadlock, as their handler takes the lock of the task queue, which "
+        "the thread that it interrupts may hold.",
+        (
+            Edit(
+                f"{SERVER}/server.cpp",
+                "",
+                "#include <thread> // for std::thread::hardware_concurrency",
+                "after",
+                """\
+#if !defined(_WIN32)
+#include <unistd.h>
+
+static int shutdown_pipe[2]; // from the signal handler to a thread, which may take locks
+#endif
+""",
+            ),
+            Edit(
+                f"{SERVER}/server.cpp",
+                "static inline void signal_handler(",
+                "shutdown_handler(signal);",
+                "before",
+                """\
+#if !defined(_WIN32)
+    const char number = (char) signal;
+    if (write(shutdown_pipe[1], &number, 1) == 1) {
+        return;
+    }
+#endif
+""",
+            ),
+            Edit(
+                f"{SERVER}/server.cpp",
+                "int llama_server(",
+                "struct sigaction sigint_action;",
+                "before",
+                """\
+        if (pipe(shutdown_pipe) != 0) {
+            SRV_ERR("%s", "no pipe for signals\\n");
+            return 1;
+        }
+        std::thread([] {
+            char number = 0;
+            while (read(shutdown_pipe[0], &number, 1) != 1) {
+            }
+            shutdown_handler(number);
+        }).detach();
+""",
+            ),
+        ),
+    ),
 )

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from gguf_samples import sample_gguf
 from serving import QUESTION, serving
 
 from lutra.runtime import context
+from lutra.runtime.paths import tool_path
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +160,28 @@ def test_a_signal_in_the_middle_of_an_answer(tiny_chat_cb4):
             started = time.monotonic()
             assert server.end(signal.SIGTERM) == (0, "lutra: stopped\n")
         assert time.monotonic() - started < 9  # before it is killed
+
+
+def test_llama_server_ends_however_busy_it_is(tiny_chat_cb4):
+    """The handler of its signals once took a lock that its own thread held, one time in eight."""
+    program = [tool_path("llama-server"), "-m", tiny_chat_cb4, "--port", "0", "-t", "1", "-np", "8", "-kvu"]
+    body = json.dumps({"messages": [QUESTION], "stream": True, "ignore_eos": True}).encode()
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    for _ in range(16):
+        with subprocess.Popen(list(map(str, program)), stderr=subprocess.PIPE, text=True) as process:
+            try:
+                port = next(
+                    found[1] for line in process.stderr if (found := re.search(r"listening.*:(\d+)", line))
+                )
+                with contextlib.ExitStack() as clients:
+                    for _ in range(3):
+                        client = clients.enter_context(socket.create_connection(("127.0.0.1", int(port))))
+                        client.sendall(request)
+                    assert client.recv(100).startswith(b"HTTP/1.1 200")
+                    process.send_signal(signal.SIGTERM)
+                    assert process.wait(5) == 0
+            finally:
+                process.kill()
 
 
 def test_llama_server_ends_with_us_even_if_we_are_killed(tiny_chat_cb4):
