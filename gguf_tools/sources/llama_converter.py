@@ -218,6 +218,7 @@ def _reason(log: str, code: int) -> str:
         return lines[-1].removeprefix("ERROR:hf-to-gguf:")
     what = next((line for line in lines[frames[-1][0] + 1 :] if not line.startswith(" ")), lines[-1])
     what = re.sub(rf"^{LutraError.__module__}\.\w+: ", "", what)  # a line for people
-    own = str(script_path().parent)
-    _, place = next((frame for frame in reversed(frames) if frame[1][1].startswith(own)), frames[-1])
-    return f"{what.strip()} ({os.path.relpath(place[1], own)}, line {place[2]})"
+    root = script_path().parent
+    own = (frame for frame in reversed(frames) if frame[1][1].startswith(str(root / "conversion")))
+    _, place = next(own, frames[-1])
+    return f"{what.strip()} ({os.path.relpath(place[1], root)}, line {place[2]})"
