@@ -12,7 +12,7 @@ import fcntl
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -61,6 +61,8 @@ def local_source(name: str, *, requantize: bool = False) -> Path:
         return _fetch_gguf(repository, _TO_CONVERT, quantized=requantize)
     beside = [file for file in files if _BESIDE.fullmatch(file)]
     is_direct = _require_known(repository, beside)
+    if is_direct:
+        _require_dequantized(repository.fetch(beside) / "config.json", repository.dtypes)
     if _INDEX in files:
         directory = repository.fetch([*beside, _INDEX])
         try:
@@ -94,6 +96,13 @@ def _require_readable(directory: Path, *but: str) -> bool:
     from gguf_tools.sources.huggingface import require_readable  # with numpy, which a chat does without
 
     return require_readable(directory, *but)
+
+
+def _require_dequantized(config: Path, dtypes: Collection[str]) -> None:
+    from gguf_tools.sources.dequantize import require_known  # with numpy, too
+    from gguf_tools.sources.safetensors import read_json
+
+    require_known(config, read_json(config).get("quantization_config"), dtypes)
 
 
 def _cached_gguf(name: str) -> Path | None:
@@ -146,6 +155,7 @@ class _Repository:
     type: str  # that was asked for; empty if none was
     files: Mapping[str, int]
     cached: Path | None
+    dtypes: Collection[str] = ()  # of its tensors, where the hub says so
 
     @staticmethod
     def find(text: str) -> _Repository:
@@ -160,8 +170,9 @@ class _Repository:
         try:
             if constants.HF_HUB_OFFLINE:
                 raise ConnectionError
-            siblings = HfApi().model_info(name, files_metadata=True, timeout=10).siblings
-            return _Repository(name, kind, {s.rfilename: s.size or 0 for s in siblings or ()}, None)
+            found = HfApi().model_info(name, files_metadata=True, timeout=10)
+            sizes = {sibling.rfilename: sibling.size or 0 for sibling in found.siblings or ()}
+            return _Repository(name, kind, sizes, None, getattr(found.safetensors, "parameters", None) or ())
         except Exception as error:  # the hub's errors are many, and not of one class
             cached = hub_cache.directory(name)
             if _status(error) is None and (cached / "snapshots").is_dir():

@@ -27,6 +27,7 @@ class Hub:
     down: bool = False
     storage: str = ""  # another address of this server, where files are then
     shown: dict[str, set[str]] = field(default_factory=dict)  # tokens by the address they were sent to
+    dtypes: dict[str, int] = field(default_factory=dict)  # weights of each type of safetensors
     asked: list[str] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
 
@@ -86,7 +87,9 @@ class _Handler(BaseHTTPRequestHandler):
                 {"rfilename": str(p.relative_to(directory)), "size": p.stat().st_size, "blobId": "0"}
                 for p in files
             ]
+            parameters = {"parameters": self.hub.dtypes, "total": sum(self.hub.dtypes.values())}
             said = {"_id": "0", "id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": []}
+            said |= {"safetensors": parameters} if self.hub.dtypes else {}
             return self._send(json.dumps({**said, "private": False, "downloads": 0}).encode(), {}, body)
         if name in self.hub.gated and "Authorization" not in self.headers:
             return self._refuse(401, "GatedRepo")

@@ -78,7 +78,7 @@ def test_a_family_with_sentencepiece_is_what_upstream_makes_of_it(tmp_path, arch
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["fp8 blocks", "int rows", "packed with zero points", "gptq 2"])
+@pytest.mark.parametrize("name", ["fp8 blocks", "packed with zero points", "gptq 2"])
 def test_quantized_weights_are_what_upstream_makes_of_them(tmp_path, name):
     model, _ = quantized_model(tmp_path, FORMS[name].settings, FORMS[name].make)
     upstream = GGUFFile(convert(model, model / "upstream.gguf", "qwen2"))

@@ -313,6 +313,19 @@ def test_a_quantized_gguf_is_refused_before_it_is_fetched(hub: Hub, run) -> None
     assert hub.fetched() == {"tiny-chat-q4_k_m.gguf"}
 
 
+def test_weights_that_nothing_here_reads_are_not_fetched(hub: Hub, run) -> None:
+    """Unless what config.json says of them is left over."""
+    path = hub.models["org/tiny-chat"] / "config.json"
+    settings = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    asked = "convert", "org/tiny-chat", "--type", "f16", "--dry-run"
+    hub.dtypes = {"U8": 1000, "BF16": 100}
+    assert_error(run(*asked), "quantized by bitsandbytes, which is not read", "start from the model")
+    assert hub.fetched() == NEEDED - {"model.safetensors"}
+    hub.dtypes = {"BF16": 1100}
+    assert run(*asked).returncode == 0
+
+
 def test_all_parts_of_a_split_file_are_fetched(hub: Hub, run, f16: Path) -> None:
     files = hub.models[GGUF]
     for i in (1, 2, 3):

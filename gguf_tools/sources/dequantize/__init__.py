@@ -7,10 +7,11 @@ float32 once, and nothing is put aside: only rows that are asked for are compute
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.floats import STORED
 from gguf_tools.sources.dequantize import awq, compressed_tensors, fp8, gptq, modelopt
 from gguf_tools.sources.dequantize.checkpoint import Checkpoint
 from gguf_tools.sources.safetensors import StoredTensor
@@ -44,17 +45,25 @@ def restored(stored: Iterable[StoredTensor], config: Path, settings: object) -> 
     and for a tensor that misses its scales, or has others than it should.
     """
     tensors = {tensor.name: tensor for tensor in stored if not tensor.name.endswith(_UNUSED)}
-    said = settings if isinstance(settings, Mapping) else {"quant_method": settings} if settings else {}
-    method = str(said.get("quant_method", "unknown")) if said else "fp8"
-    if method not in METHODS and not all(tensor.is_float for tensor in tensors.values()):
-        raise LutraError(
-            f"{config}: the weights are quantized by {method}, which is not read ({', '.join(METHODS)} are); "
-            "start from the model that it was made of"
-        )
-    checkpoint = Checkpoint(tensors, config, said)
+    require_known(config, settings, {tensor.dtype for tensor in tensors.values()})
+    checkpoint = Checkpoint(tensors, config, settings if isinstance(settings, Mapping) else {})
+    restore = METHODS.get(_method(settings), _as_it_is) if settings else fp8.restore
     for tensor in tensors.values():
-        if weights := METHODS.get(method, _as_it_is)(tensor, checkpoint):
+        if weights := restore(tensor, checkpoint):
             yield weights
+
+
+def require_known(config: Path, settings: object, dtypes: Collection[str]) -> None:
+    """Raise LutraError if the way that ``settings`` name is not read, and tensors of ``dtypes`` need it."""
+    if settings and _method(settings) not in METHODS and not STORED.keys() >= set(dtypes):
+        raise LutraError(
+            f"{config}: the weights are quantized by {_method(settings)}, which is not read "
+            f"({', '.join(METHODS)} are); start from the model that it was made of"
+        )
+
+
+def _method(settings: object) -> str:
+    return str(settings.get("quant_method", "unknown") if isinstance(settings, Mapping) else settings)
 
 
 def _as_it_is(tensor: StoredTensor, checkpoint: Checkpoint) -> Weights:
