@@ -77,6 +77,30 @@ static bool detect(enum lutra_set set) {
     }
 }
 
+#elif defined(__aarch64__) && defined(__APPLE__)
+
+#include <sys/sysctl.h>
+
+static bool has(const char *feature) {
+    int value = 0;
+    size_t size = sizeof(value);
+    return sysctlbyname(feature, &value, &size, NULL, 0) == 0 && value;
+}
+
+static bool detect(enum lutra_set set) {
+    switch (set) {
+    case LUTRA_SET_REF:
+    case LUTRA_SET_NEON:
+        return true;
+    case LUTRA_SET_NEON_DOTPROD:
+        return has("hw.optional.arm.FEAT_DotProd");
+    case LUTRA_SET_NEON_I8MM:
+        return has("hw.optional.arm.FEAT_DotProd") && has("hw.optional.arm.FEAT_I8MM");
+    default: // no SVE
+        return false;
+    }
+}
+
 #else
 
 static bool detect(enum lutra_set set) {

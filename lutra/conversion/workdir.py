@@ -28,6 +28,8 @@ from gguf_tools.errors import LutraError
 from gguf_tools.interrupts import shielded
 from lutra.console import warn
 from lutra.runtime import crash
+from lutra.runtime.cgroups import read
+from lutra.runtime.darwin import sysctl
 from lutra.runtime.paths import lib_dir
 
 if TYPE_CHECKING:
@@ -248,7 +250,8 @@ def software() -> list[Any]:
 
 def cpu() -> list[str]:
     """The kind of CPU, which decides in what order sums are taken."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().partition("\n\n")[0].splitlines() if about.exists() else []
+    lines = read(Path("/proc/cpuinfo")).partition("\n\n")[0].splitlines()
+    if brand := sysctl("machdep.cpu.brand_string"):
+        lines = [f"model name: {brand}"]
     kinds = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     return [platform.machine(), *(line for line in lines if line.startswith(kinds))]

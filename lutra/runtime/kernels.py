@@ -6,11 +6,11 @@ Arrays go in as numpy where a kernel is called; listing kernels needs no numpy.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-import re
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
@@ -115,10 +115,11 @@ def cpu_library() -> str:
     """File name of ggml's CPU code that this machine runs: of a portable build, the variant chosen."""
     load("ggml-base").ggml_log_set(_SILENT, None)
     load_backends()
-    loaded = re.search(r"/(libggml-cpu[^/\n]*)$", Path("/proc/self/maps").read_text(), re.MULTILINE)
-    if not loaded:
-        raise LutraError(f"{lib_dir()}: none of ggml's CPU libraries runs on this machine")
-    return loaded[1]
+    for path in sorted(lib_dir().glob("libggml-cpu*.so")):
+        with contextlib.suppress(OSError):  # one that is not loaded
+            ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+            return path.name
+    raise LutraError(f"{lib_dir()}: none of ggml's CPU libraries runs on this machine")
 
 
 def sets() -> dict[str, list[str]]:

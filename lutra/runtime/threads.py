@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from lutra.runtime.cgroups import control_groups, read
+from lutra.runtime.darwin import sysctl
 
 MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _CPUS = Path("/sys/devices/system/cpu")
@@ -39,9 +40,11 @@ def allowed_cpus() -> list[int]:
 def _fast_cores(cpus: list[int]) -> int:
     """How many physical cores ``cpus`` are; on big.LITTLE only the fast ones (slow ones hold the others up).
 
-    A core is fast when its capacity (Arm) or else its highest clock is above 60% of the best core's. Where
-    the system does not say, every logical CPU is a fast core.
+    A core is fast when its capacity (Arm) or else its highest clock is above 60% of the best core's; macOS
+    counts its performance cores itself. Where the system does not say, every logical CPU is a fast core.
     """
+    if counted := sysctl("hw.perflevel0.physicalcpu") or sysctl("hw.physicalcpu"):
+        return int(counted)
     speeds = {cpu: _number(cpu, "cpu_capacity") or _number(cpu, "cpufreq/cpuinfo_max_freq") for cpu in cpus}
     best = max(speeds.values())
     fast = [cpu for cpu in cpus if speeds[cpu] >= 0.6 * best]
