@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if context.nbytes > context.free - file.stat().st_size:
         warn(f"the context takes {_gib(context.nbytes)} of {_gib(context.free)}; see --ctx and --parallel")
+    if sys.stderr.isatty():
+        say(f"loading {file.name}")
     with tempfile.TemporaryDirectory(prefix="lutra-page-") as page:
         write_page(Path(page))
         arguments = [

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from cli_runner import TINY_CHAT, assert_error, environment, lutra, require_built
 from hub_server import Hub, serve
+from serving import serving
 
 from gguf_tools.errors import LutraError
 from gguf_tools.reader import GGUFFile
@@ -213,6 +214,7 @@ def test_a_disk_that_fills_up() -> None:
     [
         ["convert", "--type=cb4"],
         ["chat"],
+        ["serve", "--port=0"],
         ["info"],
         ["verify"],
         ["bench"],
@@ -267,6 +269,14 @@ def test_chat_fetches_the_file_of_the_type(hub: Hub, run) -> None:
     require_built()
     done = run("chat", f"{GGUF}:Q8_0", "-p", "What is the capital of France?")
     assert "Paris" in done.stdout, done.stderr
+    assert hub.fetched() == {"tiny-chat.Q8_0.gguf"}
+
+
+def test_serve_fetches_the_file_of_the_type(hub: Hub, tmp_path: Path) -> None:
+    require_built("llama-server")
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    with serving(f"{GGUF}:q8_0", env=env) as server:
+        assert "openai/tiny-chat.Q8_0 " in server.text
     assert hub.fetched() == {"tiny-chat.Q8_0.gguf"}
 
 
