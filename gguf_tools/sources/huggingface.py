@@ -32,7 +32,6 @@ from gguf_tools.sources.hub_cache import model_name
 from gguf_tools.sources.llama_converter import Scratch
 from gguf_tools.sources.safetensors import open_safetensors, read_json
 from gguf_tools.sources.tensors import Source, SourceTensor
-from gguf_tools.sources.vocab import with_ends
 from gguf_tools.sources.weights import Weights
 
 # What decides about tensors and tokens, where it is there, beside the weights.
@@ -136,8 +135,9 @@ def _open_converted(directory: Path, name: str, what: str, scratch: Scratch | No
         _require_rope(directory / "config.json", source)
         files = [file for form in llama_converter.READ for file in sorted(directory.glob(form))]
         tensors = [replace(tensor, path=directory) for tensor in source.tensors]
-        metadata = with_ends(source.metadata, directory)
-        return Source(directory, source.architecture, metadata, tensors, resources.pop_all(), files, made)
+        return Source(
+            directory, source.architecture, source.metadata, tensors, resources.pop_all(), files, made
+        )
 
 
 def _require_rope(path: Path, source: Source) -> None:

@@ -2,7 +2,8 @@
 """``python -m ....llama_converter_child SCRIPT DIRECTORY ...``: run llama.cpp's converter.
 
 It is unmodified, but does not see what it would stumble over: config.json as transformers 5 writes it,
-tokenizers that are not on its list, and the lack of layers that predict several tokens.
+tokenizers that are not on its list, and the lack of layers that predict several tokens. All that ends a text
+is in its file.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ def main() -> None:
 
 def _adapt(directory: Path) -> None:
     from conversion.base import ModelBase, TextModel
+    from gguf import GGUFWriter
 
     from gguf_tools.sources.safetensors import read_json
-    from gguf_tools.sources.vocab import pre_tokenizer
+    from gguf_tools.sources.vocab import pre_tokenizer, with_ends
 
     init, listed = ModelBase.__init__, TextModel.get_vocab_base_pre
+    write_header = GGUFWriter.write_header_to_file
     raw = read_json(directory / "config.json")
 
     def __init__(
@@ -50,7 +53,13 @@ def _adapt(directory: Path) -> None:
                 raise
         return pre_tokenizer(path, read_json(path))
 
+    def write_header_to_file(self: GGUFWriter, path: Path | None = None) -> None:
+        """Once all keys are known."""
+        self.kv_data[0] = with_ends(self.kv_data[0], directory)
+        write_header(self, path)
+
     ModelBase.__init__, TextModel.get_vocab_base_pre = __init__, get_vocab_base_pre
+    GGUFWriter.write_header_to_file = write_header_to_file  # type: ignore[method-assign]
     ModelBase.no_mtp = not has_mtp(directory, raw)
 
 
@@ -70,6 +79,8 @@ def completed(hparams: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, A
         found.setdefault("rotary_pct", rope.get("partial_rotary_factor", 1.0))
     elif names[0] == "GPT2LMHeadModel":
         found.setdefault("n_ctx", found.get("n_positions"))
+    elif names[0] == "FalconH1ForCausalLM":
+        found.setdefault("head_dim", found["hidden_size"] // found["num_attention_heads"])
     elif names[0] == "DeepseekV3ForCausalLM":  # it has no other
         found.setdefault("scoring_func", "sigmoid")
     elif names[0] in ("GraniteMoeHybridForCausalLM", "BambaForCausalLM") and "layer_types" in found:

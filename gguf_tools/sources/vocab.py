@@ -192,12 +192,13 @@ def _special_vocab(directory: Path, *, load_merges: bool = False, n_vocab: int |
 
 
 def with_ends(metadata: Mapping[str, GGUFValue], directory: Path) -> dict[str, GGUFValue]:
-    """``metadata`` of a file that llama.cpp's converter made, with all ends; see ``_add_ends``."""
+    """The ``metadata`` that llama.cpp's converter makes of a model, with all ends; see ``_add_ends``."""
     found = {key.removeprefix("tokenizer.ggml."): value.value for key, value in metadata.items()}
     writer = GGUFWriter(None, "")  # only collects key/values
     if found.get("add_eos_token"):
         writer.add_add_eos_token(False)
-    if isinstance(tokens := found.get("tokens"), list):
+    if isinstance(stored := found.get("tokens"), list):
+        tokens = [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in stored]
         known = {kind: found[f"{kind}_token_id"] for kind in _KINDS if f"{kind}_token_id" in found}
         _add_ends(writer, directory, known, tokens)
     added = {key: value for key, value in writer.kv_data[0].items() if not key.startswith("general.")}

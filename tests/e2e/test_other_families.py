@@ -13,6 +13,7 @@ from gguf_samples import LLAMA3_WORDS, byte_level_tokenizer
 from hub_server import serve
 
 from gguf_tools.formats.family import CB_FORMATS
+from gguf_tools.formats.keys import END_TOKENS_KEY
 from gguf_tools.inspect import read_info
 from gguf_tools.sources.open import Scratch, open_source
 from lutra.runtime.model import Model
@@ -94,7 +95,8 @@ def test_logits_are_those_of_transformers(tmp_path, config, values):
 
 def test_a_model_of_the_hub_is_calibrated(tmp_path):
     require_built()
-    saved(tmp_path / "hub" / "Tiny-Cohere", "Cohere2Config", sliding_window=64)
+    model = saved(tmp_path / "hub" / "Tiny-Cohere", "Cohere2Config", sliding_window=64)
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [259, 97, 98, 99]}))
     text = tmp_path / "text.txt"
     text.write_text("The old man said to the boy that the sea was calm. " * 12)
     with serve({"org/Tiny-Cohere": tmp_path / "hub" / "Tiny-Cohere"}) as hub:
@@ -104,6 +106,8 @@ def test_a_model_of_the_hub_is_calibrated(tmp_path):
     assert done.returncode == 0, done.stderr
     info = read_info(tmp_path / "Tiny-Cohere-cb4.gguf")
     assert info.metadata["general.name"].value == "Tiny-Cohere"
+    assert info.metadata["tokenizer.ggml.eot_token_id"].value == 97
+    assert info.metadata[END_TOKENS_KEY].value == "99"  # 98 is its eom
     assert sum(t.weights for t in info.tensors if t.type in CB_FORMATS) > 0.85 * sum(
         t.weights for t in info.tensors
     )

@@ -17,7 +17,7 @@ import pytest
 from cli_runner import environment, lutra, require_built, signalled
 from gguf import GGUFValueType
 from gguf.gguf_writer import GGUFValue
-from gguf_samples import F16, F32, METADATA, byte_level_tokenizer, hf_model, sample_gguf, u32, write_gguf
+from gguf_samples import F16, byte_level_tokenizer, hf_model, sample_gguf, u32, write_gguf
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.keys import END_TOKENS_KEY
@@ -25,6 +25,7 @@ from gguf_tools.reader import GGUFFile
 from gguf_tools.sources import llama_converter
 from gguf_tools.sources.llama_converter_child import completed, has_mtp
 from gguf_tools.sources.open import Scratch, open_source
+from gguf_tools.sources.vocab import with_ends
 
 SAMPLE = """import json, pathlib, shutil, sys
 out = sys.argv[sys.argv.index('--outfile') + 1]
@@ -268,28 +269,6 @@ of several lines
     assert "SIGKILL ended it, as happens when memory runs out" in llama_converter._reason("INFO:x\n", -9)
 
 
-def test_all_that_ends_a_text(tmp_path, converter):
-    """The converter does not read generation_config.json, and lets EOS follow every prompt."""
-    t, tokens = GGUFValueType, [*"abcdefg", "</s>"]
-    keys = {
-        "tokenizer.ggml.tokens": GGUFValue(tokens, t.ARRAY, t.STRING),
-        "tokenizer.ggml.eos_token_id": u32(1),
-        "tokenizer.ggml.eot_token_id": u32(2),
-        "tokenizer.ggml.add_eos_token": GGUFValue(True, t.BOOL),
-    }
-    tensors = {"output_norm.weight": (F32, (8,), np.ones(8, np.float32))}
-    write_gguf(converter.sample, tensors, METADATA | keys)
-    model = other(tmp_path / "m")
-    ends = {"eos_token_id": [1, 2, 3, 4, "5", 7, 99]}
-    (model / "generation_config.json").write_text(json.dumps(ends))
-    with open_source(model, Scratch(tmp_path / "x.gguf")) as source:
-        found = {key: value.value for key, value in source.metadata.items()}
-    assert found["tokenizer.ggml.add_eos_token"] is False
-    assert [found[f"tokenizer.ggml.{kind}_token_id"] for kind in ("eos", "eot", "eom")] == [1, 2, 3]
-    assert found[END_TOKENS_KEY] == "4 5"
-    assert found["general.architecture"] == "llama"
-
-
 def test_compare_asks_the_converter_once(tmp_path, converter):
     """The other types are made of the base."""
     require_built()
@@ -322,6 +301,26 @@ def test_config_as_transformers_5_writes_it():
     assert completed(granite, {})["layer_types"] == ["mamba", "attention"]
     qwen = {"architectures": ["Qwen3NextForCausalLM"], "layer_types": ["linear_attention"]}
     assert completed(qwen, {}) == qwen
+
+
+def test_all_that_ends_a_text(tmp_path):
+    """The converter does not read generation_config.json, and lets EOS follow every prompt."""
+    t, tokens = GGUFValueType, [*"abcdef", b"g", b"</s>"]
+    keys = {
+        "general.architecture": GGUFValue("x", t.STRING),
+        "tokenizer.ggml.tokens": GGUFValue(tokens, t.ARRAY, t.STRING),
+        "tokenizer.ggml.eos_token_id": u32(1),
+        "tokenizer.ggml.eot_token_id": u32(2),
+        "tokenizer.ggml.add_eos_token": GGUFValue(True, t.BOOL),
+    }
+    model = hf_model(tmp_path / "m")
+    ends = {"eos_token_id": [1, 2, 3, 4, "5", 7, 99]}
+    (model / "generation_config.json").write_text(json.dumps(ends))
+    found = {key: value.value for key, value in with_ends(keys, model).items()}
+    assert found["tokenizer.ggml.add_eos_token"] is False
+    assert [found[f"tokenizer.ggml.{kind}_token_id"] for kind in ("eos", "eot", "eom")] == [1, 2, 3]
+    assert found[END_TOKENS_KEY] == "4 5"
+    assert found["general.architecture"] == "x"
 
 
 def test_layers_that_predict_several_tokens(tmp_path):
