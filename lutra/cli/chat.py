@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
@@ -17,10 +18,12 @@ from lutra.cli.arguments import add_rpc, parsed, positive
 from lutra.cli.chat_input import messages
 from lutra.cli.chat_screen import Screen, is_terminal
 from lutra.runtime.context import CACHE_TYPES
-from lutra.runtime.conversation import Conversation
-from lutra.runtime.model import Model
 from lutra.runtime.probe import trying
 from lutra.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from lutra.runtime.conversation import Conversation
+    from lutra.runtime.model import Model
 
 EPILOG = """\
 Type a message and Enter. A message of several lines is pasted, or put between two lines of \"\"\".
@@ -54,7 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hide-thinking", action="store_true", help="do not show what it thinks")
     add("--no-history", action="store_true", help="do not keep what is typed for the next time")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
-    add("--ctx", type=positive, metavar="N", help="context in tokens (default: the model's, at most 4096)")
+    add(
+        "--ctx",
+        type=positive,
+        metavar="N",
+        help="context in tokens (default: the model's, to 4096)",
+    )
     for option, what in (("--ctk", "keys"), ("--ctv", "values")):
         add(option, choices=CACHE_TYPES, default="f16", metavar="T", help=f"type of the context's {what}: "
             + (", ".join(CACHE_TYPES) if option == "--ctk" else "as --ctk") + " (default: f16)")  # fmt: skip
@@ -88,10 +96,13 @@ def run(args: argparse.Namespace) -> int:
     """Answer ``-p`` or talk until the end of the input."""
     question = None if args.prompt is None else read_question(args.prompt)
     path = local_gguf(args.file)
-    with trying(path):  # in another process; these imports take as long
+    with trying(path):  # in another process; all this takes as long
         from lutra.cli.chat_talk import Talk
         from lutra.runtime import template  # noqa: F401
+        from lutra.runtime.model import Model
+        from lutra.runtime.native import llama
 
+        llama()
         if question is None and is_terminal():
             import prompt_toolkit  # noqa: F401
     with Model(
@@ -118,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _conversation(args: argparse.Namespace, model: Model) -> Conversation:
+    from lutra.runtime.conversation import Conversation
+
     if args.think is not None and not model.template.thinking_variable:
         raise LutraError(f"{model.path}: its template cannot turn thinking on or off; leave the option out")
     asked = args.prompt is not None

@@ -6,10 +6,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from lutra.runtime.conversation import Answer
+if TYPE_CHECKING:
+    from lutra.runtime.conversation import Answer
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+_MANY = 64  # tokens
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -31,12 +34,26 @@ class Screen:
         dims = self._live and _is_capable() and not os.environ.get("NO_COLOR")
         self._before, self._after = (_DIM, f"{_PLAIN}\n\n") if dims else ("(thinking)\n", "\n\n")
         self._end = _PLAIN if dims else ""
+        self._erase = "\r\x1b[2K" if dims else ""
+        self._is_reading = False  # a line that goes away says so
+
+    def reading(self, tokens: int) -> None:
+        """Say that the model reads, where that may take a while, until the answer comes."""
+        if self._erase and tokens >= _MANY:
+            print(f"{_DIM}(reading {tokens} tokens){_PLAIN}", end="", flush=True)
+            self._is_reading = True
+
+    def _has_read(self) -> None:
+        if self._is_reading:
+            print(self._erase, end="")
+        self._is_reading = False
 
     def show(self, pieces: Iterator[tuple[str, bool]]) -> None:
         """An answer as it comes. It ends with a line break; " [stopped]" is before it after Ctrl-C."""
         within, waiting = False, False
         try:
             for piece, is_thought in pieces:
+                self._has_read()
                 if is_thought and not self._thoughts:
                     if self._live and not waiting:
                         self.tell("(thinking)")
@@ -47,8 +64,10 @@ class Screen:
                     within = is_thought
                 print(piece.translate(_CONTROL) if self._live else piece, end="", flush=True)
         except KeyboardInterrupt:
+            self._has_read()
             print(" [stopped]", end="")
         finally:
+            self._has_read()
             print(self._end if within else "", flush=True)
 
     def tell(self, line: str) -> None:

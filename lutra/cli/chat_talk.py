@@ -26,6 +26,7 @@ class Talk:
     def __init__(self, conversation: Conversation, screen: Screen) -> None:
         self._conversation = conversation
         self._screen = screen
+        conversation.on_reading = screen.reading
         self._sessions = Sessions()
         self._attached = ""  # goes along with the next message
 

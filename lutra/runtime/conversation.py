@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
 from lutra.runtime.model import Model
 from lutra.runtime.sampling import Loop, Sampling
-from lutra.runtime.template import Message
 from lutra.runtime.thinking import Thoughts, marks
+
+if TYPE_CHECKING:
+    from lutra.runtime.template import Message
 
 ROOM = 32  # tokens of context that an answer must have left
 
@@ -57,6 +60,7 @@ class Conversation:
     """A model, what was said to it, and how it answers. The settings may be changed between answers.
 
     ``limit``: tokens of an answer at most, None for no limit. ``thinking``: see ``ChatTemplate.render``.
+    ``on_reading`` is told how many tokens are read before an answer comes.
     Raises LutraError where the model has no chat template.
     """
 
@@ -74,6 +78,7 @@ class Conversation:
         self.sampling = sampling
         self.limit = limit
         self.thinking = thinking
+        self.on_reading: Callable[[int], object] = lambda _: None
         self.script = Script(system)
         self.answer = Answer()  # the last one
         self._seed = seed
@@ -129,6 +134,7 @@ class Conversation:
         """The text that the model writes after ``prompt``, which comes into the script."""
         model, script = self.model, self.script
         script.rendered, script.tokens = prompt, list(tokens)
+        self.on_reading(model.unread(tokens))
         with model.sampler(self.sampling, self._seed) as sampler:
             if self._seed is not None:
                 self._seed += 1  # another answer shall be another

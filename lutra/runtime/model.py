@@ -6,6 +6,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import functools
+import itertools
 import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
@@ -349,13 +350,14 @@ class Model(Closing):
 
     # ---- what is computed ------------------------------------------------------------------
 
-    def _keep_common_prefix(self, prompt: list[int]) -> None:
-        common = 0
+    def unread(self, prompt: Sequence[int]) -> int:
+        """How many tokens of ``prompt`` are not computed yet, and would be for the next one."""
         # The last token of the prompt is always computed: its logits are needed.
-        for cached, wanted in zip(self._cached, prompt[:-1], strict=False):
-            if cached != wanted:
-                break
-            common += 1
+        both = zip(self._cached, prompt[:-1], strict=False)
+        return len(prompt) - sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
+
+    def _keep_common_prefix(self, prompt: list[int]) -> None:
+        common = len(prompt) - self.unread(prompt)
         if not self._api.llama_memory_seq_rm(self._memory, 0, common, -1):
             # Recurrent models cannot forget a part.
             self._api.llama_memory_clear(self._memory, True)

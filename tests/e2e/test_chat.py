@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import stat
 import subprocess
@@ -57,6 +58,9 @@ def test_a_conversation_at_a_terminal(tiny_chat, home):
         assert PARIS not in terminal.until(READY)
         assert "caf\u00e9 \u6771\u4eac \U0001f980" in terminal.say("caf\u00e9 \u6771\u4eac \U0001f980")
         terminal.say("bytes that are no text: \udcff\udcfe")
+        terminal.type(pasted("word " * 80) + ENTER)
+        shown = terminal.until(READY)
+        assert re.search(r"\(reading \d+ tokens\)\x1b\[0m\r\x1b\[2K", shown), shown
         assert "/help" in terminal.say("/he" + TAB)
         terminal.type(CTRL_C)
         assert "leaves" in terminal.until(READY)
