@@ -89,7 +89,8 @@ def test_history_that_is_not_wanted_or_cannot_be(tiny_chat, home):
 
 
 def test_ctrl_c_stops_an_answer(tiny_chat, home):
-    with Terminal(*CHAT, tiny_chat("f16"), "--temp", 5, "--seed", 1) as terminal:
+    endless = ("--temp", 1e6, "--seed", 1, "--top-k", 0, "--top-p", 1, "--min-p", 0)
+    with Terminal(*CHAT, tiny_chat("f16"), "--ctx", 4096, *endless) as terminal:
         terminal.until(READY)
         terminal.type(FRANCE + ENTER)
         terminal.until("France?")
