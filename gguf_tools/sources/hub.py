@@ -61,8 +61,7 @@ def local_source(name: str, *, requantize: bool = False) -> Path:
         return _fetch_gguf(repository, _TO_CONVERT, quantized=requantize)
     beside = [file for file in files if _BESIDE.fullmatch(file)]
     is_direct = _require_known(repository, beside)
-    if is_direct:
-        _require_dequantized(repository.fetch(beside) / "config.json", repository.dtypes)
+    _require_dequantized(repository.fetch(beside) / "config.json", repository.dtypes)
     if _INDEX in files:
         directory = repository.fetch([*beside, _INDEX])
         try:
@@ -99,10 +98,13 @@ def _require_readable(directory: Path, *but: str) -> bool:
 
 
 def _require_dequantized(config: Path, dtypes: Collection[str]) -> None:
-    from gguf_tools.sources.dequantize import require_known  # with numpy, too
+    from gguf_tools.sources.dequantize import method_of, require_known  # with numpy, too
+    from gguf_tools.sources.llama_converter import ONLY_HERE
     from gguf_tools.sources.safetensors import read_json
 
-    require_known(config, read_json(config).get("quantization_config"), dtypes)
+    settings = read_json(config).get("quantization_config")
+    if method_of(settings) not in ONLY_HERE:
+        require_known(config, settings, dtypes)
 
 
 def _cached_gguf(name: str) -> Path | None:

@@ -37,6 +37,8 @@ PACKAGES = ("torch", "transformers", "sentencepiece")
 INSTALL = 'pip install "lutra-llm[hf]"'
 # What it reads of a directory: forms of names.
 READ = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "*.tiktoken", "merges.txt", "*vocab*.txt")
+# Ways to quantize, by ``quant_method``, that nothing else here dequantizes.
+ONLY_HERE = ("bitnet", "mxfp4")
 
 # Types of safetensors in which an element is not a weight, with how many weights it may be.
 _PACKED = {"U8": 0.5, "I32": 8.0}

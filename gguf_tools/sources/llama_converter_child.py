@@ -2,8 +2,8 @@
 """``python -m ....llama_converter_child SCRIPT DIRECTORY ...``: run llama.cpp's converter.
 
 It is unmodified, but does not see what it would stumble over: config.json as transformers 5 writes it,
-tokenizers that are not on its list, and the lack of layers that predict several tokens. All that ends a text
-is in its file.
+tokenizers that are not on its list, the lack of layers that predict several tokens, and quantized weights.
+All that ends a text is in its file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,12 @@ def _adapt(directory: Path) -> None:
     from conversion.base import ModelBase, TextModel
     from gguf import GGUFWriter
 
+    from gguf_tools.sources.dequantize import method_of
+    from gguf_tools.sources.llama_converter import ONLY_HERE
     from gguf_tools.sources.safetensors import read_json
     from gguf_tools.sources.vocab import pre_tokenizer, with_ends
 
-    init, listed = ModelBase.__init__, TextModel.get_vocab_base_pre
+    init, listed, dequant = ModelBase.__init__, TextModel.get_vocab_base_pre, ModelBase.dequant_model
     write_header = GGUFWriter.write_header_to_file
     raw = read_json(directory / "config.json")
 
@@ -58,9 +62,41 @@ def _adapt(directory: Path) -> None:
         self.kv_data[0] = with_ends(self.kv_data[0], directory)
         write_header(self, path)
 
+    def dequant_model(self: Any) -> None:
+        """What the weights stand for as we read it; NVFP4 is written as it is."""
+        settings = self.hparams.get("quantization_config")
+        if not settings or method_of(settings) in ONLY_HERE or self._is_nvfp4:
+            dequant(self)
+        else:
+            self.model_tensors = dict(_dequantized(self, directory, settings))
+
     ModelBase.__init__, TextModel.get_vocab_base_pre = __init__, get_vocab_base_pre
     GGUFWriter.write_header_to_file = write_header_to_file  # type: ignore[method-assign]
+    ModelBase.dequant_model = dequant_model
     ModelBase.no_mtp = not has_mtp(directory, raw)
+
+
+def _dequantized(model: Any, directory: Path, settings: object) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The tensors of a quantized model as the converter wants them: by name, read when they are written."""
+    import numpy as np
+    import torch
+    from conversion.base import LazyTorchTensor
+
+    from gguf_tools.sources.dequantize import restored
+    from gguf_tools.sources.safetensors import open_safetensors
+    from gguf_tools.sources.weights import Weights
+
+    def read(weights: Weights) -> Any:
+        return torch.from_numpy(weights.load(np.arange(weights.rows)).reshape(weights.shape))
+
+    def lazy(weights: Weights) -> Any:
+        meta = LazyTorchTensor.meta_with_dtype_and_shape(torch.float32, weights.shape)
+        return LazyTorchTensor(meta=meta, args=(weights,), func=read)
+
+    stored = open_safetensors(directory, ExitStack()).values()  # open as long as this process lives
+    for weights in restored(stored, directory / "config.json", settings):
+        if tensor := model.filter_tensors((weights.name, partial(lazy, weights))):
+            yield tensor
 
 
 def completed(hparams: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:

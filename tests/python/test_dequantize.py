@@ -183,6 +183,12 @@ def test_fp8_without_scales(tmp_path):
     compare(model, plain)
 
 
+def test_a_name_that_ends_like_a_scale(tmp_path):
+    """It is no scale where there is nothing to be scaled."""
+    model = damaged(tmp_path, "fp8 blocks", lambda stored: stored.pop("weight"))
+    refused(model, "weight_scale_inv' is no part of a Qwen2ForCausalLM")
+
+
 def test_a_bias_that_adds_nothing_is_left_out(tmp_path):
     """AutoGPTQ writes one for each matrix; llama.cpp refuses those that a family does not have."""
 

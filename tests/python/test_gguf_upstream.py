@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from cli_runner import lutra, require_built
 from gguf_samples import BLOCKS, F16, F32, hf_model, read_hf, to_bf16, write_gguf, write_stored
-from quantized_samples import E2M1, FORMS, quantized_model
+from quantized_samples import E2M1, FORMS, Form, quantized_model
 
 from gguf_tools.reader import GGUFFile
-from gguf_tools.sources import llama_converter
+from gguf_tools.sources import huggingface, llama_converter
+from gguf_tools.sources.llama_converter import Scratch
 from gguf_tools.sources.open import open_source
 
 TINY_CHAT = Path(__file__).parents[2] / "models" / "tiny-chat"
@@ -98,6 +99,28 @@ def test_a_recommended_sampling_is_what_upstream_makes_of_it(tmp_path):
     (model / "generation_config.json").write_text(json.dumps(said))
     compare(model)
     assert GGUFFile(model / "ours.gguf").metadata["general.sampling.penalty_repeat"].value > 1.04
+
+
+def as_it_is(rng, rows, k):
+    """Weights that nothing was done to."""
+    weights = (rng.standard_normal((rows, k)) * 0.05).astype(np.float32)
+    return {"weight": ("F32", weights)}, weights
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["awq", "left over"])
+def test_what_the_converter_reads_is_dequantized_too(tmp_path, name):
+    """As here, in ways that it does not know itself."""
+    form = FORMS.get(name, Form({"quant_method": "bitsandbytes"}, as_it_is))
+    model, plain = quantized_model(tmp_path, form.settings, form.make)
+    with (
+        huggingface._open_converted(model, "m", "", Scratch(tmp_path / "m.gguf")) as source,
+        open_source(plain) as expected,
+    ):
+        found = {t.name: t.read() for t in source.tensors}
+        assert found.keys() == {t.name for t in expected.tensors}
+        for t in expected.tensors:
+            assert np.array_equal(found[t.name], t.read() if t.keeps_f32 else t.read().astype("<f2")), t.name
 
 
 def gpt_oss(directory, rng):

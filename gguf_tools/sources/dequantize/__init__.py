@@ -47,7 +47,7 @@ def restored(stored: Iterable[StoredTensor], config: Path, settings: object) -> 
     tensors = {tensor.name: tensor for tensor in stored if not tensor.name.endswith(_UNUSED)}
     require_known(config, settings, {tensor.dtype for tensor in tensors.values()})
     checkpoint = Checkpoint(tensors, config, settings if isinstance(settings, Mapping) else {})
-    restore = METHODS.get(_method(settings), _as_it_is) if settings else fp8.restore
+    restore = METHODS.get(method_of(settings), _as_it_is) if settings else fp8.restore
     for tensor in tensors.values():
         if weights := restore(tensor, checkpoint):
             yield weights
@@ -55,14 +55,15 @@ def restored(stored: Iterable[StoredTensor], config: Path, settings: object) -> 
 
 def require_known(config: Path, settings: object, dtypes: Collection[str]) -> None:
     """Raise LutraError if the way that ``settings`` name is not read, and tensors of ``dtypes`` need it."""
-    if settings and _method(settings) not in METHODS and not STORED.keys() >= set(dtypes):
+    if settings and method_of(settings) not in METHODS and not STORED.keys() >= set(dtypes):
         raise LutraError(
-            f"{config}: the weights are quantized by {_method(settings)}, which is not read "
+            f"{config}: the weights are quantized by {method_of(settings)}, which is not read "
             f"({', '.join(METHODS)} are); start from the model that it was made of"
         )
 
 
-def _method(settings: object) -> str:
+def method_of(settings: object) -> str:
+    """What ``quantization_config`` calls the way that it describes."""
     return str(settings.get("quant_method", "unknown") if isinstance(settings, Mapping) else settings)
 
 

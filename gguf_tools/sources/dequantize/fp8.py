@@ -6,6 +6,8 @@ DeepSeek, Qwen and Mistral publish such models; transformers, fbgemm and ModelOp
 
 from __future__ import annotations
 
+import re
+
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.dequantize.checkpoint import Checkpoint
 from gguf_tools.sources.dequantize.scales import scaled, spread
@@ -17,7 +19,8 @@ CODES = ("F8_E4M3", "F8_E5M2")
 
 def restore(tensor: StoredTensor, checkpoint: Checkpoint) -> Weights | None:
     """What ``tensor`` stands for, a float where nothing is scaled; None if it belongs to another."""
-    if tensor.name.endswith(("_scale_inv", "_scale")):
+    scale_of = re.fullmatch("(.+)_scale(_inv)?", tensor.name)
+    if scale_of and scale_of[1] in checkpoint.tensors:
         return None
     name = tensor.name.rpartition(".")[2]
     scales = f"{name}_scale_inv", f"{name}_scale"  # factors both
