@@ -17,6 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+# Whose experts are chosen in one way only, which config.json need not name.
+_SIGMOID = ("DeepseekV3ForCausalLM", "Dots1ForCausalLM", "Glm4MoeLiteForCausalLM", "MiniMaxM2ForCausalLM")
+
 
 def main() -> None:
     """Run the converter in this process."""
@@ -111,14 +114,16 @@ def completed(hparams: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, A
     )
     names = found.get("architectures") or [""]
     rope = found.get("rope_parameters") or {}
+    if names[0] in _SIGMOID:
+        found.setdefault("scoring_func", "sigmoid")
     if names[0] in ("Cohere2ForCausalLM", "GPTNeoXForCausalLM"):
         found.setdefault("rotary_pct", rope.get("partial_rotary_factor", 1.0))
     elif names[0] == "GPT2LMHeadModel":
         found.setdefault("n_ctx", found.get("n_positions"))
+    elif names[0] == "MiniMaxM2ForCausalLM" and "head_dim" in found:
+        found.setdefault("rotary_dim", int(found["head_dim"] * rope.get("partial_rotary_factor", 1.0)))
     elif names[0] == "FalconH1ForCausalLM":
         found.setdefault("head_dim", found["hidden_size"] // found["num_attention_heads"])
-    elif names[0] == "DeepseekV3ForCausalLM":  # it has no other
-        found.setdefault("scoring_func", "sigmoid")
     elif names[0] in ("GraniteMoeHybridForCausalLM", "BambaForCausalLM") and "layer_types" in found:
         former = {"full_attention": "attention", "linear_attention": "mamba"}
         found["layer_types"] = [former.get(kind, kind) for kind in found["layer_types"]]

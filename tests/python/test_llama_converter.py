@@ -291,6 +291,10 @@ def test_config_as_transformers_5_writes_it():
     given = completed({"architectures": ["Cohere2ForCausalLM"]}, {"rotary_pct": 0.5, "head_dim": None})
     assert given["rotary_pct"] == 0.5
     assert "head_dim" not in given
+    minimax = {"architectures": ["MiniMaxM2ForCausalLM"], "head_dim": 128, **rope}
+    assert completed(minimax, {})["rotary_dim"] == 32
+    falcon = {"architectures": ["FalconH1ForCausalLM"], "hidden_size": 96, "num_attention_heads": 4}
+    assert completed(falcon, {})["head_dim"] == 24
     assert completed({"architectures": ["GPT2LMHeadModel"], "n_positions": 64}, {})["n_ctx"] == 64
     within = {"text_config": {"architectures": ["DeepseekV3ForCausalLM"]}}
     assert completed(within, {})["text_config"]["scoring_func"] == "sigmoid"
