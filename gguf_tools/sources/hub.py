@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,18 +50,22 @@ def local_gguf(file: str | Path) -> Path:
     return _cached_gguf(str(file)) or _fetch_gguf(_Repository.find(str(file)), _TO_RUN)
 
 
-def local_source(name: str, *, requantize: bool = False) -> Path:
+def local_source(name: str, *, requantize: bool = False, hollow: Path | None = None) -> Path:
     """The directory, or the GGUF file, of the weights of the model called ``name``, fetched.
 
-    ``requantize``: the file may be quantized. Raises ``LutraError`` with the cause and the next step.
+    ``requantize``: the file may be quantized. ``hollow``: a directory for files that have the headers of the
+    weights and not their numbers, where these are not in the cache and nothing but Lutra has to read them.
+    Raises ``LutraError`` with the cause and the next step.
     """
-    repository = _Repository.find(name)
+    repository = replace(_Repository.find(name), hollow=hollow)
     files = repository.files
     if repository.type or ("config.json" not in files and gguf_types(files)):
         return _fetch_gguf(repository, _TO_CONVERT, quantized=requantize)
     beside = [file for file in files if _BESIDE.fullmatch(file)]
     is_direct = _require_known(repository, beside)
     _require_dequantized(repository.fetch(beside) / "config.json", repository.dtypes)
+    if not is_direct:
+        repository = replace(repository, hollow=None)
     if _INDEX in files:
         directory = repository.fetch([*beside, _INDEX])
         try:
@@ -158,6 +162,7 @@ class _Repository:
     files: Mapping[str, int]
     cached: Path | None
     dtypes: Collection[str] = ()  # of its tensors, where the hub says so
+    hollow: Path | None = None  # where headers suffice
 
     @staticmethod
     def find(text: str) -> _Repository:
@@ -196,6 +201,8 @@ class _Repository:
 
         files = list(files)
         missing = [file for file in files if not isinstance(try_to_load_from_cache(self.name, file), str)]
+        if self.hollow:
+            return self._fetch_headers(self.hollow, files, missing)
         hub_cache.require_room(self.name, sum(self.files[file] for file in missing))
         path = Path()
         try:
@@ -204,6 +211,24 @@ class _Repository:
         except Exception as error:
             _fail(self.name, error)
         return path.parents[files[-1].count("/")]
+
+    def _fetch_headers(self, hollow: Path, files: Iterable[str], missing: Sequence[str]) -> Path:
+        """``hollow`` with what leads to ``files``, and with headers of weights that are ``missing``."""
+        from gguf_tools.sources.hub_headers import fetch_header  # with numpy, which a chat does without
+
+        try:
+            for file in files:
+                path = hollow / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.exists():
+                    continue
+                if file in missing and file.endswith((".safetensors", ".gguf")):
+                    fetch_header(self.name, file, self.files[file], path)
+                else:
+                    path.symlink_to(self._fetch(file))
+        except Exception as error:
+            _fail(self.name, error)
+        return hollow
 
     def _fetch(self, file: str) -> Path:
         """A file in the cache; a large one goes on where an earlier command was stopped."""

@@ -116,7 +116,8 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
     """What ``convert`` would make, as a table; nothing is written but a temporary file beside ``output``."""
     source, output = str(source), Path(output)
     with contextlib.ExitStack() as stack:
-        opened = _open(source, options, output, stack, lambda weights: 0)
+        headers = options.is_own and not options.target  # llama-quantize and targets want numbers
+        opened = _open(source, options, output, stack, lambda weights: 0, headers)
         _note_losses(opened)
         if options.is_own:
             planned, description = _plan(opened, options, output)
@@ -133,12 +134,15 @@ def _open(
     output: Path,
     stack: contextlib.ExitStack,
     beside: Callable[[int], int],
+    headers: bool = False,
 ) -> Source:
-    """The source until ``stack`` is closed; ``beside`` as ``Scratch`` has it."""
+    """The source until ``stack`` is closed; ``beside`` is ``Scratch``'s, ``headers`` ``open_source``'s."""
     path = output.with_name(f".{output.name}.converted.gguf")
     stack.enter_context(crash.removing(path))
     scratch = Scratch(path, beside)
-    return stack.enter_context(open_source(source, scratch, requantize=options.allow_requantize))
+    return stack.enter_context(
+        open_source(source, scratch, requantize=options.allow_requantize, headers=headers)
+    )
 
 
 def _note_losses(source: Source) -> None:

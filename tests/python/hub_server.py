@@ -104,8 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(b"", headers, body, 302)
         status, start = 200, 0
         if (wanted := self.headers.get("Range")) is not None:
-            status, start = 206, int(wanted.removeprefix("bytes=").rstrip("-"))
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            status, start, size = 206, int(first), len(content)
+            content = content[: int(last) + 1] if last else content
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{size}"
         self._send(content[start:], headers, body, status, file)
 
     def _send(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ from hub_server import Hub, serve
 from serving import serving
 
 from gguf_tools.errors import LutraError
+from gguf_tools.mapped import MappedFile
 from gguf_tools.reader import GGUFFile
 from gguf_tools.sources import hub as hub_module
-from gguf_tools.sources import hub_cache
+from gguf_tools.sources import hub_cache, hub_headers, safetensors
 from gguf_tools.sources.hub import is_name
 from gguf_tools.sources.hub_cache import gguf_types
 from lutra.conversion.options import source_name
@@ -154,7 +156,7 @@ def test_only_the_parts_of_the_index_are_fetched(hub: Hub, run, tmp_path: Path) 
     names.pop("__metadata__", None)
     index = {"weight_map": dict.fromkeys(names, weights.name)}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    done = run("convert", "org/tiny-chat", "--type", "f16", "--dry-run")
+    done = run("convert", "org/tiny-chat", "--type", "f16")
     assert done.returncode == 0, done.stderr
     extra = {"model.safetensors.index.json", weights.name}
     assert hub.fetched() == NEEDED - {"model.safetensors"} | extra
@@ -179,6 +181,46 @@ def test_interrupted_in_a_file_and_resumed(hub: Hub, run, tmp_path: Path, f16: P
     assert "unfinished" not in run("ls").stdout
 
 
+def test_a_dry_run_fetches_headers_of_weights_only(hub: Hub, run, tmp_path: Path, f16: Path) -> None:
+    require_built()
+    dry = ("--type", "cb4", "--dry-run")
+    done = run("convert", "org/tiny-chat", *dry)
+    assert done.stdout == lutra("convert", TINY_CHAT, *dry).stdout, done.stderr
+    assert "CB4" in done.stdout
+    assert hub.fetched() == NEEDED
+    assert hub.sent["model.safetensors"] == hub_headers.FIRST
+    hub.sent.clear()
+    done = run("convert", f"{GGUF}:f16", *dry)
+    assert done.stdout == lutra("convert", f16, *dry).stdout, done.stderr
+    assert hub.sent == {"tiny-chat-f16.gguf": hub_headers.FIRST}
+    assert not list((tmp_path / "work").iterdir())
+    hub.sent.clear()  # llama-quantize wants a whole file
+    assert run("convert", "org/tiny-chat", "--type", "q4_k", "--dry-run").returncode == 0
+    assert hub.sent["model.safetensors"] == (TINY_CHAT / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("first", [64, 5000])
+def test_a_header_of_any_length_is_fetched(
+    hub: Hub, f16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    monkeypatch.setattr(hub_headers, "FIRST", first)
+    url = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name, file in (("org/tiny-chat", "model.safetensors"), (GGUF, "tiny-chat-f16.gguf")):
+        whole = hub.models[name] / file
+        made = tmp_path / file
+        hub_headers.fetch_header(name, file, whole.stat().st_size, made)
+        assert made.stat().st_size == whole.stat().st_size
+        assert sum(file in asked for asked in hub.asked) > 1
+        if made.suffix == ".gguf":
+            with GGUFFile(made) as a, GGUFFile(whole) as b:
+                assert (a.metadata, a.tensors) == (b.metadata, b.tensors)
+        else:
+            with ExitStack() as resources:
+                assert len(safetensors._read_part(resources.enter_context(MappedFile(made)))) > 0
+
+
 def test_a_gated_model(hub: Hub, run) -> None:
     hub.gated.add("org/tiny-chat")
     done = run("convert", "org/tiny-chat", "--type", "f16", "--dry-run")
@@ -188,7 +230,7 @@ def test_a_gated_model(hub: Hub, run) -> None:
 
 def test_a_token_stays_with_the_hub(hub: Hub, run) -> None:
     hub.storage = hub.url.replace("127.0.0.1", "localhost")
-    done = run("convert", "org/tiny-chat", "--type", "f16", "--dry-run", HF_TOKEN="hf_secret")
+    done = run("convert", "org/tiny-chat", "--type", "f16", HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr
     assert hub.fetched() == NEEDED
     assert hub.shown == {hub.url.removeprefix("http://"): {"Bearer hf_secret"}}
@@ -228,15 +270,15 @@ def test_a_model_that_is_nowhere(run, verb: list[str]) -> None:
 
 
 def test_without_a_network(hub: Hub, run) -> None:
-    dry = ("convert", "org/tiny-chat", "--type", "f16", "--dry-run")
+    convert = ("convert", "org/tiny-chat", "--type", "f16")
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert_error(run(*dry, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set")
-    assert_error(run(*dry, **nowhere), "check the network")
+    assert_error(run(*convert, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE is set")
+    assert_error(run(*convert, **nowhere), "check the network")
     assert not hub.asked
-    assert run(*dry).returncode == 0
+    assert run(*convert).returncode == 0
     hub.asked.clear()
-    assert run(*dry, HF_HUB_OFFLINE="1").returncode == 0
-    assert run(*dry, **nowhere).returncode == 0
+    assert run(*convert, HF_HUB_OFFLINE="1").returncode == 0
+    assert run(*convert, **nowhere).returncode == 0
     assert not hub.asked
 
 
@@ -363,7 +405,7 @@ def test_what_the_cache_has_is_not_asked_for(hub: Hub, run) -> None:
 def test_ls_and_rm(run, tmp_path: Path, f16: Path) -> None:
     assert "no models" in run("ls").stdout
     for fetch in (
-        ("convert", "org/tiny-chat", "--type=f16", "--dry-run"),
+        ("convert", "org/tiny-chat", "--type=f16", "-o", tmp_path / "f16.gguf"),
         ("info", f"{GGUF}:f16"),
         ("info", f"{GGUF}:q8_0"),
     ):
