@@ -183,6 +183,12 @@ def test_fp8_without_scales(tmp_path):
     compare(model, plain)
 
 
+@pytest.mark.parametrize("name", ["fp8 of modelopt", "nvfp4 of modelopt"])
+def test_modelopt_without_a_word_in_config(tmp_path, name):
+    """Former versions had hf_quant_config.json instead."""
+    compare(*quantized_model(tmp_path, None, FORMS[name].make))
+
+
 def test_a_name_that_ends_like_a_scale(tmp_path):
     """It is no scale where there is nothing to be scaled."""
     model = damaged(tmp_path, "fp8 blocks", lambda stored: stored.pop("weight"))

@@ -336,7 +336,7 @@ def test_no_file_appends_eos_to_a_prompt(tiny_chat):
         (None, [259, 260], {EOS: 259, EOT: 260, EOM: None}),
         (260, [257, 259], {EOT: 260, EOM: 257, MORE: None}),
         ([256, 257, 260, 65, 66], None, {EOT: 256, EOM: 257, MORE: "260 65 66"}),
-        ([True, -1, 264, "260", None, 1.5], None, {EOS: 259, EOT: None}),
+        ([True, -1, 264, "two", None, 1.5], None, {EOS: 259, EOT: None}),
     ],
 )
 def test_all_that_ends_an_answer(qwen, generation, config, expected):

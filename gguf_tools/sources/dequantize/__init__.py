@@ -47,7 +47,8 @@ def restored(stored: Iterable[StoredTensor], config: Path, settings: object) -> 
     tensors = {tensor.name: tensor for tensor in stored if not tensor.name.endswith(_UNUSED)}
     require_known(config, settings, {tensor.dtype for tensor in tensors.values()})
     checkpoint = Checkpoint(tensors, config, settings if isinstance(settings, Mapping) else {})
-    restore = METHODS.get(method_of(settings), _as_it_is) if settings else fp8.restore
+    # Weights may be cast to FP8 without a word, and ModelOpt's are described in a file of their own.
+    restore = METHODS.get(method_of(settings), _as_it_is) if settings else modelopt.restore
     for tensor in tensors.values():
         if weights := restore(tensor, checkpoint):
             yield weights
