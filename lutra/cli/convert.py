@@ -35,13 +35,15 @@ allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows n
 multiple of 8 rows) become Q8_0, vectors stay F32; --dry-run shows what each tensor would become.
 
 Codebooks are calibrated: the model computes a text while they are made. --calibration replaces the text that
-comes with lutra ("default") by a plain one, or by JSON lines of {"text": ...} and {"messages": [...]}, the
-latter going through the model's chat template; at most 16 thousand tokens are used, twice as many for small
-models, fewer for those that would take more than 8 GB of memory. --imatrix alone takes the importance matrix
-instead; with --calibration it serves what the calibration cannot reach.
+comes with lutra ("default") by what the model writes itself ("self"), by a plain file, or by JSON lines of
+{"text": ...} and {"messages": [...]}, the latter going through the model's chat template; at most 16 thousand
+tokens are used, twice as many for small models, fewer for those that would take more than 8 GB of memory.
+--imatrix alone takes the importance matrix instead; with --calibration it serves what the calibration cannot
+reach.
 
-With --tune (Llama and Qwen2 families; pip install torch) codes stay as calibrated and all that is
-continuous follows the original model's predictions for more of the text; this takes longer than calibrating.
+With --tune (Llama and Qwen2 families; pip install torch) codes stay as calibrated and all that is continuous
+follows the original model's predictions of a text that the model writes, or of --calibration FILE. That takes
+longer than calibrating, and much of the loss away; a GPU has time for 30 times as much text.
 
 Checkpoints that are saved quantized (FP8, FP4, compressed-tensors, GPTQ, AWQ) are dequantized exactly. GGUF
 files of other types than those above are refused: what they lost stays lost. --allow-requantize takes them.
@@ -71,6 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, metavar="OUT", help="output file (default: ./<name of SRC>-<T>.gguf)")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--tune", action="store_true", help="tune codebooks on the model's predictions (torch); see below")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto",
+        help="what tunes (default: a GPU, if torch finds one)")  # fmt: skip
+    add("--tune-tokens", type=positive, metavar="N",
+        help="tokens to tune with (default: 131072, on a GPU 4 million)")  # fmt: skip
     add("--report", type=Path, metavar="FILE", help="what became of each tensor, as JSON, with its loss")
     add("--dry-run", action="store_true", help="show types and sizes, write nothing")
     add_options(add)
@@ -84,7 +90,8 @@ def add_options(add: Callable[..., object]) -> None:
     add("--output-tensor-type", metavar="TYPE", help="type for the output matrix")
     add("--token-embedding-type", metavar="TYPE", help="type for the token embeddings")
     add("--pure", action="store_true", help="every matrix gets T, embeddings and output too")
-    add("--calibration", type=Path, metavar="FILE", help="text to calibrate codebooks with; see below")
+    add("--calibration", type=Path, metavar="FILE",
+        help="text to calibrate codebooks with, or self; see below")  # fmt: skip
     add("--no-calibration", action="store_true", help="no importance of any kind; many times faster")
     add("--allow-requantize", action="store_true",
         help="take a GGUF that is quantized: its loss stays, and that of T comes on top")  # fmt: skip
@@ -130,6 +137,8 @@ def options_of(args: argparse.Namespace, kind: str | None, target: Target | None
         calibrate=not args.no_calibration,
         tune=getattr(args, "tune", False),
         allow_requantize=args.allow_requantize,
+        device=getattr(args, "device", "auto"),
+        tune_tokens=getattr(args, "tune_tokens", None),
         seed=args.seed,
         threads=args.threads or default_threads(),
         cluster=args.cluster,

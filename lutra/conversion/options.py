@@ -22,7 +22,8 @@ from lutra.runtime.threads import checked_threads, default_threads
 
 OPTIONS_KEY = "lutra.convert.options"
 TOKENS_KEY = "lutra.convert.calibration_tokens"
-DEFAULT = Path("default")  # as an argument of --calibration: the text that comes along
+# Arguments of --calibration beside files: the text that comes along, what the model writes itself.
+DEFAULT, SELF = Path("default"), Path("self")
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -74,10 +75,12 @@ class ConversionOptions:
 
     Either ``type`` (a type of Lutra's or of llama-quantize, lower case) or ``target`` is given.
     ``tensor_types`` are "REGEX=TYPE", the first that matches a name counts. ``imatrix``: a file of
-    llama-imatrix. ``calibration``: a text file; without one, and without ``imatrix``, codebooks are
-    calibrated with the text that comes along, unless ``calibrate`` is False. ``allow_requantize``: a GGUF
-    may be quantized already. ``cluster``: the address of a Dask scheduler. ``threads`` default to the fast
-    cores.
+    llama-imatrix. ``calibration``: a text file, "self" for what the model writes itself, or "default" for the
+    text that comes along, which codebooks are calibrated with where neither this nor ``imatrix`` is given,
+    unless ``calibrate`` is False. ``tune`` takes what the model writes, unless ``calibration`` is a file;
+    ``device`` ("cpu", "cuda" or "auto") and ``tune_tokens``, at most, belong to it. ``cluster``: the address
+    of a Dask scheduler. ``threads`` default to the fast cores. ``allow_requantize``: a GGUF may be quantized
+    already.
 
     Raises LutraError, naming the option of the command line, for what cannot be: no source is needed to know.
     """
@@ -93,6 +96,8 @@ class ConversionOptions:
     calibrate: bool = True
     tune: bool = False
     allow_requantize: bool = False
+    device: str = "auto"
+    tune_tokens: int | None = None
     seed: int = 0
     threads: int = field(default_factory=default_threads)
     cluster: str | None = None
@@ -114,6 +119,10 @@ class ConversionOptions:
             raise LutraError(
                 f"--tune needs codebooks and a text: a type of cb2 to cb4, --calibration {DEFAULT}"
             )
+        if (self.tune_tokens or self.device != "auto") and not self.tune:
+            raise LutraError(
+                f"{'--tune-tokens' if self.tune_tokens else '--device'} belongs to --tune; add it"
+            )
         if not self.is_own and self.type not in (types := llama_file_types()):
             choice = ", ".join(dict.fromkeys((*RECIPES, *types)))
             raise LutraError(f"'{self.type}' is no type; choose one of {choice}")
@@ -122,15 +131,16 @@ class ConversionOptions:
         if self.seed < 0:
             raise LutraError(f"--seed {self.seed}: give a number of 0 or more")
         for path in (self.imatrix, self.calibration):
-            if path and path != DEFAULT and not path.is_file():
+            if path and path not in (DEFAULT, SELF) and not path.is_file():
                 raise LutraError(f"{path}: no such file")
         if self.calibration_text:
             for _ in read_documents(self.calibration_text):
                 pass  # only whether it can be read
         if self.tune:
-            from lutra.conversion.tune import require_torch
+            from lutra.conversion.tune import device_of, require_torch
 
             require_torch()
+            device_of(self.device)
 
     @property
     def is_own(self) -> bool:
@@ -153,9 +163,19 @@ class ConversionOptions:
         """The text that codebooks are calibrated with; None without calibration or without codebooks."""
         if not self.is_own or not (self.target or self.rules.may_have_codebooks) or not self.calibrate:
             return None
-        if self.calibration == DEFAULT or not (self.calibration or self.imatrix):
+        if self.calibration in (DEFAULT, SELF) or not (self.calibration or self.imatrix):
             return CALIBRATION_TEXT
         return self.calibration
+
+    @property
+    def calibrates_with_own_text(self) -> bool:
+        """Whether the model writes the text; the one that comes along gives beginnings."""
+        return self.calibration == SELF
+
+    @property
+    def tunes_with_own_text(self) -> bool:
+        """Whether tuning has no file of the user's, but what the model writes."""
+        return self.calibration_text == CALIBRATION_TEXT
 
     def least_bytes(self, weights: int) -> int:
         """Bytes that the file of a model of so many weights will have at least, by the name of the type."""
@@ -174,13 +194,11 @@ class ConversionOptions:
         words += ["--seed", str(self.seed)]
         words += ["--imatrix", self.imatrix.name] if self.imatrix else []
         if self.calibration_text and calibrated:
-            words += [
-                "--calibration",
-                str(DEFAULT if self.calibration_text == CALIBRATION_TEXT else self.calibration_text.name),
-            ]
+            words += ["--calibration", (self.calibration or DEFAULT).name]
         words += [] if self.calibrate else ["--no-calibration"]
         words += ["--tune"] if self.tune else []
         words += ["--allow-requantize"] if self.allow_requantize else []
+        words += ["--tune-tokens", str(self.tune_tokens)] if self.tune and self.tune_tokens else []
         return shlex.join(words + self.llama_words())
 
     def llama_words(self) -> list[str]:

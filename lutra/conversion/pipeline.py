@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from math import isnan, log10, nan
 from pathlib import Path
 
+import numpy as np
 from gguf import GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
@@ -28,6 +29,7 @@ from lutra.conversion.budget import plan_within
 from lutra.conversion.calibrate import bytes_kept, calibrate, matmul_order, token_limit
 from lutra.conversion.encode import Matrix, codebook
 from lutra.conversion.jobs import Jobs
+from lutra.conversion.network import Network, NetworkSampling
 from lutra.conversion.options import OPTIONS_KEY, TOKENS_KEY, ConversionOptions
 from lutra.conversion.output import (
     metadata,
@@ -37,13 +39,16 @@ from lutra.conversion.output import (
     write,
     write_floats,
 )
+from lutra.conversion.own_text import AT_ONCE, TEMPERATURES, write_pieces
 from lutra.conversion.plan import Planned, Rules, describe, is_tied, plan
 from lutra.conversion.text import piece_length, read_pieces
 from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime import crash
 from lutra.runtime.model import Model
+from lutra.runtime.sample import Sampling
 
+ON_GPU = 1024  # sequences that a GPU writes at once
 UNCALIBRATED_KEY = (
     "lutra.convert.uncalibrated"  # names of codebook tensors that the calibration did not reach
 )
@@ -216,7 +221,7 @@ def _convert_own(
         if options.tune:
             untuned = work.temporary("untuned.gguf")
             write(untuned, source, planned, values, options.threads, importance, work)
-            _tune(untuned, source, options, output)
+            _tune(work, untuned, source, codebooks, options, output)
         else:
             write(output, source, planned, values, options.threads, importance, work)
     return {name: loss for name, loss in losses.items() if not isnan(loss)}
@@ -272,9 +277,8 @@ def _calibrate(
             raise LutraError(
                 f"nothing to calibrate, the model does not multiply by {names}; add --no-calibration"
             )
-        pieces = read_pieces(options.calibration_text, tokenizer, token_limit(source, length, kept))
+        pieces = _pieces(work, model, tokenizer, token_limit(source, length, kept), options)
     work.tokens = sum(map(len, pieces))
-    say(f"calibrating with {work.tokens} tokens of {options.calibration_text}")
     left = [name for group in groups for name in group if name not in work]
     started = time.monotonic()
     with progress(sum(planned[name].weights for group in groups for name in group), "w") as bar:
@@ -291,6 +295,36 @@ def _calibrate(
     )
     if model.parent == work.path:
         model.unlink()
+
+
+def _pieces(
+    work: WorkDirectory, model: Path, tokenizer: Model, limit: int, options: ConversionOptions
+) -> list[list[int]]:
+    """The sequences to calibrate with: of the text, or the model's own, which ``work`` keeps."""
+    assert options.calibration_text
+    if not options.calibrates_with_own_text:
+        pieces = read_pieces(options.calibration_text, tokenizer, limit)
+        say(f"calibrating with {sum(map(len, pieces))} tokens of {options.calibration_text}")
+        return pieces
+    kept = work.temporary("own-text.npy")
+    if not kept.exists():
+        np.save(kept, np.array(_write_pieces(model, tokenizer, limit, options, TEMPERATURES), np.int32))
+    pieces = [list(map(int, piece)) for piece in np.load(kept)]
+    say(f"calibrating with {sum(map(len, pieces))} tokens that the model wrote")
+    return pieces
+
+
+def _write_pieces(
+    model: Path, tokenizer: Model, tokens: int, options: ConversionOptions, temperatures: Sequence[float]
+) -> list[list[int]]:
+    """What the runtime lets the model write."""
+    advice = "--calibration default takes the text that comes along instead of the model's own"
+    length = piece_length(tokenizer)
+    at_once = max(1, min(AT_ONCE, tokens // length))
+    with Sampling(model, length=length, at_once=at_once, threads=options.threads, advice=advice) as sampling:
+        return write_pieces(
+            sampling, tokenizer, tokens, seed=options.seed, at_once=at_once, temperatures=temperatures
+        )
 
 
 def _decibel(loss: float) -> str:
@@ -330,13 +364,37 @@ def _note_uncalibrated(
     values[UNCALIBRATED_KEY] = GGUFValue(names, GGUFValueType.ARRAY, GGUFValueType.STRING)
 
 
-def _tune(untuned: Path, source: Source, options: ConversionOptions, output: Path) -> None:
+def _tune(
+    work: WorkDirectory, untuned: Path, source: Source, codebooks: Sequence[Planned],
+    options: ConversionOptions, output: Path,
+) -> None:  # fmt: skip
     """Write ``output`` as ``untuned`` with what is continuous in it tuned on the predictions."""
     assert options.calibration_text
-    with Model(untuned, threads=1, n_ctx=32, weights=False) as tokenizer:
-        pieces = read_pieces(options.calibration_text, tokenizer, tune.TOKENS)
-    say(f"tuning with {sum(map(len, pieces))} tokens of {options.calibration_text}")
-    tune.tune(untuned, source, output, pieces, seed=options.seed, threads=options.threads)
+    device = tune.device_of(options.device)
+    tokens = options.tune_tokens or tune.TOKENS[device.type]
+    original = tune.load(source, device)
+    kept = work.path / "tuning-text.npy"
+    if kept.exists():
+        pieces = np.load(kept).tolist()
+    else:
+        with Model(untuned, threads=1, n_ctx=32, weights=False) as tokenizer, tune.reproducible(device):
+            if not options.tunes_with_own_text:
+                pieces = read_pieces(options.calibration_text, tokenizer, tokens)
+            elif device.type == "cuda":
+                sampling = NetworkSampling(Network.of(source), original, length=piece_length(tokenizer))
+                pieces = write_pieces(
+                    sampling, tokenizer, tokens, seed=options.seed, at_once=ON_GPU, temperatures=[1]
+                )
+            else:
+                model = _f16_model(work, source, codebooks, options, output)
+                pieces = _write_pieces(model, tokenizer, tokens, options, [1])
+        np.save(kept, np.array(pieces, np.int32))
+    of = "that the model wrote" if options.tunes_with_own_text else f"of {options.calibration_text}"
+    say(f"tuning with {sum(map(len, pieces))} tokens {of}, on {device.type}")
+    tune.tune(
+        untuned, source, original, output, pieces,
+        seed=options.seed, threads=options.threads, checkpoint=work.path / "tuning.pt",
+    )  # fmt: skip
 
 
 def fingerprint(source: Source, planned: Sequence[Planned], options: ConversionOptions) -> dict[str, object]:
@@ -346,6 +404,7 @@ def fingerprint(source: Source, planned: Sequence[Planned], options: ConversionO
         "types": [(p.name, p.type_name) for p in planned if p.fmt],
         "seed": options.seed,
         "calibration text": workdir.file_digest(options.calibration_text),
+        "calibration with the model's own text": options.calibrates_with_own_text,
         "importance matrix": workdir.file_digest(options.imatrix),
         "version of lutra or numpy": workdir.software(),
         "CPU": workdir.cpu(),

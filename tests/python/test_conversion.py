@@ -43,6 +43,8 @@ ROOT = Path(__file__).parents[2]
         ({"type": "cb4", "calibrate": False, "imatrix": Path("i")}, "--imatrix and --no-calibration"),
         ({"type": "cb3_m", "pure": True}, "--pure gives every matrix one --type"),
         ({"type": "f16", "tune": True}, "--tune needs codebooks"),
+        ({"type": "cb4", "tune_tokens": 4096}, "--tune-tokens belongs to --tune"),
+        ({"type": "cb4", "device": "cpu"}, "--device belongs to --tune"),
         ({"type": "cb4", "threads": 0}, "0 threads"),
         ({"type": "cb4", "threads": 10**9}, "1000000000 threads"),
         ({"type": "cb4", "seed": -1}, "--seed -1"),

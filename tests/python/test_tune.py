@@ -16,7 +16,9 @@ from gguf_tools.formats.catalog import TYPES
 from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.reader import GGUFFile
 from gguf_tools.sources.open import keeps_f32, open_source
-from lutra.conversion import tune
+from lutra.conversion import tunable, tune
+from lutra.conversion.network import Cache, Network, NetworkSampling
+from lutra.conversion.tunable import _Sorted, open_tensor
 
 try:
     import torch
@@ -64,10 +66,20 @@ def quantized(tmp_path, source):
     return write_gguf(tmp_path / "quantized.gguf", tensors, source.metadata)
 
 
+def weights_of(source):
+    return tune.load(source, torch.device("cpu"))
+
+
+def tuned(quantized, source, output, pieces, threads=1, checkpoint=None):
+    tune.tune(
+        quantized, source, weights_of(source), output, pieces, seed=0, threads=threads, checkpoint=checkpoint
+    )
+
+
 def divergence(source, path) -> float:
     """On tokens that nothing was tuned with."""
-    network, file = tune.Network.of(source), GGUFFile(path)
-    original = {t.name: torch.from_numpy(t.read().reshape(t.shape)) for t in source.tensors}
+    network, file = Network.of(source), GGUFFile(path)
+    original = weights_of(source)
     weights = {}
     for name, info in file.tensors.items():
         fmt = CB_FORMATS.get(info.type)
@@ -86,7 +98,7 @@ def test_network_computes_what_transformers_does(tmp_path, model):
     architecture, config = MODELS[model]
     directory = hf_model(tmp_path / "model", architecture, dtype="F32", **config)
     source = open_source(directory)
-    weights = {t.name: torch.from_numpy(t.read().reshape(t.shape)) for t in source.tensors}
+    weights = weights_of(source)
     tokens = torch.tensor(pieces(2, 100))
     kind = getattr(transformers, architecture)
     reference = kind.from_pretrained(directory, dtype=torch.float32)
@@ -95,7 +107,7 @@ def test_network_computes_what_transformers_does(tmp_path, model):
         reference.lm_head.weight = reference.model.embed_tokens.weight
     with torch.no_grad():
         expected = reference(tokens).logits
-    logits = tune.Network.of(source).forward(weights, tokens)
+    logits = Network.of(source).forward(weights, tokens)
     assert expected.std() > 1e-3
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
 
@@ -103,7 +115,7 @@ def test_network_computes_what_transformers_does(tmp_path, model):
 @pytest.mark.torch
 def test_gradients_are_those_of_the_weights(quantized):
     file = GGUFFile(quantized)
-    codebook = tune._open(file, file.tensors["blk.0.attn_k.weight"])
+    codebook = open_tensor(file, file.tensors["blk.0.attn_k.weight"], torch.device("cpu"))
     entries, ratio = (p for p, _ in codebook.parameters())
     direction = torch.randn(file.tensors["blk.0.attn_k.weight"].shape, generator=torch.manual_seed(0))
     for parameter, gradient in zip((entries, ratio), codebook.reduce(direction), strict=True):
@@ -118,10 +130,10 @@ def test_gradients_are_those_of_the_weights(quantized):
 @pytest.mark.torch
 def test_only_what_is_continuous_changes_and_divergence_falls(tmp_path, source, quantized, monkeypatch):
     monkeypatch.setattr(tune, "BATCH", 64)
-    monkeypatch.setattr(tune, "TABLE_RATE", 1.0)  # in few steps far enough for another int8
+    monkeypatch.setattr(tunable, "TABLE_RATE", 1.0)  # in few steps far enough for another int8
     outputs = [tmp_path / f"tuned-{threads}.gguf" for threads in (1, 3)]
     for threads, output in zip((1, 3), outputs, strict=True):
-        tune.tune(quantized, source, output, pieces(16, 32), seed=0, threads=threads)
+        tuned(quantized, source, output, pieces(16, 32), threads)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
     assert divergence(source, outputs[0]) < 0.95 * divergence(source, quantized)
     before, after = GGUFFile(quantized), GGUFFile(outputs[0])
@@ -131,10 +143,10 @@ def test_only_what_is_continuous_changes_and_divergence_falls(tmp_path, source, 
         old, new = before.data(info), after.data(after.tensors[name])
         if fmt := CB_FORMATS.get(info.type):
             codes, selectors, d, library = codebook.unpack(old, *info.shape, fmt)
-            tuned = codebook.unpack(new, *info.shape, fmt)
-            assert np.array_equal(codes, tuned[0]), name
-            assert np.array_equal(selectors, tuned[1]), name
-            changed += [not np.array_equal(d, tuned[2]), not np.array_equal(library, tuned[3])]
+            now = codebook.unpack(new, *info.shape, fmt)
+            assert np.array_equal(codes, now[0]), name
+            assert np.array_equal(selectors, now[1]), name
+            changed += [not np.array_equal(d, now[2]), not np.array_equal(library, now[3])]
         else:
             assert np.array_equal(old, new) == (not name.endswith("_norm.weight")), name
     assert any(changed[::2])
@@ -142,11 +154,109 @@ def test_only_what_is_continuous_changes_and_divergence_falls(tmp_path, source, 
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("moment", [1, 5])
+def test_a_stopped_tuning_goes_on_to_the_same_file(tmp_path, source, quantized, monkeypatch, moment):
+    monkeypatch.setattr(tune, "BATCH", 64)
+    whole, stopped, checkpoint = (tmp_path / name for name in ("whole.gguf", "stopped.gguf", "tuning.pt"))
+    tuned(quantized, source, whole, pieces(16, 32))
+    monkeypatch.setattr(tune, "SAVED_EVERY", 0)
+    descend, steps = tune._Tuning._descend, []
+
+    def stops(self, batch):
+        if len(steps) == moment:
+            raise KeyboardInterrupt
+        steps.append(batch)
+        return descend(self, batch)
+
+    monkeypatch.setattr(tune._Tuning, "_descend", stops)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(quantized, source, stopped, pieces(16, 32), checkpoint=checkpoint)
+    assert not stopped.exists()
+    counted = []
+    monkeypatch.setattr(tune._Tuning, "_descend", lambda self, b: counted.append(b) or descend(self, b))
+    tuned(quantized, source, stopped, pieces(16, 32), checkpoint=checkpoint)
+    assert len(counted) == 7 - moment  # 14 sequences are tuned with, two at a time
+    assert stopped.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.torch
+def test_a_checkpoint_of_another_text_is_not_used(tmp_path, source, quantized, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "SAVED_EVERY", 0)
+    checkpoint, output = tmp_path / "tuning.pt", tmp_path / "tuned.gguf"
+    tuned(quantized, source, output, pieces(16, 32, seed=3), checkpoint=checkpoint)
+    tuned(quantized, source, output, pieces(16, 32), checkpoint=checkpoint)
+    assert "not of this tuning; it starts anew" in capsys.readouterr().err
+    alone = tmp_path / "alone.gguf"
+    tuned(quantized, source, alone, pieces(16, 32))
+    assert output.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.torch
+def test_steps_that_lead_away_change_nothing(tmp_path, source, quantized, monkeypatch):
+    monkeypatch.setattr(tune, "BATCH", 64)
+    monkeypatch.setattr(tunable, "TABLE_RATE", 1000.0)
+    tuned(quantized, source, tmp_path / "tuned.gguf", pieces(16, 32))
+    before, after = GGUFFile(quantized), GGUFFile(tmp_path / "tuned.gguf")
+    for name, info in before.tensors.items():
+        assert np.array_equal(before.data(info), after.data(after.tensors[name])), name
+
+
+@pytest.mark.torch
+def test_sums_in_the_order_of_places_are_those_in_any():
+    place = torch.randint(0, 50, (4096,), generator=torch.manual_seed(0))
+    values = torch.randn(4096, generator=torch.manual_seed(1))
+    expected = torch.zeros(60).index_add_(0, place, values)
+    torch.testing.assert_close(_Sorted(place, 60).sums(values), expected)
+
+
+@pytest.mark.torch
+def test_a_cache_predicts_what_the_whole_sequence_does(source):
+    network, weights = Network.of(source), weights_of(source)
+    tokens = torch.tensor(pieces(2, 12))
+    whole = network.forward(weights, tokens)
+    cache = Cache(network, 2, 12, torch.device("cpu"))
+    parts = [network.forward(weights, part, cache) for part in tokens.split([5, 1, 6], 1)]
+    # It holds keys and values in bfloat16.
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=0.05 * float(whole.std()))
+
+
+@pytest.mark.torch
+def test_a_network_writes_what_it_predicts(source):
+    network, weights = Network.of(source), weights_of(source)
+
+    def anything():
+        token = yield 7
+        while True:
+            token = yield token
+
+    samples = NetworkSampling(network, weights, length=4)
+    cold, again, hot = (
+        samples.write([anything() for _ in range(3)], [temperature] * 3, 0, lambda n: None)
+        for temperature in (1e-4, 1e-4, 1e4)
+    )
+    expected = [7]
+    for _ in range(3):
+        expected.append(int(network.forward(weights, torch.tensor([expected]))[0, -1].argmax()))
+    assert cold == again == [expected] * 3
+    assert len({tuple(tokens) for tokens in hot}) == 3
+
+
+@pytest.mark.torch
+def test_a_gpu_that_is_not_there_is_refused():
+    if torch.cuda.is_available():
+        assert tune.device_of("auto").type == "cuda"
+        return
+    assert tune.device_of("auto").type == "cpu"
+    with pytest.raises(LutraError, match=r"no GPU; take --device cpu"):
+        tune.device_of("cuda")
+
+
+@pytest.mark.torch
 def test_nothing_is_left_of_a_tuning_that_fails(tmp_path, source, quantized):
     output = tmp_path / "out" / "tuned.gguf"
     output.parent.mkdir()
     with pytest.raises(IndexError):
-        tune.tune(quantized, source, output, [[264] * 8], seed=0, threads=1)  # no such token
+        tuned(quantized, source, output, [[264] * 8])  # no such token
     assert list(output.parent.iterdir()) == []
 
 

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""Text that a model writes itself: the same for any number of threads, begun in all the ways there are."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_runner import TINY_CHAT, lutra, require_built
+
+from gguf_tools.reader import GGUFFile
+from lutra.conversion import own_text, pipeline
+from lutra.conversion.options import OPTIONS_KEY, ConversionOptions
+from lutra.runtime.model import Model
+from lutra.runtime.sample import Sampling, _draw
+
+END = 99
+
+
+class Vocabulary:
+    """In place of a model: one token ends a text."""
+
+    def ends(self, token: int) -> bool:
+        return token == END
+
+
+@pytest.fixture(scope="module")
+def tiny_chat(tmp_path_factory):
+    require_built()
+    path = tmp_path_factory.mktemp("tiny-chat") / "f16.gguf"
+    assert lutra("convert", TINY_CHAT, "--type", "f16", "-o", path).returncode == 0
+    return path
+
+
+def written(writer, model_says, n):
+    """The first ``n`` tokens if the model always continues with ``model_says``, one after the other."""
+    tokens = [next(writer)]
+    for said in itertools.islice(itertools.cycle(model_says), n - 1):
+        tokens.append(writer.send(said))
+    return tokens
+
+
+def test_a_text_goes_on_behind_its_end():
+    writer = own_text.writer(iter([[[1, 2]]]), Vocabulary())
+    assert written(writer, [5, END], 6) == [1, 2, END, 5, END, 5]
+
+
+def test_a_dialogue_has_what_its_template_gives():
+    """The model's own end of a turn gives way to the template's, and the answer's end begins anew."""
+    dialogue = [[1], [10, 11], [20, 21]]
+    writer = own_text.writer(itertools.repeat(dialogue), Vocabulary())
+    says = [5, 6, END, 0, 7, END, 0, 8, END, 0]
+    assert written(writer, says, 11) == [1, 5, 6, 10, 11, 7, 20, 21, 8, END, 1]
+
+
+def test_a_turn_without_an_end_is_cut(monkeypatch):
+    monkeypatch.setattr(own_text, "TURN", 3)
+    writer = own_text.writer(itertools.repeat([[1], [10]]), Vocabulary())
+    assert written(writer, [5], 6) == [1, 5, 5, 5, 10, 5]
+
+
+def test_a_token_is_drawn_as_often_as_it_is_likely():
+    p = np.array([0.5, 0.0, 0.3, 0.2])
+    logits = np.tile(np.log(p + 1e-30), (10000, 1)).astype(np.float32)
+    drawn = _draw(logits, np.linspace(0, 1, 10000, endpoint=False))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 10000, p, atol=1e-3)
+    edges = _draw(logits[:2], np.array([0.0, np.nextafter(1, 0)]))
+    assert edges.tolist() == [0, 3]
+
+
+def test_dialogues_follow_the_template(tiny_chat):
+    with Model(tiny_chat, n_ctx=32, weights=False) as model:
+        user, both = own_text.dialogues(model)
+        text = [b"".join(model.piece(t, special=True) for t in part).decode() for part in both]
+        assert len(user) == 2
+        assert text[0].startswith(model.special_token("bos"))
+        assert "system" in text[0]
+        assert "user" in text[1]
+        assert "assistant" in text[2]
+        bos = model.tokenize("")
+        assert all(part[:1] != bos for part in both[1:])
+
+
+def test_the_same_for_any_number_of_threads_and_another_for_another_seed(tiny_chat, monkeypatch):
+    monkeypatch.setattr(own_text, "piece_length", lambda _: 48)
+    with Model(tiny_chat, n_ctx=32, weights=False) as model:
+        texts = []
+        for threads, seed in ((1, 0), (2, 0), (1, 1)):
+            sampling = Sampling(tiny_chat, length=48, at_once=4, threads=threads, advice="")
+            with sampling:
+                texts.append(own_text.write_pieces(sampling, model, 6 * 48, seed=seed, at_once=4))
+        assert [len(piece) for piece in texts[0]] == [48] * 6
+        assert texts[0] == texts[1] != texts[2]
+        assert len({tuple(piece) for piece in texts[0]}) == 6
+        assert all(0 <= token < model.n_vocab for piece in texts[0] for token in piece)
+
+
+def test_a_conversion_with_it_says_so(tiny_chat, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "token_limit", lambda *_: 512)
+    files = []
+    for calibration in ("self", "default"):
+        options = ConversionOptions(
+            type="f16", tensor_types=["blk.7.attn_v=cb2"], calibration=Path(calibration), threads=1
+        )
+        files.append(tmp_path / f"{calibration}.gguf")
+        pipeline.convert(tiny_chat, options, files[-1])
+    assert "calibrating with 512 tokens that the model wrote" in capsys.readouterr().err
+    with GGUFFile(files[0]) as own, GGUFFile(files[1]) as other:
+        assert "--calibration self" in own.metadata[OPTIONS_KEY].value
+        name = "blk.7.attn_v.weight"
+        assert not np.array_equal(own.data(own.tensors[name]), other.data(other.tensors[name]))
