@@ -37,9 +37,9 @@ install_lutra() {
     fi
     echo "== installing (the first time compiles llama.cpp and Lutra's kernels: several minutes)"
     mkdir -p build
-    # The bindings of llama-cpp-python use the libraries built here, so its own build is turned off.
-    CMAKE_ARGS="-DLLAMA_BUILD=OFF ${CMAKE_ARGS:-}" .venv/bin/pip install -v --disable-pip-version-check \
-        --config-settings=build-dir=build/native "$@" ".$extras" 2>&1 | tee build/install.log | show_compiler_steps
+    # llama-cpp-python, which the tests compare with, uses the libraries built here: its own build is turned off.
+    LUTRA_NATIVE=1 CMAKE_ARGS="-DLLAMA_BUILD=OFF ${CMAKE_ARGS:-}" .venv/bin/pip install -v --disable-pip-version-check \
+        -C build-dir=build/native "$@" ".$extras" 2>&1 | tee build/install.log | show_compiler_steps
     [ "${PIPESTATUS[0]}" = 0 ] || {
         tail -n 40 build/install.log >&2
         die "the installation failed; the whole log is build/install.log"

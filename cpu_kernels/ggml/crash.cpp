@@ -11,9 +11,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
-#include <exception>
 #include <initializer_list>
-#include <new>
 
 namespace {
 
@@ -104,24 +102,15 @@ class Line {
     }
 }
 
-[[noreturn]] void on_terminate() {
-    if (std::current_exception()) {
-        try {
-            throw;
-        } catch (const std::bad_alloc &) {
-            end("out of memory");
-        } catch (const std::exception &error) {
-            end(error.what());
-        } catch (...) {
-        }
-    }
-    end("native code gave up");
-}
+void (*runtimes[4])(void); // each installs the handler of one C++ runtime: terminate.cpp
+int n_runtimes = 0;
 
 void install() {
     owner = getpid();
     ggml_set_abort_callback(on_abort);
-    std::set_terminate(on_terminate);
+    for (int i = 0; i < n_runtimes; i++) {
+        runtimes[i]();
+    }
     // A stack for the handler, in case this thread's own is exhausted.
     static char stack[1 << 16];
     stack_t before;
@@ -148,6 +137,18 @@ void lutra_on_crash(const char *before, const char *after) {
     if (owner == 0) {
         install();
     }
+}
+
+void lutra_on_crash_runtime(void (*install)(void)) {
+    if (owner != 0) {
+        install();
+    } else if (n_runtimes < 4) {
+        runtimes[n_runtimes++] = install;
+    }
+}
+
+void lutra_crash(const char *what) {
+    end(what);
 }
 
 void lutra_worker_lost(const char *endpoint) {

@@ -74,6 +74,12 @@ GGML_API void *lutra_replace_data(struct ggml_tensor *weights, void *data);
 // texts are not copied: they must stay.
 GGML_API void lutra_on_crash(const char *before, const char *after);
 
+// What installs the handler for uncaught exceptions of one C++ runtime, then, or now where that has happened.
+GGML_API void lutra_on_crash_runtime(void (*install)(void));
+
+// Ends the process so: what happened.
+GGML_NORETURN GGML_API void lutra_crash(const char *what);
+
 enum { LUTRA_CRASH_FILES = 32 };
 
 // Which file or empty directory is removed then, for each of LUTRA_CRASH_FILES places, the last place first;

@@ -34,7 +34,7 @@ _TIMEOUT = 120  # seconds without a byte after which a connection is given up
 EPILOG = """\
 Serves a page to chat in, and OpenAI's (chat completions, responses) and Anthropic's (messages) protocols.
 Only this machine can reach it, unless --host says otherwise. Ctrl-C or SIGTERM stops it.
-Options after -- go to llama-server; 'llama-server --help' in lutra/bin lists them.
+Options after -- go to llama-server; llama-server's --help lists them.
 
 examples:
   lutra serve tiny-chat-cb4.gguf

@@ -47,10 +47,6 @@ _FUNCTIONS = {
 }
 
 
-# ggml_log_set keeps a pointer to it.
-_SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
-
-
 @dataclass(frozen=True)
 class Kernel:
     """One kernel of this build.
@@ -113,7 +109,6 @@ def kernels() -> list[Kernel]:
 
 def cpu_library() -> str:
     """File name of ggml's CPU code that this machine runs: of a portable build, the variant chosen."""
-    load("ggml-base").ggml_log_set(_SILENT, None)
     load_backends()
     for path in sorted(lib_dir().glob("libggml-cpu*.so")):
         with contextlib.suppress(OSError):  # one that is not loaded

@@ -20,6 +20,8 @@ from lutra.runtime import crash
 from lutra.runtime.paths import lib_dir, lib_path
 
 _loading = threading.Lock()
+# ggml_log_set keeps a pointer to it.
+_SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
 
 
 @functools.cache
@@ -29,6 +31,7 @@ def load(name: str) -> ctypes.CDLL:
         load("ggml-base")  # which all others need: ours, whatever else is in this process
     handle = ctypes.CDLL(str(lib_path(name)))
     if name == "ggml-base":
+        handle.ggml_log_set(_SILENT, None)  # until log.py listens: what it loads does not matter to anybody
         crash.loaded(handle)
     return handle
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 import lutra
 
@@ -47,6 +49,15 @@ def headings(document: Path) -> set[str]:
     """The headings of a document, as links name them."""
     titles = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("workflow", [name for name in TRACKED if name.startswith(".github/workflows/")])
+def test_a_workflow_can_be_read_and_runs_what_is_there(workflow: str) -> None:
+    jobs = yaml.safe_load((ROOT / workflow).read_text())["jobs"]
+    commands = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
+    ours = re.findall(r"(?:^|[ ;&])((?:scripts|tests|\.ci)/[\w./]+)", "\n".join(commands), re.MULTILINE)
+    assert ours
+    assert all(os.access(ROOT / name, os.X_OK) for name in ours)
 
 
 def test_one_version_everywhere() -> None:
