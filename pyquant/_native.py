@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from gguf_tools.errors import LutraError
 from gguf_tools.installed import library
 
-ffi = cffi.FFI()
-ffi.cdef("""
+ABI = 1  # of quant.h; both go up together when a function that is called here changes
+INTERFACE = """
+    int lutra_quant_abi(void);
     enum lutra_status { LUTRA_DONE, LUTRA_NO_MEMORY, LUTRA_REFUSED };
     struct lutra_shape { int32_t bits, pair, group, tables, sb; };
     struct lutra_learner;
@@ -43,7 +44,9 @@ ffi.cdef("""
                                         const uint8_t *codes, const uint16_t *selectors, const float *d,
                                         double *sums);
     int64_t lutra_find_bad(int64_t n, const float *w);
-""")
+"""
+ffi = cffi.FFI()
+ffi.cdef(INTERFACE)
 
 _DTYPES = {
     "float": (np.float32,),
@@ -56,11 +59,21 @@ _DTYPES = {
 
 @cache
 def native() -> Any:
-    """The library, opened once. Raises LutraError when it is not built."""
-    path = library("lutra_quant")
+    """The library, opened once. Raises LutraError when it is not built, or from other sources than these."""
+    path, hint = library("lutra_quant"), "run 'pip install .' or set LUTRA_LIB_DIR"
     if not path.is_file():
-        raise LutraError(f"{path}: not built; run 'pip install .' or set LUTRA_LIB_DIR")
-    return ffi.dlopen(str(path))
+        raise LutraError(f"{path}: not built; {hint}")
+    try:
+        opened = ffi.dlopen(str(path))
+    except OSError as error:
+        raise LutraError(f"{path}: cannot be loaded ({error}); {hint}") from None
+    try:
+        abi = opened.lutra_quant_abi()
+    except AttributeError:  # from before there was a number
+        abi = 0
+    if abi != ABI:
+        raise LutraError(f"{path}: of another version of Lutra (interface {abi}, not {ABI}); {hint}")
+    return opened
 
 
 def check(status: int, doing: str) -> None:

@@ -5,6 +5,10 @@
 
 #include <math.h>
 
+int lutra_quant_abi(void) {
+    return LUTRA_QUANT_ABI;
+}
+
 bool lutra_valid_shape(const struct lutra_shape *f) {
     return f->bits >= 1 && f->bits <= 6 && (f->pair == 1 || f->pair == 2) &&
            (f->group == 16 || f->group == 32 || f->group == 64) && f->tables >= 1 &&

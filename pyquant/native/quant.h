@@ -10,6 +10,10 @@
 
 #include "lutra_ref.h"
 
+// Goes up with every change of a function that Python calls: pyquant/_native.py refuses other numbers.
+enum { LUTRA_QUANT_ABI = 1 };
+int lutra_quant_abi(void);
+
 struct lutra_shape {
     int32_t bits;   // b: bits per code, 1 to 6
     int32_t pair;   // p: weights per code, 1 or 2 (weights j and group/2 + j)

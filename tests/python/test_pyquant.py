@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
@@ -10,13 +14,12 @@ from sklearn.cluster import KMeans
 from gguf_tools.errors import LutraError
 from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS
-from pyquant import encode, learn
-from pyquant._native import native
+from pyquant import _native, encode, learn
 from pyquant.arguments import Shape
 from pyquant.codebook import decode_shape, encode_shape, learn_shape
 
 try:
-    native()
+    _native.native()
 except LutraError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -187,3 +190,35 @@ def test_zeros_stay_zero():
     codes, selectors, d, _ = encode_shape(w, library, Shape.of(FORMATS["CB2"]))
     assert not decode_shape(codes, selectors, d, library, Shape.of(FORMATS["CB2"]))[3].any()
     assert error_of(np.zeros((8, 256), np.float32), FORMATS["CB4"]) == 0
+
+
+# ---- the library -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("int lutra_quant_abi(void) { return 99; }", r"another version of Lutra \(interface 99, not \d+\)"),
+        ("int lutra_find_bad(void) { return 0; }", r"another version of Lutra \(interface 0, not \d+\)"),
+        (None, "cannot be loaded"),
+    ],
+)
+def test_a_library_of_other_sources_is_refused(source, words, tmp_path, monkeypatch):
+    path = tmp_path / "liblutra_quant.so"
+    if source:
+        (tmp_path / "other.c").write_text(source)
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", path, tmp_path / "other.c"], check=True)
+    else:
+        path.write_bytes(b"no library")
+    monkeypatch.setenv("LUTRA_LIB_DIR", str(tmp_path))
+    _native.native.cache_clear()
+    with pytest.raises(LutraError, match=rf"liblutra_quant\.so: .*{words}.*; run 'pip install \.'"):
+        _native.native()
+    _native.native.cache_clear()
+
+
+def test_another_interface_has_another_number():
+    header = (Path(__file__).parents[2] / "pyquant" / "native" / "quant.h").read_text()
+    assert f"LUTRA_QUANT_ABI = {_native.ABI} " in header
+    # Another sum: the interface has changed. Raise both numbers, and put the new sum here.
+    assert (_native.ABI, zlib.crc32(" ".join(_native.INTERFACE.split()).encode())) == (1, 0x58E229C3)
