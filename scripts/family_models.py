@@ -95,7 +95,8 @@ class Model:
     config: str
     values: Mapping[str, Any] = field(default_factory=dict)
     sentencepiece: bool = False  # what its converter takes no other tokenizer for
-    published: str | None = None  # a kind of quantized weights that the family is published in
+    key_norm: float = 1.0  # weights of keys' norms, where attention has no other scale
+    architecture: str | None = None  # in config.json as published, where transformers writes another
 
     def save(self, directory: Path) -> None:
         """Write the model, bfloat16, with matrices that keep the size of activations."""
@@ -109,7 +110,12 @@ class Model:
         for name, weights in model.named_parameters():
             if weights.dim() > 1 and not name.endswith(("A_log", "scale")):
                 torch.nn.init.normal_(weights, std=1 / math.sqrt(weights.shape[-1]))
+            if name.endswith("k_norm.weight"):
+                weights.data *= self.key_norm
         model.save_pretrained(directory)
+        if self.architecture:
+            path = directory / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": [self.architecture]}))
         add_tokenizer(directory, self.sentencepiece)
 
 
@@ -118,7 +124,7 @@ def add_tokenizer(directory: Path, sentencepiece: bool) -> None:
     from gguf_samples import LLAMA3_WORDS, byte_level_tokenizer
 
     if sentencepiece:
-        for name in ("tokenizer.model", "tokenizer_config.json"):
+        for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(ROOT / "models/tiny-chat" / name, directory / name)
         return
     tokenizer, config = byte_level_tokenizer(LLAMA3_WORDS)
@@ -169,12 +175,13 @@ MODELS: dict[str, Model] = {
             "intermediate_size": [512] * 4,
             "activation_sparsity_pattern": [0.0] * 4,
             "layer_types": SLIDING * 2,
-            "num_kv_shared_layers": 2,
-            "hidden_size_per_layer_input": 64,
+            "num_kv_shared_layers": 0,  # llama.cpp: those from the 21st on
+            "hidden_size_per_layer_input": 256,
             "vocab_size": 4096,
             "vocab_size_per_layer_input": 4096,
         },
         sentencepiece=True,
+        key_norm=1 / 8,
     ),
     "Gemma 4, embeddings per layer": Model(
         "Gemma4TextConfig",
@@ -184,10 +191,12 @@ MODELS: dict[str, Model] = {
             "layer_types": SLIDING * 2,
             "num_kv_shared_layers": 2,
             "hidden_size_per_layer_input": 64,
-            "vocab_size": 320,
-            "vocab_size_per_layer_input": 320,
-            "global_head_dim": 64,
+            "vocab_size": 4096,
+            "vocab_size_per_layer_input": 4096,
+            "global_head_dim": 128,
         },
+        sentencepiece=True,
+        key_norm=1 / 8,
     ),
     "Gemma 4": Model(
         "Gemma4TextConfig",
@@ -195,23 +204,31 @@ MODELS: dict[str, Model] = {
         | {
             "layer_types": SLIDING,
             "hidden_size_per_layer_input": 0,
-            "vocab_size": 320,
-            "global_head_dim": 64,
+            "vocab_size": 4096,
+            "global_head_dim": 128,
             "attention_k_eq_v": True,
             "num_global_key_value_heads": 1,
         },
+        sentencepiece=True,
+        key_norm=1 / 8,
     ),
     "Phi-3": Model(
         "Phi3Config",
         {"rope_parameters": LONGROPE, "original_max_position_embeddings": 128, "sliding_window": None},
     ),
-    "PhiMoE": Model("PhimoeConfig", {"num_local_experts": 8, "sliding_window": None}),
+    "PhiMoE": Model(
+        "PhimoeConfig",
+        {"num_local_experts": 8, "sliding_window": None, "original_max_position_embeddings": 512},
+        architecture="PhiMoEForCausalLM",
+    ),
     "SmolLM3": Model("SmolLM3Config", {"num_hidden_layers": 4}),
     "LFM2": Model(
         "Lfm2Config", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
     ),
     "LFM2-MoE": Model(
-        "Lfm2MoeConfig", EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}
+        "Lfm2MoeConfig",
+        EXPERTS
+        | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1, "tie_word_embeddings": True},
     ),
     "Granite 3": Model("GraniteConfig", GRANITE),
     "GraniteMoe": Model("GraniteMoeConfig", GRANITE | {"num_local_experts": 8}),
@@ -239,7 +256,7 @@ MODELS: dict[str, Model] = {
     ),
     "OLMo 2": Model("Olmo2Config"),
     "OLMo 3": Model("Olmo3Config", {"num_hidden_layers": 4, "sliding_window": 64}),
-    "OLMoE": Model("OlmoeConfig", {"num_experts": 8, "num_experts_per_tok": 2}),
+    "OLMoE": Model("OlmoeConfig", {"num_experts": 8, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
     "gpt-oss": Model(
         "GptOssConfig",
         {
