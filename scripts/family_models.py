@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ class Model:
     config: str
     values: Mapping[str, Any] = field(default_factory=dict)
     sentencepiece: bool = False  # what its converter takes no other tokenizer for
+    tokens: tuple[str, ...] = ()  # that its converter looks for
     key_norm: float = 1.0  # weights of keys' norms, where attention has no other scale
     architecture: str | None = None  # in config.json as published, where transformers writes another
 
@@ -116,11 +117,11 @@ class Model:
         if self.architecture:
             path = directory / "config.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": [self.architecture]}))
-        add_tokenizer(directory, self.sentencepiece)
+        add_tokenizer(directory, self.sentencepiece, self.tokens)
 
 
-def add_tokenizer(directory: Path, sentencepiece: bool) -> None:
-    """tiny-chat's, or a byte-level BPE."""
+def add_tokenizer(directory: Path, sentencepiece: bool, tokens: Sequence[str]) -> None:
+    """tiny-chat's, or a byte-level BPE with ``tokens`` besides."""
     from gguf_samples import LLAMA3_WORDS, byte_level_tokenizer
 
     if sentencepiece:
@@ -128,10 +129,14 @@ def add_tokenizer(directory: Path, sentencepiece: bool) -> None:
             shutil.copyfile(ROOT / "models/tiny-chat" / name, directory / name)
         return
     tokenizer, config = byte_level_tokenizer(LLAMA3_WORDS)
+    added = tokenizer["added_tokens"]
+    added += [added[0] | {"id": len(added) + 258 + i, "content": token} for i, token in enumerate(tokens)]
     config["chat_template"] = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
 
+
+GLM = ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>", "<|system|>")
 
 MODELS: dict[str, Model] = {
     "Llama 3": Model("LlamaConfig", {"rope_parameters": LLAMA3}),
@@ -173,7 +178,7 @@ MODELS: dict[str, Model] = {
         | {
             "num_hidden_layers": 4,
             "intermediate_size": [512] * 4,
-            "activation_sparsity_pattern": [0.0] * 4,
+            "activation_sparsity_pattern": [0.95] * 4,  # llama.cpp: of the first ten
             "layer_types": SLIDING * 2,
             "num_kv_shared_layers": 0,  # llama.cpp: those from the 21st on
             "hidden_size_per_layer_input": 256,
@@ -192,6 +197,7 @@ MODELS: dict[str, Model] = {
             "num_kv_shared_layers": 2,
             "hidden_size_per_layer_input": 64,
             "vocab_size": 4096,
+            "final_logit_softcapping": 30.0,
             "vocab_size_per_layer_input": 4096,
             "global_head_dim": 128,
         },
@@ -205,6 +211,7 @@ MODELS: dict[str, Model] = {
             "layer_types": SLIDING,
             "hidden_size_per_layer_input": 0,
             "vocab_size": 4096,
+            "final_logit_softcapping": 30.0,
             "global_head_dim": 128,
             "attention_k_eq_v": True,
             "num_global_key_value_heads": 1,
@@ -277,7 +284,7 @@ MODELS: dict[str, Model] = {
     ),
     "DeepSeek-V2": Model("DeepseekV2Config", LATENT | {"topk_method": "greedy"}),
     "DeepSeek-V3": Model("DeepseekV3Config", LATENT | {"n_group": 2, "topk_group": 1}),
-    "GLM-4": Model("Glm4Config", {"head_dim": 64}),
+    "GLM-4": Model("Glm4Config", {"head_dim": 64}, tokens=GLM),
     "GLM-4-MoE": Model(
         "Glm4MoeConfig",
         {
@@ -287,8 +294,9 @@ MODELS: dict[str, Model] = {
             "moe_intermediate_size": 128,
             "first_k_dense_replace": 1,
         },
+        tokens=GLM,
     ),
-    "GLM-4-MoE-Lite": Model("Glm4MoeLiteConfig", LATENT),
+    "GLM-4-MoE-Lite": Model("Glm4MoeLiteConfig", LATENT, tokens=GLM),
     "Mamba": Model("MambaConfig", {"num_hidden_layers": 3}),
     "Mamba 2": Model(
         "Mamba2Config", {"num_heads": 8, "head_dim": 64, "state_size": 64, "n_groups": 1, "chunk_size": 64}
