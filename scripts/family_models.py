@@ -349,9 +349,9 @@ MODELS: dict[str, Model] = {
     "Arcee": Model("ArceeConfig"),
     "Seed-OSS": Model("SeedOssConfig", {"head_dim": 64}),
     "Apertus": Model("ApertusConfig"),
-    "Nemotron": Model("NemotronConfig"),
+    "Nemotron": Model("NemotronConfig", sentencepiece=True),
     "GPT-2": Model("GPT2Config", {"tie_word_embeddings": True}),
-    "Phi-2": Model("PhiConfig", {"num_key_value_heads": 4}),
+    "Phi-2": Model("PhiConfig", {"num_key_value_heads": 4, "intermediate_size": 1024}),
     "GPT-NeoX": Model("GPTNeoXConfig"),
     "Falcon": Model("FalconConfig", {"new_decoder_architecture": True, "num_kv_heads": 2}),
 }
