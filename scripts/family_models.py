@@ -226,6 +226,7 @@ MODELS: dict[str, Model] = {
     "PhiMoE": Model(
         "PhimoeConfig",
         {"num_local_experts": 8, "sliding_window": None, "original_max_position_embeddings": 512},
+        sentencepiece=True,
         architecture="PhiMoEForCausalLM",
     ),
     "SmolLM3": Model("SmolLM3Config", {"num_hidden_layers": 4}),
@@ -301,11 +302,15 @@ MODELS: dict[str, Model] = {
     "Mamba 2": Model(
         "Mamba2Config", {"num_heads": 8, "head_dim": 64, "state_size": 64, "n_groups": 1, "chunk_size": 64}
     ),
-    "Falcon-H1": Model("FalconH1Config", MAMBA2 | {"mamba_d_ssm": 512, "mamba_n_heads": 8}),
+    "Falcon-H1": Model("FalconH1Config", MAMBA2 | {"mamba_d_ssm": 512, "head_dim": 64}),
     "Nemotron-H": Model(
         "NemotronHConfig",
         {
-            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 128,
+            "moe_shared_expert_intermediate_size": 128,
             "num_hidden_layers": 4,
             "head_dim": 64,
             "mamba_num_heads": 8,
@@ -326,9 +331,10 @@ MODELS: dict[str, Model] = {
             "use_mamba_kernels": False,
         },
     ),
-    "Command R": Model("CohereConfig", {"logit_scale": 1.0}),
+    "Command R": Model("CohereConfig", {"logit_scale": 1.0, "tie_word_embeddings": True}),
     "Command R7B (Cohere 2)": Model(
-        "Cohere2Config", {"logit_scale": 1.0, "sliding_window": 64, "layer_types": SLIDING}
+        "Cohere2Config",
+        {"tie_word_embeddings": True, "logit_scale": 1.0, "sliding_window": 64, "layer_types": SLIDING},
     ),
     "EXAONE 4": Model("Exaone4Config", {"sliding_window": None, "sliding_window_pattern": None}),
     "Ernie 4.5": Model("Ernie4_5Config", {"head_dim": 64}),

@@ -13,7 +13,10 @@ from pathlib import Path
 import commands
 import pytest
 from cli_runner import ROOT
+from gguf import MODEL_ARCH_NAMES
 from test_repository import DOCUMENTS, headings
+
+from gguf_tools.sources.families import FAMILIES
 
 INPUTS = {
     "quality": ["--model", "main-88m", "--text", "wikitext.txt"],
@@ -70,13 +73,24 @@ def test_a_wrong_command_is_found(line: str, fragment: str) -> None:
 
 def test_the_list_has_every_table_and_pages_that_exist() -> None:
     listed = reproduce()
-    assert set(re.findall(r"^  ([a-z]+)  ", listed, re.MULTILINE)) == {"picture", "pages", *INPUTS}
+    assert set(re.findall(r"^  ([a-z]+)  ", listed, re.MULTILINE)) == {
+        "picture",
+        "pages",
+        "families",
+        *INPUTS,
+    }
     for page, heading in re.findall(r"(docs/\w+\.md)#([\w-]+)", listed):
         assert heading in headings(ROOT / page)
 
 
 def test_the_pages_have_the_figures_of_the_results() -> None:
     reproduce("pages", "--check")
+
+
+def test_the_table_of_families_has_those_that_are_read_directly() -> None:
+    rows = json.loads((ROOT / "docs/results/families.json").read_text("utf-8"))["families"].values()
+    found = {row["architecture"] for row in rows if row.get("direct")}
+    assert {MODEL_ARCH_NAMES[family.arch] for family in FAMILIES} <= found
 
 
 @pytest.mark.parametrize("table", INPUTS)
