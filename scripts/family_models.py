@@ -330,6 +330,7 @@ MODELS: dict[str, Model] = {
             "mamba_d_state": 16,
             "use_mamba_kernels": False,
         },
+        sentencepiece=True,
     ),
     "Command R": Model("CohereConfig", {"logit_scale": 1.0, "tie_word_embeddings": True}),
     "Command R7B (Cohere 2)": Model(
