@@ -337,8 +337,8 @@ MODELS: dict[str, Model] = {
         "Cohere2Config",
         {"tie_word_embeddings": True, "logit_scale": 1.0, "sliding_window": 64, "layer_types": SLIDING},
     ),
-    "EXAONE 4": Model("Exaone4Config", {"sliding_window": None, "sliding_window_pattern": None}),
-    "Ernie 4.5": Model("Ernie4_5Config", {"head_dim": 64}),
+    "EXAONE 4": Model("Exaone4Config", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "Ernie 4.5": Model("Ernie4_5Config", {"head_dim": 64}, sentencepiece=True),
     "Ernie 4.5 MoE": Model(
         "Ernie4_5_MoeConfig",
         {
@@ -349,6 +349,7 @@ MODELS: dict[str, Model] = {
             "moe_layer_end_index": 1,
             "moe_num_shared_experts": 1,
         },
+        sentencepiece=True,
     ),
     "Hunyuan dense": Model("HunYuanDenseV1Config", {"head_dim": 64}),
     "StableLM": Model("StableLmConfig"),
