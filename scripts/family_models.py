@@ -347,7 +347,7 @@ MODELS: dict[str, Model] = {
             "moe_intermediate_size": 128,
             "moe_layer_start_index": 1,
             "moe_layer_end_index": 1,
-            "moe_num_shared_experts": 1,
+            "moe_num_shared_experts": 2,
         },
         sentencepiece=True,
     ),
