@@ -225,7 +225,13 @@ MODELS: dict[str, Model] = {
     ),
     "PhiMoE": Model(
         "PhimoeConfig",
-        {"num_local_experts": 8, "sliding_window": None, "original_max_position_embeddings": 512},
+        {
+            "num_local_experts": 8,
+            "sliding_window": None,
+            "original_max_position_embeddings": 512,
+            "lm_head_bias": True,
+            "attention_bias": True,
+        },
         sentencepiece=True,
         architecture="PhiMoEForCausalLM",
     ),
@@ -335,7 +341,7 @@ MODELS: dict[str, Model] = {
     "Command R": Model("CohereConfig", {"logit_scale": 1.0, "tie_word_embeddings": True}),
     "Command R7B (Cohere 2)": Model(
         "Cohere2Config",
-        {"tie_word_embeddings": True, "logit_scale": 1.0, "sliding_window": 64, "layer_types": SLIDING},
+        {"tie_word_embeddings": True, "logit_scale": 1.0, "sliding_window": 64, "num_hidden_layers": 4},
     ),
     "EXAONE 4": Model("Exaone4Config", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
     "Ernie 4.5": Model("Ernie4_5Config", {"head_dim": 64}, sentencepiece=True),
