@@ -9,6 +9,7 @@ that comes along, and, for a chat model, with a turn's header of its template: t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from gguf_tools.errors import LutraError
 from lutra.console import progress
 from lutra.conversion.text import CALIBRATION_TEXT, piece_length, read_documents
 from lutra.runtime.model import Model
+from lutra.runtime.sample import Sampling
 
 if TYPE_CHECKING:
     from lutra.runtime.sample import Writer
@@ -75,6 +77,25 @@ def write_pieces(
             warmth = [temperatures[i % len(temperatures)] for i in numbers]
             pieces += model.write(writers, warmth, seed + len(pieces), bar.update)
     return pieces
+
+
+def write_on_cpu(
+    path: Path,
+    tokenizer: Model,
+    tokens: int,
+    *,
+    seed: int,
+    threads: int,
+    temperatures: Sequence[float] = TEMPERATURES,
+) -> list[list[int]]:
+    """``write_pieces`` by the runtime, for a model in a file: the same for any number of ``threads``."""
+    advice = "--calibration default takes the text that comes along instead of the model's own"
+    length = piece_length(tokenizer)
+    at_once = max(1, min(AT_ONCE, tokens // length))
+    with Sampling(path, length=length, at_once=at_once, threads=threads, advice=advice) as sampling:
+        return write_pieces(
+            sampling, tokenizer, tokens, seed=seed, at_once=at_once, temperatures=temperatures
+        )
 
 
 class Beginnings:

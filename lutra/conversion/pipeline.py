@@ -24,7 +24,7 @@ from gguf_tools.sources.gguf import good_types
 from gguf_tools.sources.open import Scratch, open_source
 from gguf_tools.sources.tensors import Source
 from lutra.console import progress, say, warn
-from lutra.conversion import llama_quantize, tune, workdir
+from lutra.conversion import llama_quantize, own_text, tune, workdir
 from lutra.conversion.budget import plan_within
 from lutra.conversion.calibrate import bytes_kept, calibrate, matmul_order, token_limit
 from lutra.conversion.encode import Matrix, codebook
@@ -39,14 +39,12 @@ from lutra.conversion.output import (
     write,
     write_floats,
 )
-from lutra.conversion.own_text import AT_ONCE, TEMPERATURES, write_pieces
 from lutra.conversion.plan import Planned, Rules, describe, is_tied, plan
 from lutra.conversion.text import piece_length, read_pieces
 from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime import crash
 from lutra.runtime.model import Model
-from lutra.runtime.sample import Sampling
 
 ON_GPU = 1024  # sequences that a GPU writes at once
 UNCALIBRATED_KEY = (
@@ -308,23 +306,11 @@ def _pieces(
         return pieces
     kept = work.temporary("own-text.npy")
     if not kept.exists():
-        np.save(kept, np.array(_write_pieces(model, tokenizer, limit, options, TEMPERATURES), np.int32))
+        written = own_text.write_on_cpu(model, tokenizer, limit, seed=options.seed, threads=options.threads)
+        np.save(kept, np.array(written, np.int32))
     pieces = [list(map(int, piece)) for piece in np.load(kept)]
     say(f"calibrating with {sum(map(len, pieces))} tokens that the model wrote")
     return pieces
-
-
-def _write_pieces(
-    model: Path, tokenizer: Model, tokens: int, options: ConversionOptions, temperatures: Sequence[float]
-) -> list[list[int]]:
-    """What the runtime lets the model write."""
-    advice = "--calibration default takes the text that comes along instead of the model's own"
-    length = piece_length(tokenizer)
-    at_once = max(1, min(AT_ONCE, tokens // length))
-    with Sampling(model, length=length, at_once=at_once, threads=options.threads, advice=advice) as sampling:
-        return write_pieces(
-            sampling, tokenizer, tokens, seed=options.seed, at_once=at_once, temperatures=temperatures
-        )
 
 
 def _decibel(loss: float) -> str:
@@ -382,12 +368,14 @@ def _tune(
                 pieces = read_pieces(options.calibration_text, tokenizer, tokens)
             elif device.type == "cuda":
                 sampling = NetworkSampling(Network.of(source), original, length=piece_length(tokenizer))
-                pieces = write_pieces(
+                pieces = own_text.write_pieces(
                     sampling, tokenizer, tokens, seed=options.seed, at_once=ON_GPU, temperatures=[1]
                 )
             else:
                 model = _f16_model(work, source, codebooks, options, output)
-                pieces = _write_pieces(model, tokenizer, tokens, options, [1])
+                pieces = own_text.write_on_cpu(
+                    model, tokenizer, tokens, seed=options.seed, threads=options.threads, temperatures=[1]
+                )
         np.save(kept, np.array(pieces, np.int32))
     of = "that the model wrote" if options.tunes_with_own_text else f"of {options.calibration_text}"
     say(f"tuning with {sum(map(len, pieces))} tokens {of}, on {device.type}")
