@@ -31,6 +31,7 @@ from pyquant.gptq import SLAB, Encoded, column_blocks, multiply, quantize
 SMALL = 1 << 25  # weights of a model that is done in a minute with twice as many, and a second round
 OUTPUT_SHARE = 0.8  # of tied embeddings' Hessian: blocks make up for errors of inputs, not of outputs
 LOGITS = 1 << 27  # predictions that the runtime keeps at most, half a gigabyte; nobody reads them
+SEQUENCES = 256  # that llama.cpp holds at most (LLAMA_MAX_SEQ)
 MEMORY = 3 << 30  # bytes of both copies' activations, keys and values
 AT_ONCE = 2  # matrices that are encoded together in one process; each may take a gigabyte
 
@@ -59,7 +60,8 @@ def token_limit(source: Source, length: int, kept: int) -> int:
     widest = max((max(t.shape[-2:]) * (used if len(t.shape) > 2 else 1) for t in of_blocks), default=0)
     fitting = MEMORY // (2 * (kept + 4 * length * (3 * widest + 4 * stream)) or 1)
     is_small = sum(t.rows * t.k for t in source.tensors) <= SMALL
-    return max(length, min(2 * TOKENS if is_small else TOKENS, fitting * length))
+    wanted = 2 * TOKENS if is_small else TOKENS
+    return max(length, min(wanted, fitting * length, SEQUENCES * length))
 
 
 # ---- the pass ------------------------------------------------------------------------------

@@ -18,6 +18,15 @@ HIDDEN, FFN, TRAINED = 256, 512, 100
 LONG = "The old man said to the boy that the sea was calm, and that the night would be long. " * 20
 
 
+TOO_LONG = """
+import sys
+from lutra.conversion import text
+text.piece_length = lambda model: 128
+from lutra.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def gpt2(path, metadata):
     """A GPT-2 with TRAINED positions, of which ggml aborts to look up another one while it computes."""
     layer = {
@@ -89,9 +98,21 @@ def test_chat_that_aborts_in_the_graph(short_sighted):
 
 
 @pytest.mark.parametrize("target", [("--type", "cb4"), ("--target-bpw", "6")], ids=["calibrated", "measured"])
-def test_convert_that_aborts_in_the_graph(target, short_sighted, tmp_path):
+def test_convert_a_model_of_few_positions(target, short_sighted, tmp_path):
+    """As many short sequences as make up the calibration text are more than llama.cpp computes at once."""
     done = lutra("convert", short_sighted, *target, "-o", tmp_path / "out.gguf")
-    assert done.returncode == 1
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("target", [("--type", "cb4"), ("--target-bpw", "6")], ids=["calibrated", "measured"])
+def test_convert_that_aborts_in_the_graph(target, short_sighted, tmp_path):
+    """With sequences that are longer than the model's context, which a conversion avoids."""
+    words = [sys.executable, "-c", TOO_LONG, "convert", short_sighted, *target, "-o", tmp_path / "out.gguf"]
+    done = subprocess.run(
+        list(map(str, words)), env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("lutra: error: ")
     assert "GGML_ASSERT" in last
