@@ -18,7 +18,7 @@ ALLOWED = ("this CPU has no ", "this is no ", "no shared material", "this machin
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker of what needs torch, for which scripts/test has another environment; let Ctrl-C count."""
+    """Declare the marker of what needs torch, which has an environment of its own; let Ctrl-C count."""
     config.addinivalue_line("markers", "torch: computes with torch")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background; children would ignore it, too
         signal.signal(signal.SIGINT, signal.default_int_handler)
