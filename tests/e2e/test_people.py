@@ -17,6 +17,7 @@ from cli_runner import TINY_CHAT, command, environment, lutra
 from gguf import GGUFValueType as T
 from gguf.gguf_writer import GGUFValue
 from gguf_samples import write_gguf
+from terminal import READY
 
 from gguf_tools.reader import GGUFFile
 from lutra.runtime.model import Model
@@ -167,7 +168,7 @@ def typed(chat, text, *, shown=True):
         os.close(terminal)
         threading.Thread(target=_read, args=(keyboard, screen), daemon=True).start()
         if shown:
-            _await(lambda: b"> " in screen)
+            _await(lambda: READY.encode() in screen)
         os.write(keyboard, text)
         os.write(keyboard, b"\n/exit\n")
         answer, said = process.communicate(timeout=100)
@@ -185,7 +186,8 @@ def _read(keyboard, screen):
 
 def _await(condition):
     deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
