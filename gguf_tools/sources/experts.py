@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
-from gguf_tools.sources.weights import Weights
+from gguf_tools.sources.weights import Weights, half
 
 _EXPERT = re.compile(r"(.+\.experts)\.(0|[1-9]\d{0,5})\.(\w+\.weight)")
 _STACK = re.compile(r"(.+\.experts)\.(gate_up_proj|down_proj)(\.weight)?")
@@ -78,18 +78,4 @@ def _parts(tensor: Weights) -> Iterator[Weights]:
         yield replace(tensor, name=f"{match[1]}.down_proj.weight")
     else:
         for part, name in enumerate(("gate_proj", "up_proj")):
-            yield _half(tensor, part, f"{match[1]}.{name}.weight")
-
-
-def _half(tensor: Weights, part: int, name: str) -> Weights:
-    """The first or second half of the rows of each matrix. Raises LutraError where they are odd."""
-    count, rows, k = tensor.shape
-    if rows % 2:
-        raise LutraError(f"{tensor.path}: tensor {tensor.name!r} has {rows} rows, no two halves")
-    half = rows // 2
-
-    def load(numbers: NDArray[np.intp]) -> NDArray[np.float32]:
-        expert, row = np.divmod(numbers, half)
-        return tensor.load(expert * rows + part * half + row)
-
-    return replace(tensor, name=name, shape=(count, half, k), load=load)
+            yield half(tensor, part, f"{match[1]}.{name}.weight")

@@ -6,7 +6,7 @@ Beside it are the parts that most families share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gguf_tools.errors import LutraError, warn
 from gguf_tools.sources import rope
 from gguf_tools.sources.config import Config
+from gguf_tools.sources.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Family:
     activations: tuple[str, ...] = ("silu", "swish")
     # What the graph does not add to the weights of norms, but transformers does.
     norm_offset: float = 0.0
+    # Whether such a config.json is of this family; others with its architectures are not read directly.
+    is_member: Callable[[Mapping[str, Any]], bool] = lambda raw: True
+    # The tensors that a stored one is made of.
+    parts: Callable[[Weights], Iterable[Weights]] = lambda tensor: [tensor]
 
 
 # ---- parts -----------------------------------------------------------------------------------

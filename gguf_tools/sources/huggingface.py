@@ -76,7 +76,7 @@ def open_hf(directory: Path, name: str | None = None, scratch: Scratch | None = 
     raw = with_numbers(read_json(config_path))
     architecture = _architecture(raw)
     what = f"{directory}: {architecture}: "
-    if architecture in BY_ARCHITECTURE:
+    if _is_direct(raw):
         try:
             return _open(directory, name, raw, architecture)
         except Unfamiliar as error:
@@ -95,7 +95,7 @@ def require_readable(directory: Path, unfamiliar: str = "") -> bool:
     """
     raw = read_json(directory / "config.json")
     architecture = _architecture(raw)
-    if architecture in BY_ARCHITECTURE and not unfamiliar:
+    if _is_direct(raw) and not unfamiliar:
         return True
     because = unfamiliar or f"{directory}: {architecture} is not read directly, as {_FAMILIES} are"
     names = _architectures(raw)
@@ -103,6 +103,12 @@ def require_readable(directory: Path, unfamiliar: str = "") -> bool:
         raise LutraError(f"{because}; give config.json the architectures of the model's original")
     llama_converter.require(directory, names, because)
     return False
+
+
+def _is_direct(raw: Mapping[str, Any]) -> bool:
+    """Whether a family of ``families`` has this config.json."""
+    family = BY_ARCHITECTURE.get(_architecture(raw))
+    return family is not None and family.is_member(raw)
 
 
 def _architecture(raw: Mapping[str, Any]) -> str:
@@ -225,7 +231,8 @@ def _tensors(directory: Path, config: Config, family: Family, resources: ExitSta
     seen: dict[str, str] = {}
     ignored = re.compile("|".join((*_IGNORED, _TIED) if config.tied else _IGNORED))
     used = [tensor for name, tensor in stored.items() if not ignored.search(name)]
-    weights = list(restored(used, config.path, config.values.get("quantization_config")))
+    whole = restored(used, config.path, config.values.get("quantization_config"))
+    weights = [part for tensor in whole for part in family.parts(tensor)]
     for tensor in stacked(weights, config.experts):
         what = f"{tensor.path}: tensor {tensor.name!r}"
         name = names.get_name(tensor.name.replace("language_model.", ""), (".weight", ".bias"))

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_tools.errors import LutraError
 from gguf_tools.formats.floats import to_float32
 from gguf_tools.sources.safetensors import StoredTensor
 
@@ -44,3 +45,20 @@ def as_stored(tensor: StoredTensor) -> Weights:
 
     dtype = "F32" if tensor.dtype.startswith("F8") else tensor.dtype
     return Weights(tensor.name, tensor.shape, dtype, tensor.path, load)
+
+
+def half(tensor: Weights, part: int, name: str) -> Weights:
+    """The first or second half of the rows of a matrix, or of each in a stack; ``part`` is 0 or 1.
+
+    Raises ``LutraError`` where their number is odd.
+    """
+    *stack, rows, k = tensor.shape
+    if rows % 2:
+        raise LutraError(f"{tensor.path}: tensor {tensor.name!r} has {rows} rows, no two halves")
+    height = rows // 2
+
+    def load(numbers: NDArray[np.intp]) -> NDArray[np.float32]:
+        matrix, row = np.divmod(numbers, height)
+        return tensor.load(matrix * rows + part * height + row)
+
+    return replace(tensor, name=name, shape=(*stack, height, k), load=load)

@@ -206,6 +206,19 @@ def llama_block(c: dict) -> dict:
     return norms(c, "input_layernorm", "post_attention_layernorm") | gated(c) | attention(c)
 
 
+def granite4_block(c: dict) -> dict:
+    """Llama's, gate and up in one matrix."""
+    ffn, hidden = c["shared_intermediate_size"], c["hidden_size"]
+    return (
+        norms(c, "input_layernorm", "post_attention_layernorm")
+        | {
+            "shared_mlp.input_linear.weight": (2 * ffn, hidden),
+            "shared_mlp.output_linear.weight": (hidden, ffn),
+        }
+        | attention(c)
+    )
+
+
 def qwen2_block(c: dict) -> dict:
     """Llama's, with biases on q, k and v."""
     block = llama_block(c)
@@ -332,6 +345,29 @@ BLOCKS = {
             "logits_scaling": 8.0,
         },
         llama_block,
+    ),
+    "GraniteMoeHybridForCausalLM": (
+        {
+            "model_type": "granitemoehybrid",
+            "attention_multiplier": 0.1,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "intermediate_size": 1216,
+            "shared_intermediate_size": 1216,
+            "num_hidden_layers": 2,
+            "layer_types": ["attention"] * 2,
+            "position_embedding_type": "rope",
+            "mamba_d_conv": 4,
+            "mamba_d_head": 7,
+            "mamba_d_state": 64,
+            "mamba_expand": 2,
+            "mamba_n_groups": 1,
+            "mamba_n_heads": 128,
+        },
+        granite4_block,
     ),
     "Phi3ForCausalLM": (
         {

@@ -18,6 +18,7 @@ from gguf_samples import BLOCKS, hf_model, read_hf, stored_names, write_safetens
 
 import gguf_tools
 from gguf_tools.errors import LutraError
+from gguf_tools.sources import huggingface, llama_converter
 from gguf_tools.sources.config import read_config
 from gguf_tools.sources.families import BY_ARCHITECTURE, FAMILIES, llama
 from gguf_tools.sources.open import keeps_f32, open_source
@@ -100,6 +101,29 @@ def test_a_family_has_names_of_its_own_for_pre_tokenizers(tmp_path, architecture
     """llama-bpe would look for whole words before it merges."""
     found = values(open_source(hf_model(tmp_path / "m", architecture)))
     assert found["tokenizer.ggml.pre"] == name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"layer_types": ["mamba", "attention"]},
+        {"layer_types": None},
+        {"num_local_experts": 8, "num_experts_per_tok": 2},
+        {"position_embedding_type": "nope"},
+        {"shared_intermediate_size": 608},
+    ],
+)
+def test_a_hybrid_of_granite_is_not_taken_for_its_dense_form(tmp_path, monkeypatch, config):
+    """Nothing is installed here that could convert it, so the error says what would."""
+    monkeypatch.setattr(llama_converter.importlib.util, "find_spec", lambda name: None)
+    sound = hf_model(tmp_path / "sound", "GraniteMoeHybridForCausalLM")
+    assert huggingface.require_readable(sound)
+    path = hf_model(tmp_path / "other", "GraniteMoeHybridForCausalLM") / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    with pytest.raises(
+        LutraError, match=r"GraniteMoeHybridForCausalLM is not read directly.*lutra-llm\[hf\]"
+    ):
+        open_source(path.parent)
 
 
 @pytest.mark.parametrize("says", [True, None])

@@ -18,6 +18,8 @@ from gguf_tools.sources.family import (
     refuse_head_dim,
 )
 
+PRE_TOKENIZERS = {"smollm": "refact", "llama-bpe": "dbrx"}  # by the names of others with the same rules
+
 
 def _add_keys(writer: gguf.GGUFWriter, config: Config) -> None:
     refuse_head_dim(config)
@@ -31,7 +33,7 @@ def _add_keys(writer: gguf.GGUFWriter, config: Config) -> None:
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, directory: Path, config: Config) -> None:
-    llama.add_vocabulary(writer, directory, config, names={"smollm": "refact", "llama-bpe": "dbrx"})
+    llama.add_vocabulary(writer, directory, config, names=PRE_TOKENIZERS)
 
 
 FAMILY = Family(
