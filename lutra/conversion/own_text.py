@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lutra.runtime.template import Message
 
 TEMPERATURES = 0.5, 1.5  # in turn: what is likely, and what is possible
-AT_ONCE = 64  # sequences, on CPUs
+AT_ONCE, ON_GPU = 64, 1024  # sequences side by side, on CPUs and on a GPU
 WORDS = 4, 32  # tokens of the text that comes along, at least and at most
 TURN = 48  # tokens of a system's or user's turn, at most
 _CONTENT = "\u2603content\u2603"  # stands for what the model makes up; no template writes it

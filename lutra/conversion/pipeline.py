@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from math import isnan, log10, nan
 from pathlib import Path
 
-import numpy as np
 from gguf import GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
@@ -46,7 +45,6 @@ from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime import crash
 from lutra.runtime.model import Model
 
-ON_GPU = 1024  # sequences that a GPU writes at once
 UNCALIBRATED_KEY = (
     "lutra.convert.uncalibrated"  # names of codebook tensors that the calibration did not reach
 )
@@ -304,11 +302,10 @@ def _pieces(
         pieces = read_pieces(options.calibration_text, tokenizer, limit)
         say(f"calibrating with {sum(map(len, pieces))} tokens of {options.calibration_text}")
         return pieces
-    kept = work.temporary("own-text.npy")
-    if not kept.exists():
-        written = own_text.write_on_cpu(model, tokenizer, limit, seed=options.seed, threads=options.threads)
-        np.save(kept, np.array(written, np.int32))
-    pieces = [list(map(int, piece)) for piece in np.load(kept)]
+    pieces = work.tokens_of(
+        "own-text",
+        lambda: own_text.write_on_cpu(model, tokenizer, limit, seed=options.seed, threads=options.threads),
+    )
     say(f"calibrating with {sum(map(len, pieces))} tokens that the model wrote")
     return pieces
 
@@ -355,28 +352,27 @@ def _tune(
     options: ConversionOptions, output: Path,
 ) -> None:  # fmt: skip
     """Write ``output`` as ``untuned`` with what is continuous in it tuned on the predictions."""
-    assert options.calibration_text
     device = tune.device_of(options.device)
     tokens = options.tune_tokens or tune.TOKENS[device.type]
     original = tune.load(source, device)
-    kept = work.path / "tuning-text.npy"
-    if kept.exists():
-        pieces = np.load(kept).tolist()
-    else:
+
+    def text() -> list[list[int]]:
+        assert options.calibration_text
         with Model(untuned, threads=1, n_ctx=32, weights=False) as tokenizer, tune.reproducible(device):
             if not options.tunes_with_own_text:
-                pieces = read_pieces(options.calibration_text, tokenizer, tokens)
-            elif device.type == "cuda":
-                sampling = NetworkSampling(Network.of(source), original, length=piece_length(tokenizer))
-                pieces = own_text.write_pieces(
-                    sampling, tokenizer, tokens, seed=options.seed, at_once=ON_GPU, temperatures=[1]
-                )
-            else:
-                model = _f16_model(work, source, codebooks, options, output)
-                pieces = own_text.write_on_cpu(
-                    model, tokenizer, tokens, seed=options.seed, threads=options.threads, temperatures=[1]
-                )
-        np.save(kept, np.array(pieces, np.int32))
+                return read_pieces(options.calibration_text, tokenizer, tokens)
+            if device.type == "cuda":
+                samples = NetworkSampling(Network.of(source), original, length=piece_length(tokenizer))
+                return own_text.write_pieces(
+                    samples, tokenizer, tokens,
+                    seed=options.seed, at_once=own_text.ON_GPU, temperatures=[1],
+                )  # fmt: skip
+            model = _f16_model(work, source, codebooks, options, output)
+            return own_text.write_on_cpu(
+                model, tokenizer, tokens, seed=options.seed, threads=options.threads, temperatures=[1]
+            )
+
+    pieces = work.tokens_of(f"tuning-text-{device.type}-{tokens}", text)
     of = "that the model wrote" if options.tunes_with_own_text else f"of {options.calibration_text}"
     say(f"tuning with {sum(map(len, pieces))} tokens {of}, on {device.type}")
     tune.tune(

@@ -12,7 +12,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -172,6 +172,26 @@ class WorkDirectory:
             raise LutraError(
                 f"{path}: cannot be written: {error.strerror}; make room, or choose another place with -o"
             ) from None
+
+    def tokens_of(self, name: str, write: Callable[[], Sequence[Sequence[int]]]) -> list[list[int]]:
+        """Sequences of one length that are kept under ``name``, or else what ``write`` gives.
+
+        Raises LutraError when they cannot be kept.
+        """
+        path = self.temporary(f"{name}.npy")
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            sequences = np.array(write(), np.int32)
+            try:
+                with partial.open("wb") as file:
+                    np.save(file, sequences)
+                partial.replace(path)
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                raise LutraError(
+                    f"{path}: cannot be written: {error.strerror}; make room, or choose another place with -o"
+                ) from None
+        return [list(map(int, tokens)) for tokens in np.load(path)]
 
     def load(self, name: str) -> tuple[NDArray[np.uint8], float]:
         """The bytes of a finished tensor (mapped from the file) and its loss."""

@@ -13,6 +13,7 @@ from cli_runner import TINY_CHAT, lutra, require_built
 from gguf_tools.reader import GGUFFile
 from lutra.conversion import own_text, pipeline
 from lutra.conversion.options import OPTIONS_KEY, ConversionOptions
+from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime.model import Model
 from lutra.runtime.sample import Sampling, _draw
 
@@ -111,3 +112,18 @@ def test_a_conversion_with_it_says_so(tiny_chat, tmp_path, monkeypatch, capsys):
         assert "--calibration self" in own.metadata[OPTIONS_KEY].value
         name = "blk.7.attn_v.weight"
         assert not np.array_equal(own.data(own.tensors[name]), other.data(other.tensors[name]))
+
+
+def test_a_kept_text_is_whole_and_another_name_is_another_text(tmp_path):
+    texts = iter([[[1, 2]], [[3, 4]]])
+    with WorkDirectory(tmp_path / "out.gguf", {}) as work:
+        assert work.tokens_of("a", lambda: next(texts)) == [[1, 2]]
+        assert work.tokens_of("a", lambda: next(texts)) == [[1, 2]]
+        assert work.tokens_of("b", lambda: next(texts)) == [[3, 4]]
+        with pytest.raises(KeyboardInterrupt):
+            work.tokens_of("c", interrupted)
+        assert work.tokens_of("c", lambda: [[5]]) == [[5]]
+
+
+def interrupted():
+    raise KeyboardInterrupt
