@@ -74,7 +74,7 @@ def open_hf(directory: Path, name: str | None = None, scratch: Scratch | None = 
             f"{directory}: has no config.json, so it is no Hugging Face model; give one or a GGUF"
         )
     raw = with_numbers(read_json(config_path))
-    architecture = _architecture(raw)
+    architecture = architecture_of(raw)
     what = f"{directory}: {architecture}: "
     if _is_direct(raw):
         try:
@@ -94,7 +94,7 @@ def require_readable(directory: Path, unfamiliar: str = "") -> bool:
     ``LutraError`` if nothing here reads it.
     """
     raw = read_json(directory / "config.json")
-    architecture = _architecture(raw)
+    architecture = architecture_of(raw)
     if _is_direct(raw) and not unfamiliar:
         return True
     because = unfamiliar or f"{directory}: {architecture} is not read directly, as {_FAMILIES} are"
@@ -107,11 +107,11 @@ def require_readable(directory: Path, unfamiliar: str = "") -> bool:
 
 def _is_direct(raw: Mapping[str, Any]) -> bool:
     """Whether a family of ``families`` has this config.json."""
-    family = BY_ARCHITECTURE.get(_architecture(raw))
+    family = BY_ARCHITECTURE.get(architecture_of(raw))
     return family is not None and family.is_member(raw)
 
 
-def _architecture(raw: Mapping[str, Any]) -> str:
+def architecture_of(raw: Mapping[str, Any]) -> str:
     """What config.json calls the model: by its class or, if that is left out, by its type."""
     if names := _architectures(raw):
         return names[0]
@@ -164,14 +164,22 @@ def _require_rope(path: Path, source: Source) -> None:
         )
 
 
-def _open(directory: Path, name: str | None, raw: dict[str, Any], architecture: str) -> Source:
-    config_path, family = directory / "config.json", BY_ARCHITECTURE[architecture]
+def configured(
+    directory: Path, raw: dict[str, Any], architecture: str
+) -> tuple[dict[str, Any], Config, Family]:
+    """config.json's content with the text's part at the top, the same as a ``Config``, and the family."""
+    family = BY_ARCHITECTURE[architecture]
     if isinstance(raw.get("text_config"), dict):  # it sees or hears, too
         raw = {**raw, **raw["text_config"]}
-    config = read_config(config_path, raw, architecture, family.architectures[architecture])
+    defaults = family.architectures[architecture]
+    return raw, read_config(directory / "config.json", raw, architecture, defaults), family
+
+
+def _open(directory: Path, name: str | None, raw: dict[str, Any], architecture: str) -> Source:
+    raw, config, family = configured(directory, raw, architecture)
     if config.activation not in family.activations:
         raise LutraError(
-            f"{config_path}: its activation is {config.activation!r}, but llama.cpp computes "
+            f"{config.path}: its activation is {config.activation!r}, but llama.cpp computes "
             f"{family.activations[0]!r} in a {architecture}: its answers would be noise"
         )
     with ExitStack() as resources:
@@ -244,7 +252,7 @@ def _tensors(directory: Path, config: Config, family: Family, resources: ExitSta
             have, want = list(tensor.shape), list(shapes[name])
             raise LutraError(f"{what} has the shape {have}, but config.json makes it {want}")
         seen[name] = tensor.name
-        yield _read(name, tensor, config, family)
+        yield made_of(name, tensor, config, family)
     missing = next((n for n in shapes if n not in seen and not n.endswith(".bias")), None)
     if missing == "output.weight" and config.tied is not False:
         missing = None
@@ -277,9 +285,10 @@ def _made(name: str, vector: NDArray[np.float32], path: Path) -> SourceTensor:
     )
 
 
-def _read(name: str, tensor: Weights, config: Config, family: Family) -> SourceTensor:
+def made_of(name: str, tensor: Weights, config: Config, family: Family) -> SourceTensor:
+    """GGUF tensor ``name`` from what is stored."""
     keeps_f32 = family.keeps_f32(name, tensor.shape)
-    is_norm = family.norm_offset and name.endswith("_norm.weight")
+    offset = np.float32(norm_offset(name, family))
     part = name.split(".")[-2]  # blk.0.attn_q.weight
     order = family.row_order(part, config) if name.startswith("blk.") else None
 
@@ -287,9 +296,14 @@ def _read(name: str, tensor: Weights, config: Config, family: Family) -> SourceT
         numbers = np.arange(start, stop)
         if order is None:
             rows = tensor.load(numbers)
-            return rows + np.float32(family.norm_offset) if is_norm else rows
+            return rows + offset if offset else rows
         if len(tensor.shape) == 1:  # a bias: its weights are reordered
             return tensor.load(numbers)[:, order]
         return tensor.load(order[numbers])
 
     return SourceTensor(name, tensor.shape, tensor.dtype, tensor.path, load, keeps_f32=keeps_f32)
+
+
+def norm_offset(name: str, family: Family) -> float:
+    """What GGUF tensor ``name`` has more than the stored one."""
+    return family.norm_offset if name.endswith("_norm.weight") else 0.0

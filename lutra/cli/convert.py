@@ -41,9 +41,10 @@ tokens are used, twice as many for small models, fewer for those that would take
 --imatrix alone takes the importance matrix instead; with --calibration it serves what the calibration cannot
 reach.
 
-With --tune (Llama and Qwen2 families; pip install torch) codes stay as calibrated and all that is continuous
-follows the original model's predictions of a text that the model writes, or of --calibration FILE. That takes
-longer than calibrating, and much of the loss away; a GPU has time for 30 times as much text.
+With --tune codes stay as calibrated and all that is continuous follows the original model's predictions of a
+text that the model writes, or of --calibration FILE. That takes longer than calibrating, and much of the loss
+away; a GPU has time for 30 times as much text. It needs torch, and for most of the families that lutra reads
+itself transformers (pip install "lutra-llm[hf]" has both); other families cannot be tuned.
 
 Checkpoints that are saved quantized (FP8, FP4, compressed-tensors, GPTQ, AWQ) are dequantized exactly. GGUF
 files of other types than those above are refused: what they lost stays lost. --allow-requantize takes them.

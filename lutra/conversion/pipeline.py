@@ -28,7 +28,7 @@ from lutra.conversion.budget import plan_within
 from lutra.conversion.calibrate import bytes_kept, calibrate, matmul_order, token_limit
 from lutra.conversion.encode import Matrix, codebook
 from lutra.conversion.jobs import Jobs
-from lutra.conversion.network import Network, NetworkSampling
+from lutra.conversion.network import NetworkSampling, network_of
 from lutra.conversion.options import OPTIONS_KEY, TOKENS_KEY, ConversionOptions
 from lutra.conversion.output import (
     metadata,
@@ -362,7 +362,7 @@ def _tune(
             if not options.tunes_with_own_text:
                 return read_pieces(options.calibration_text, tokenizer, tokens)
             if device.type == "cuda":
-                samples = NetworkSampling(Network.of(source), original, length=piece_length(tokenizer))
+                samples = NetworkSampling(network_of(source), original, length=piece_length(tokenizer))
                 return own_text.write_pieces(
                     samples, tokenizer, tokens,
                     seed=options.seed, at_once=own_text.ON_GPU, temperatures=[1],

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,17 +27,18 @@ class Codebook:
     """A codebook tensor: its codes are fixed, entries and scales are not."""
 
     def __init__(
-        self, data: NDArray[np.uint8], rows: int, k: int, fmt: CBFormat, device: torch.device
+        self, data: NDArray[np.uint8], shape: tuple[int, ...], fmt: CBFormat, device: torch.device
     ) -> None:
         import torch
 
+        rows, k = prod(shape[:-1]), shape[-1]
         codes, selectors, d, library = codebook.unpack(data, rows, k, fmt)
         places = np.arange(library.size, dtype=np.int32).reshape(library.shape)
         place = codebook.entries(codes, selectors, places, fmt)
         self._place = torch.from_numpy(place).flatten().to(device)
         self._sorted = _Sorted(self._place, library.size) if device.type == "cuda" else None
         self._d = torch.from_numpy(d.astype(np.float32)).to(device)
-        self._data, self._shape, self._fmt = data, (rows, k), fmt
+        self._data, self._shape, self._fmt = data, shape, fmt
         self.entries = torch.from_numpy(library.astype(np.float32)).flatten().to(device)
         self.ratio = torch.zeros_like(self._d)  # of d to what it was, as a logarithm: d stays positive
 
@@ -45,7 +47,7 @@ class Codebook:
         return [(self.entries, TABLE_RATE), (self.ratio, RATIO_RATE)]
 
     def weights(self, rounded: bool = False) -> Tensor:
-        """What the tensor stands for, float32 (rows, k); ``rounded``: as it will be in the file."""
+        """What the tensor stands for, float32 in its shape; ``rounded``: as it will be in the file."""
         entries, scales = self.entries, self._scales()
         if rounded:
             entries, scales = entries.round().clamp(-127, 127), scales.half().float()
@@ -65,9 +67,9 @@ class Codebook:
 
     def data(self) -> NDArray[np.uint8]:
         """The tensor's bytes with int8 entries and fp16 scales."""
-        (rows, k), fmt = self._shape, self._fmt
+        fmt, k = self._fmt, self._shape[-1]
         strips = self._data[: -fmt.library_bytes].copy().view(codebook.block_dtype(fmt))
-        d = self._scales().cpu().numpy().astype(np.float16).reshape(rows // ROWS, ROWS, k // fmt.sb)
+        d = self._scales().cpu().numpy().astype(np.float16).reshape(-1, ROWS, k // fmt.sb)
         strips["d"] = d.swapaxes(1, 2).reshape(-1, ROWS)
         library = self.entries.round().clamp(-127, 127).cpu().numpy().astype(np.int8)
         return np.concatenate([strips.view(np.uint8), library.view(np.uint8)])
@@ -123,7 +125,7 @@ def open_tensor(file: GGUFFile, info: TensorInfo, device: torch.device) -> Codeb
 
     data = file.data(info)
     if fmt := CB_FORMATS.get(info.type):
-        return Codebook(data, info.shape[0], info.shape[1], fmt, device)
+        return Codebook(data, info.shape, fmt, device)
     if info.name.endswith("_norm.weight"):  # float32 in a file of any type
         return Norm(data, device)
     weights = dequantize(data, GGMLQuantizationType(info.type)).astype(np.float32, copy=False)

@@ -28,7 +28,7 @@ from gguf_tools.reader import GGUFFile
 from gguf_tools.sources.tensors import Source
 from gguf_tools.writer import GGUFWriter, TensorSpec
 from lutra.console import progress, say, warn
-from lutra.conversion.network import Network
+from lutra.conversion.network import network_of
 from lutra.conversion.tunable import Codebook, Norm, open_tensor
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def require_torch() -> None:
 def require(source: Source) -> None:
     """Raise LutraError, before any work, when torch is missing or ``source`` is a network unknown here."""
     require_torch()
-    Network.of(source)
+    network_of(source)
 
 
 def device_of(name: str) -> torch.device:
@@ -122,7 +122,6 @@ def tune(
     stopped and goes on from ``checkpoint``. Memory: 12 bytes per weight, 14 on a GPU, and activations and
     logits of BATCH tokens. Raises LutraError as ``require``.
     """
-    require(source)
     device = original["token_embd.weight"].device
     with GGUFFile(path) as file, reproducible(device):
         tuning = _Tuning(file, source, original, seed, threads)
@@ -138,7 +137,7 @@ class _Tuning:
 
         self._file, self._original, self._threads = file, original, threads
         self._rng = np.random.default_rng(seed)
-        self._network = Network.of(source)
+        self._network = network_of(source)
         self._device = original["token_embd.weight"].device
         tensors = {name: open_tensor(file, info, self._device) for name, info in file.tensors.items()}
         self._tuned = {name: t for name, t in tensors.items() if isinstance(t, Codebook | Norm)}
@@ -253,8 +252,8 @@ class _Tuning:
         from torch.nn.functional import kl_div
 
         with torch.no_grad():
-            target = self._network.forward(self._original, tokens).log_softmax(-1)
-        prediction = self._network.forward(weights, tokens).log_softmax(-1)
+            target = self._network.bound(self._original)(tokens).log_softmax(-1)
+        prediction = self._network.bound(weights)(tokens).log_softmax(-1)
         return kl_div(prediction, target, log_target=True, reduction="sum")
 
     # ---- how far it has come ---------------------------------------------------------------

@@ -3,22 +3,30 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from cli_runner import TINY_CHAT, assert_error, lutra, require_built
-from gguf_samples import hf_model, write_gguf
+from gguf import GGUFValueType
+from gguf.gguf_writer import GGUFValue
+from gguf_samples import BLOCKS, hf_model, write_gguf
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats import codebook
 from gguf_tools.formats.catalog import TYPES
-from gguf_tools.formats.family import CB_FORMATS
+from gguf_tools.formats.family import CB_FORMATS, LAYOUT_VERSION, LAYOUT_VERSION_KEY
 from gguf_tools.reader import GGUFFile
-from gguf_tools.sources.open import keeps_f32, open_source
+from gguf_tools.sources.families import BY_ARCHITECTURE
+from gguf_tools.sources.open import open_source
 from lutra.conversion import tunable, tune
-from lutra.conversion.network import Cache, Network, NetworkSampling
+from lutra.conversion.llama_network import Cache, LlamaNetwork
+from lutra.conversion.network import NetworkSampling, network_of
+from lutra.conversion.transformers_network import TransformersNetwork
 from lutra.conversion.tunable import _Sorted, open_tensor
+from lutra.runtime.model import Model
 
 try:
     import torch
@@ -37,7 +45,7 @@ MODELS = {
 
 
 def pieces(n: int, length: int, seed: int = 0) -> list[list[int]]:
-    return np.random.default_rng(seed).integers(0, 264, (n, length)).tolist()
+    return np.random.default_rng(seed).integers(0, 256, (n, length)).tolist()
 
 
 @pytest.fixture
@@ -47,23 +55,34 @@ def source(tmp_path):
 
 @pytest.fixture
 def quantized(tmp_path, source):
-    """``source`` in CB2, its embeddings in CB4, its output unchanged."""
+    return quantize(source, tmp_path / "quantized.gguf")
+
+
+def quantize(source, path, kind="cb2", worse=0):
+    """``source`` in ``kind``, its embeddings in CB4, its output unchanged; entries off by up to ``worse``."""
     require_built()
+    rng = np.random.default_rng(0)
     from pyquant import encode, learn
 
     tensors = {}
     for t in source.tensors:
         w = t.read()
-        kind = "cb4" if t.name == "token_embd.weight" else "cb2"
-        kept = keeps_f32(t.name, t.shape) or t.name == "output.weight"
-        fmt = None if kept else CB_FORMATS.get(TYPES[kind].id_for(t.shape))
+        kept = t.keeps_f32 or t.name == "output.weight"
+        fmt = (
+            None
+            if kept
+            else CB_FORMATS.get(TYPES["cb4" if t.name == "token_embd.weight" else kind].id_for(t.shape))
+        )
         if not fmt:
             tensors[t.name] = (0, t.shape, w)
         else:
             library = learn(w, fmt)
-            data = np.concatenate([encode(w, library, fmt), library.view(np.uint8).reshape(-1)])
+            off = rng.integers(-worse, worse + 1, library.shape)
+            given = (library + off).clip(-127, 127).astype(np.int8)
+            data = np.concatenate([encode(w, library, fmt), given.view(np.uint8).reshape(-1)])
             tensors[t.name] = (fmt.type, t.shape, data)
-    return write_gguf(tmp_path / "quantized.gguf", tensors, source.metadata)
+    version = {LAYOUT_VERSION_KEY: GGUFValue(LAYOUT_VERSION, GGUFValueType.UINT32)}
+    return write_gguf(path, tensors, source.metadata | version)
 
 
 def weights_of(source):
@@ -76,18 +95,22 @@ def tuned(quantized, source, output, pieces, threads=1, checkpoint=None):
     )
 
 
+def stored(path):
+    """What a file's tensors stand for."""
+    file, weights = GGUFFile(path), {}
+    for name, info in file.tensors.items():
+        fmt, data = CB_FORMATS.get(info.type), file.data(info)
+        rows = math.prod(info.shape[:-1])
+        w = codebook.dequantize(data, rows, info.shape[-1], fmt) if fmt else data.view(np.float32)
+        weights[name] = torch.from_numpy(w.reshape(info.shape).copy())
+    return weights
+
+
 def divergence(source, path) -> float:
     """On tokens that nothing was tuned with."""
-    network, file = Network.of(source), GGUFFile(path)
-    original = weights_of(source)
-    weights = {}
-    for name, info in file.tensors.items():
-        fmt = CB_FORMATS.get(info.type)
-        data = file.data(info)
-        w = codebook.dequantize(data, *info.shape, fmt) if fmt else data.view(np.float32).reshape(info.shape)
-        weights[name] = torch.from_numpy(w.copy())
-    tokens = torch.tensor(pieces(4, 32, seed=1))
-    p, q = (network.forward(w, tokens).log_softmax(-1) for w in (original, weights))
+    network, tokens = network_of(source), torch.tensor(pieces(4, 32, seed=1))
+    with torch.no_grad():
+        p, q = (network.bound(w)(tokens).log_softmax(-1) for w in (weights_of(source), stored(path)))
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
@@ -107,9 +130,48 @@ def test_network_computes_what_transformers_does(tmp_path, model):
         reference.lm_head.weight = reference.model.embed_tokens.weight
     with torch.no_grad():
         expected = reference(tokens).logits
-    logits = Network.of(source).forward(weights, tokens)
+    logits = LlamaNetwork.of(source).forward(weights, tokens)
     assert expected.std() > 1e-3
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+
+
+# Of the same kind, but smaller than those that are compared with llama.cpp.
+SMALL = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 192}
+GRANITE = {"attention_multiplier": 0.7, "residual_multiplier": 1.1, "embedding_multiplier": 2.0}
+OTHERS = {
+    "GraniteForCausalLM": GRANITE,
+    "GraniteMoeHybridForCausalLM": GRANITE | {"shared_intermediate_size": 192, "mamba_d_head": 2},
+    "MixtralForCausalLM": {"num_hidden_layers": 1},
+    "OlmoeForCausalLM": {"num_key_value_heads": 4},
+    "Phi3ForCausalLM": {
+        "original_max_position_embeddings": 256,  # up to which it has the short factors
+        "rope_scaling": {"type": "longrope", "long_factor": [2.0] * 12, "short_factor": [1.1] * 12},
+    },
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("architecture", BLOCKS)
+def test_every_family_is_tuned_as_it_is_run(tmp_path, monkeypatch, architecture):
+    pytest.importorskip("transformers", reason="the networks are not installed")
+    monkeypatch.setattr(tune, "BATCH", 64)
+    monkeypatch.setattr(tunable, "TABLE_RATE", 0.6)
+    # Of norms around 1, or what comes out does not depend on where a token is.
+    gain = 1 - BY_ARCHITECTURE[architecture].norm_offset
+    config = SMALL | OTHERS.get(architecture, {})
+    source = open_source(hf_model(tmp_path / "model", architecture, dtype="F32", gain=gain, **config))
+    before = quantize(source, tmp_path / "quantized.gguf", "cb3", worse=24)
+    after = tmp_path / "tuned.gguf"
+    tuned(before, source, after, pieces(48, 32), threads=2)
+    assert divergence(source, after) < 0.97 * divergence(source, before)
+    tokens = pieces(1, 60)[0]
+    with torch.no_grad():
+        expected = TransformersNetwork(source).bound(stored(after))(torch.tensor([tokens]))[0].numpy()
+    with Model(after, threads=1, n_ctx=256) as model:
+        found = np.ctypeslib.as_array(model.logits(tokens), expected.shape).copy()
+    # The runtime has activations of 8 bits.
+    difference = np.abs(found - expected).max(axis=1) / expected.std(axis=1)
+    assert np.median(difference) < 0.1, difference
 
 
 @pytest.mark.torch
@@ -211,7 +273,7 @@ def test_sums_in_the_order_of_places_are_those_in_any():
 
 @pytest.mark.torch
 def test_a_cache_predicts_what_the_whole_sequence_does(source):
-    network, weights = Network.of(source), weights_of(source)
+    network, weights = LlamaNetwork.of(source), weights_of(source)
     tokens = torch.tensor(pieces(2, 12))
     whole = network.forward(weights, tokens)
     cache = Cache(network, 2, 12, torch.device("cpu"))
@@ -222,7 +284,7 @@ def test_a_cache_predicts_what_the_whole_sequence_does(source):
 
 @pytest.mark.torch
 def test_a_network_writes_what_it_predicts(source):
-    network, weights = Network.of(source), weights_of(source)
+    network, weights = LlamaNetwork.of(source), weights_of(source)
 
     def anything():
         token = yield 7
@@ -264,10 +326,21 @@ def test_nothing_is_left_of_a_tuning_that_fails(tmp_path, source, quantized):
 def test_what_it_cannot_compute_is_refused(source):
     tune.require(source)
     with pytest.raises(LutraError, match=r"'gemma3'.*convert without"):
-        tune.require(replace(source, architecture="gemma3"))
+        tune.require(replace(source, architecture="gemma3", gguf=source.path))
     extra = replace(source.tensors[0], name="blk.0.attn_q_norm.weight")
     with pytest.raises(LutraError, match=r"blk\.0\.attn_q_norm\.weight"):
         tune.require(replace(source, tensors=[*source.tensors, extra]))
+
+
+@pytest.mark.torch
+def test_families_that_need_transformers_say_so(tmp_path, monkeypatch):
+    source = open_source(hf_model(tmp_path / "model", "Qwen3ForCausalLM"))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "transformers" else found(name)
+    )
+    with pytest.raises(LutraError, match=r"'qwen3' needs transformers: run pip install \"lutra-llm\[hf\]\""):
+        tune.require(source)
 
 
 def test_without_torch_it_says_what_to_install(source, monkeypatch):

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""The networks of all families that are read directly, by transformers' modules."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import threading
+from typing import TYPE_CHECKING, Any
+
+from gguf_tools.errors import LutraError
+from gguf_tools.sources.config import with_numbers
+from gguf_tools.sources.huggingface import architecture_of
+from gguf_tools.sources.in_memory import Origin, origins
+from gguf_tools.sources.llama_converter import INSTALL
+from gguf_tools.sources.safetensors import read_json
+from gguf_tools.sources.tensors import OUTPUT, Source
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from lutra.conversion.network import Predict, Weights
+
+_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+class TransformersNetwork:
+    """A model of transformers without weights of its own."""
+
+    def __init__(self, source: Source) -> None:
+        """Raises LutraError without transformers, and for tensors that the model has not or lacks."""
+        if importlib.util.find_spec("transformers") is None:
+            raise LutraError(
+                f"{source.path}: --tune of the architecture {source.architecture!r} needs transformers: "
+                f"run {INSTALL}, or convert without it"
+            )
+        import torch
+        import transformers
+
+        raw = with_numbers(read_json(source.path / "config.json"))
+        raw.pop("quantization_config", None)  # the weights come dequantized
+        kind = getattr(transformers, architecture_of(raw)).config_class
+        config = kind.from_dict(raw).get_text_config()
+        names = {tensor.name for tensor in source.tensors}
+        config.tie_word_embeddings = OUTPUT not in names
+        with torch.device("meta"):
+            self._model = transformers.AutoModelForCausalLM.from_config(
+                config,
+                dtype=torch.float32,
+                attn_implementation="eager",  # sums in one order
+                experts_implementation="eager",
+            ).requires_grad_(False)
+        self._model.tie_weights()
+        self._shapes = {name: parameter.shape for name, parameter in self._model.named_parameters()}
+        self._origins = origins(source.path, self._shapes)
+        self._of_thread = threading.local()
+        needed = {part for origin in self._origins.values() for part in origin.parts}
+        if odd := sorted(needed ^ names.difference(_FACTORS)):
+            raise LutraError(
+                f"{source.path}: the tensor {odd[0]!r} is not in both the model and transformers' "
+                f"{type(self._model).__name__}, which --tune would compute; convert without it"
+            )
+
+    def bound(self, weights: Weights) -> Predict:
+        """See ``Network``."""
+        from torch.func import functional_call
+
+        parameters = {
+            name: _computed(origin, weights).view(self._shapes[name])
+            for name, origin in self._origins.items()
+        }
+
+        def predict(tokens: Tensor, cache: Any = None) -> Tensor:
+            arguments = tokens, None, None, cache  # masks and positions are those of plain text
+            keywords = {"use_cache": cache is not None}
+            module = self._module(tokens.device)
+            logits: Tensor = functional_call(module, parameters, arguments, keywords).logits
+            return logits
+
+        return predict
+
+    def cache(self, n: int, length: int, device: torch.device) -> Any:
+        """See ``Network``."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self._model.config)
+
+    def _module(self, device: torch.device) -> Any:
+        """This thread's model: a call gives it weights for a while. Its constants are on ``device``."""
+        import torch
+
+        if not hasattr(self._of_thread, "module"):
+            model = copy.deepcopy(self._model)
+            with torch.no_grad():
+                for module in model.modules():
+                    constants = dict(module.named_buffers(recurse=False))
+                    for name, constant in constants.items():
+                        setattr(module, name, torch.empty_like(constant, device=device))
+                    if constants:
+                        model._init_weights(module)
+            self._of_thread.module = model.eval()
+        return self._of_thread.module
+
+
+def _computed(origin: Origin, weights: Weights) -> Tensor:
+    """A parameter of transformers in single precision."""
+    import torch
+
+    tensors = [weights[part].float() for part in origin.parts]
+    if len(tensors) > 1 or origin.rows is not None:
+        rows = [t.flatten(0, -2) if t.dim() > 2 else t for t in tensors]
+        whole = torch.cat(rows) if len(rows) > 1 else rows[0]
+        if origin.rows is not None:
+            whole = whole.index_select(0, torch.from_numpy(origin.rows).to(whole.device))
+        tensors = [whole]
+    return tensors[0] - origin.offset if origin.offset else tensors[0]
