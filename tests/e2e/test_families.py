@@ -50,7 +50,7 @@ def test_a_calibrated_model_is_computed(tmp_path, architecture):
     text.write_text("The old man said to the boy that the sea was calm. " * 12)
     path = converted(hf_model(tmp_path / "m", architecture), "cb4", "--calibration", text)
     tensors = read_info(path).tensors
-    assert sum(t.weights for t in tensors if t.type in CB_FORMATS) > 0.85 * sum(t.weights for t in tensors)
+    assert sum(t.weights for t in tensors if t.type in CB_FORMATS) > 0.75 * sum(t.weights for t in tensors)
     done = lutra("eval", path, "--text", text, "--ctx", 128, "--chunks", 1, "--json")
     assert done.returncode == 0, done.stderr
     assert 1 < json.loads(done.stdout)["ppl"] < 1e9

@@ -92,7 +92,7 @@ void fill_x(float *x, int64_t k, enum x_kind kind);
 
 void test_ref(void);
 void test_dispatch(void);
-void test_kernel(const struct lutra_kernel *kernel);
+void test_kernel(const struct lutra_kernel *kernel, bool brief);
 
 // The reference kernel of the same job; NULL when there is none.
 const struct lutra_kernel *reference_of(const struct lutra_kernel *kernel);

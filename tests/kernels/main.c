@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// lutra_kernel_tests [--expect SET] [--seed N] [SUBSTRING]
+// lutra_kernel_tests [--expect SET] [--brief] [--seed N] [SUBSTRING]
 //
 // The reference against the format, the registry, then every kernel of this CPU against the reference.
-// --expect SET: fail unless the best set that runs on this CPU is SET. --seed N: the inputs and shapes
-// of another run, which printed N. SUBSTRING: only these kernels.
+// --expect SET: fail unless the best set that runs on this CPU is SET. --brief: kernels that were tested on
+// another CPU, on one shape, for the instructions that this one may lack. --seed N: the inputs and shapes of
+// another run, which printed N. SUBSTRING: only these kernels.
 #include "harness.h"
 
 #include <stdio.h>
@@ -24,16 +25,19 @@ static enum lutra_set best_set(void) {
 
 int main(int argc, char **argv) {
     const char *expect = NULL, *filter = "";
+    bool brief = false;
     uint64_t seed = (uint64_t)time(NULL);
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--expect") == 0 && i + 1 < argc) {
             expect = argv[++i];
+        } else if (strcmp(argv[i], "--brief") == 0) {
+            brief = true;
         } else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc) {
             seed = strtoull(argv[++i], NULL, 10);
         } else if (argv[i][0] != '-') {
             filter = argv[i];
         } else {
-            fprintf(stderr, "usage: %s [--expect SET] [--seed N] [SUBSTRING]\n", argv[0]);
+            fprintf(stderr, "usage: %s [--expect SET] [--brief] [--seed N] [SUBSTRING]\n", argv[0]);
             return 2;
         }
     }
@@ -60,7 +64,7 @@ int main(int argc, char **argv) {
         printf("%-40s", kernel->name); // the last line of a crash
         fflush(stdout);
         random_seed(seed); // the same inputs with and without SUBSTRING
-        test_kernel(kernel);
+        test_kernel(kernel, brief);
         printf(" %s\n", checks_failed == before ? "ok" : "FAILED");
         tested++;
     }

@@ -189,10 +189,11 @@ def test_groups_are_layers_next_to_each_other():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A Qwen2-family model of one layer, random weights, as an F16 GGUF."""
+    """A Qwen2-family model of one layer, random weights, as an F16 GGUF; wide enough for noise to count."""
     require_built()
     directory = tmp_path_factory.mktemp("models")
-    done = lutra("convert", hf_model(directory / "qwen"), "--type", "f16", cwd=directory)
+    sizes = {"hidden_size": 448, "intermediate_size": 1216, "num_attention_heads": 7}
+    done = lutra("convert", hf_model(directory / "qwen", **sizes), "--type", "f16", cwd=directory)
     assert done.returncode == 0, done.stderr
     return directory / "qwen-f16.gguf"
 

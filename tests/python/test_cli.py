@@ -95,7 +95,7 @@ def test_wrong_questions_are_named_with_their_line(line, tmp_path):
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    """A Qwen2-family model of odd sizes, 448 and 1216: super-blocks of 64, biases, untied output."""
+    """A Qwen2-family model of odd sizes, 192 and 320: super-blocks of 64, biases, untied output."""
     return hf_model(tmp_path_factory.mktemp("models") / "qwen")
 
 
@@ -174,7 +174,7 @@ def test_upstreams_types_are_made_by_llama_quantize(qwen, tmp_path):
 def test_a_failing_llama_quantize_leaves_nothing(qwen, tmp_path):
     require_built("llama-quantize")
     done = lutra("convert", qwen, "--type", "iq2_xxs", "--pure", "--tensor-type", ".=iq2_xxs", cwd=tmp_path)
-    if done.returncode == 0:  # rows of 448 fall back to a type that needs no matrix
+    if done.returncode == 0:  # rows of 192 fall back to a type that needs no matrix
         assert [p.name for p in tmp_path.iterdir()] == ["qwen-iq2_xxs.gguf"]
         done = lutra("convert", TINY_CHAT, "--type", "iq2_xxs", "-o", "y.gguf", cwd=tmp_path)
         (tmp_path / "qwen-iq2_xxs.gguf").unlink()

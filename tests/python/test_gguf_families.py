@@ -159,7 +159,7 @@ def test_granites_vocabulary_has_no_bos(tmp_path, monkeypatch, says):
         (
             "OlmoeForCausalLM",
             {"num_key_value_heads": 1},
-            "num_key_value_heads is 1, but llama.cpp computes with 7",
+            "num_key_value_heads is 1, but llama.cpp computes with 3",
         ),
         ("OlmoeForCausalLM", {"rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-06"),
         ("Olmo3ForCausalLM", {"rope_theta": 1000000.0}, "rope_theta is 500000 in layers with a window"),

@@ -130,9 +130,9 @@ def test_qwen2(tmp_path):
         "general.file_type": 1,
         "qwen2.block_count": 1,
         "qwen2.context_length": 512,
-        "qwen2.embedding_length": 448,
-        "qwen2.feed_forward_length": 1216,
-        "qwen2.attention.head_count": 7,
+        "qwen2.embedding_length": 192,
+        "qwen2.feed_forward_length": 320,
+        "qwen2.attention.head_count": 3,
         "qwen2.attention.head_count_kv": 1,
         "qwen2.rope.freq_base": 1000000.0,
         "tokenizer.ggml.model": "gpt2",
@@ -174,7 +174,7 @@ def test_llama_interleaves_the_halves_of_q_and_k(tmp_path, head_dim):
     assert plain(source)["llama.attention.key_length"] == head_dim
     assert plain(source)["tokenizer.ggml.pre"] == "llama-bpe"
     names = {t.name: t for t in source.tensors}
-    for name, letter, heads in (("blk.0.attn_q.weight", "q", 7), ("blk.0.attn_k.weight", "k", 1)):
+    for name, letter, heads in (("blk.0.attn_q.weight", "q", 3), ("blk.0.attn_k.weight", "k", 1)):
         stored = read_hf(source.path, f"{LAYER}self_attn.{letter}_proj.weight")
         read = names[name].read()
         for head in range(heads):
