@@ -81,7 +81,11 @@ def table(results: dict[str, Any]) -> str:
             return ""
 
     grid = [[name, *(cell(show, row) for row in results["files"])] for name, show in columns.items()]
-    grid = [column for column in grid if any(column[1:])]
+    return markdown_table([column for column in grid if any(column[1:])])
+
+
+def markdown_table(grid: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of columns, each with its name first; all but the first are flush right."""
     widths = [max(map(len, column)) for column in grid]
     lines = []
     for cells in zip(*grid, strict=True):

@@ -82,11 +82,23 @@ def token_bytes(heads: Sequence[int], lengths: tuple[int, int], types: tuple[str
     return int(sum(heads) * bits / 8)
 
 
-def kv_bytes(file: GGUFFile) -> int:
-    """The same for a file, in F16."""
+def cache_types(file: GGUFFile) -> list[str]:
+    """Those of ``CACHE_TYPES`` that hold keys and values of a file: blocks of 32 must divide its heads."""
+    fit = not any(length % 32 for length in _head_lengths(file))
+    return [kind for kind, (_, bits) in CACHE_TYPES.items() if fit or bits in (16, 32)]
+
+
+def _head_lengths(file: GGUFFile) -> tuple[int, int]:
+    """Of a head's key and value."""
     heads = _number(file, "attention.head_count")
     size = _number(file, "embedding_length") // heads if heads else 0
     key, value = (_number(file, f"attention.{kind}_length") or size for kind in ("key", "value"))
+    return key, value
+
+
+def kv_bytes(file: GGUFFile) -> int:
+    """Bytes that a token's keys and values take in F16."""
+    heads, (key, value) = _number(file, "attention.head_count"), _head_lengths(file)
     kept = _value(file, "attention.head_count_kv")
     layers = kept if isinstance(kept, list) else [kept or heads] * _number(file, "block_count")
     return token_bytes(layers, (key, value), ("f16", "f16"))

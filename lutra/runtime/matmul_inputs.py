@@ -28,7 +28,7 @@ from lutra.runtime.native import llama, load
 _ADVICE = "--no-calibration converts without computing the model"
 
 
-class _Node(ctypes.Structure):
+class Operands(ctypes.Structure):
     """struct lutra_matmul_inputs of cpu_kernels/ggml/lutra_ggml.h."""
 
     _fields_ = (
@@ -46,12 +46,23 @@ class _Node(ctypes.Structure):
 @functools.cache
 def _ggml() -> ctypes.CDLL:
     base, pointer = load("ggml-base"), ctypes.c_void_p
-    base.lutra_capture.argtypes = (pointer, ctypes.POINTER(_Node))
+    base.lutra_capture.argtypes = (pointer, ctypes.POINTER(Operands))
     base.lutra_capture.restype = ctypes.c_bool
     base.lutra_copy_rows.argtypes = base.lutra_copy_matrices.argtypes = (pointer, pointer)
     base.lutra_copy_rows.restype = base.lutra_copy_matrices.restype = None
     base.lutra_replace_data.argtypes, base.lutra_replace_data.restype = (pointer, pointer), pointer
     return base
+
+
+def operands(node: int) -> Operands | None:
+    """What ``node``, a ggml_tensor, multiplies or looks up; None if it does neither."""
+    found = Operands()
+    return found if _ggml().lutra_capture(node, ctypes.byref(found)) else None
+
+
+def replace_data(tensor: int, address: int) -> int:
+    """Let ``tensor`` have its data at another address, and return the one that it had."""
+    return int(_ggml().lutra_replace_data(tensor, address))
 
 
 @dataclass
@@ -70,18 +81,18 @@ class MatmulInputs:
     source: int
     _weights: int
     _own: NDArray[np.float16] | None = None
-    _original: int | None = None
+    _original: int = 0
 
     def replace(self, weights: NDArray[np.float16]) -> None:
         """Let the graph use other weights (rows, k) until the next matrix."""
         self.restore()
         self._own = np.ascontiguousarray(weights)
-        self._original = _ggml().lutra_replace_data(self._weights, self._own.ctypes.data)
+        self._original = replace_data(self._weights, self._own.ctypes.data)
 
     def restore(self) -> None:
         """Undo ``replace``."""
         if self._own is not None:
-            _ggml().lutra_replace_data(self._weights, self._original)
+            replace_data(self._weights, self._original)
             self._own = None
 
 
@@ -203,20 +214,19 @@ class Capture(Closing):
             return ask
 
     def _show(self, node: int) -> None:
-        found = _Node()
-        if not _ggml().lutra_capture(node, ctypes.byref(found)):
+        if not (found := operands(node)):
             return
         name = found.name.decode("utf-8", "replace")
         if name not in self._names or not (found.source or self._lookups):
             return
         self._left.discard(name)
-        inputs = _rows(node, found) if found.source else None
+        inputs = rows(node, found) if found.source else None
         experts = _matrices(node, found) if found.n_used else None
         self._seen.put(MatmulInputs(name, inputs, experts, found.source or 0, found.weights))
         self._go.get()
 
 
-def _rows(node: int, found: _Node) -> NDArray[np.float32]:
+def rows(node: int, found: Operands) -> NDArray[np.float32]:
     """What ``node`` multiplies, (rows, k): where it lies, or a copy if its rows lie apart."""
     n, k = found.n_rows, found.k
     if found.rows:
@@ -227,7 +237,7 @@ def _rows(node: int, found: _Node) -> NDArray[np.float32]:
     return rows
 
 
-def _matrices(node: int, found: _Node) -> NDArray[np.int32]:
+def _matrices(node: int, found: Operands) -> NDArray[np.int32]:
     """Which matrices meet the inputs of each token, (tokens, used)."""
     out = np.empty((found.n_tokens, found.n_used), np.int32)
     _ggml().lutra_copy_matrices(node, out.ctypes.data)

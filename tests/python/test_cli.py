@@ -72,6 +72,8 @@ def test_help_has_an_example(verb):
         (["eval", "missing.gguf", "--base", "b"], "--text or --questions"),
         (["eval", "missing.gguf", "--questions", "q", "--base", "b"], "--base needs --text"),
         (["eval", "missing.gguf", "--text", "missing.txt"], "missing.txt"),
+        (["eval", "missing.gguf", "--activations"], "--activations needs --text"),
+        (["eval", "missing.gguf", "--activations", "--base", "b"], "leave --base and --questions out"),
         (["eval", "missing.gguf", "--questions", "missing.jsonl"], "missing.jsonl"),
         (["info", "missing.gguf"], "missing.gguf"),
         (["verify", "missing.gguf"], "missing.gguf"),
