@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="what tunes (default: a GPU, if torch finds one)")  # fmt: skip
     add("--tune-tokens", type=positive, metavar="N",
-        help="tokens to tune with (default: 131072, on a GPU 4 million)")  # fmt: skip
+        help="tokens to tune with (default: 4 million, on CPUs 3 times the calibration's time)")  # fmt: skip
     add("--report", type=Path, metavar="FILE", help="what became of each tensor, as JSON, with its loss")
     add("--dry-run", action="store_true", help="show types and sizes, write nothing")
     add_options(add)

@@ -50,6 +50,9 @@ UNCALIBRATED_KEY = (
 )
 
 
+SECONDS = "calibration seconds"  # in the work directory: what all of it takes
+
+
 @dataclass(frozen=True)
 class ConvertedTensor:
     """What became of a tensor. ``loss``, if calibrated: the squared error of its outputs relative to them."""
@@ -289,6 +292,8 @@ def _calibrate(
         f"calibrated {weights / 1e6:.1f} M weights in {seconds:.0f} s, "
         f"{weights / 1e6 / seconds:.2f} M weights/s"
     )
+    whole = sum(planned[name].weights for group in groups for name in group)
+    work.number(SECONDS, lambda: seconds * whole / max(weights, 1))
     if model.parent == work.path:
         model.unlink()
 
@@ -353,8 +358,20 @@ def _tune(
 ) -> None:  # fmt: skip
     """Write ``output`` as ``untuned`` with what is continuous in it tuned on the predictions."""
     device = tune.device_of(options.device)
-    tokens = options.tune_tokens or tune.TOKENS[device.type]
     original = tune.load(source, device)
+
+    def budget() -> int:
+        if device.type == "cuda":
+            return tune.MOST
+        with Model(untuned, threads=1, n_ctx=32, weights=False) as tokenizer:
+            length = piece_length(tokenizer)
+        return tune.affordable(
+            untuned, source, original, work.number(SECONDS, lambda: 0),
+            length=length, writes=options.tunes_with_own_text, threads=options.threads,
+        )  # fmt: skip
+
+    # Kept, as a step takes more or less time when the conversion goes on.
+    tokens = options.tune_tokens or int(work.number(f"tuning tokens {device.type}", budget))
 
     def text() -> list[list[int]]:
         assert options.calibration_text

@@ -51,7 +51,9 @@ class Codebook:
         entries, scales = self.entries, self._scales()
         if rounded:
             entries, scales = entries.round().clamp(-127, 127), scales.half().float()
-        return (entries[self._place].view(*self._d.shape, self._fmt.sb) * scales).view(self._shape)
+        return (entries.index_select(0, self._place).view(*self._d.shape, self._fmt.sb) * scales).view(
+            self._shape
+        )
 
     def reduce(self, gradient: Tensor) -> list[Tensor]:
         """Gradients of ``parameters`` from that of ``weights``."""
@@ -62,7 +64,7 @@ class Codebook:
             of_entries = self._sorted.sums(scaled.flatten())
         else:
             of_entries = torch.zeros_like(self.entries).index_add_(0, self._place, scaled.flatten())
-        entries = self.entries[self._place].view(*self._d.shape, self._fmt.sb)
+        entries = self.entries.index_select(0, self._place).view(*self._d.shape, self._fmt.sb)
         return [of_entries, (scaled * entries).sum(-1)]
 
     def data(self) -> NDArray[np.uint8]:
@@ -89,7 +91,8 @@ class _Sorted:
         """One sum for each place."""
         import torch
 
-        return torch.segment_reduce(values.index_select(0, self._order), "sum", lengths=self._lengths)
+        ordered = values.index_select(0, self._order)
+        return torch.segment_reduce(ordered, "sum", lengths=self._lengths, unsafe=True)  # they are right
 
 
 class Norm:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
 from gguf_tools.reader import GGUFFile
-from gguf_tools.sources.tensors import Source
+from gguf_tools.sources.tensors import EMBEDDING, Source
 from gguf_tools.writer import GGUFWriter, TensorSpec
 from lutra.console import progress, say, warn
 from lutra.conversion.network import network_of
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from lutra.conversion.network import Weights
 
 DEVICES = ("auto", "cpu", "cuda")
-TOKENS = {"cpu": 1 << 17, "cuda": 1 << 22}  # to tune with, at most: minutes on either
+MOST = 1 << 22  # tokens to tune with: minutes on a GPU
+SHARE = 3  # of the calibration's time, which writing a text and tuning with it may take on CPUs
+WRITING = 0.5  # of a step's time, which writing its tokens takes there
 BATCH = 2048  # tokens of a step
 SHARDS = 4  # of a step on CPUs, side by side; fixed, so that sums do not depend on the number of threads
 WARM_UP = 5  # steps
@@ -84,6 +86,27 @@ def load(source: Source, device: torch.device) -> Weights:
     }
 
 
+def affordable(
+    path: Path, source: Source, original: Weights, seconds: float, *, length: int, writes: bool, threads: int
+) -> int:
+    """How many tokens to tune ``path`` with on CPUs, in sequences of ``length``, within SHARE * ``seconds``.
+
+    A step is taken and timed; nothing comes of it. ``writes``: the model writes the tokens first. Other
+    arguments, and errors, as for ``tune``.
+    """
+    tokens = np.random.default_rng(0).integers(
+        len(original[EMBEDDING]), size=(max(1, BATCH // length), length)
+    )
+    with GGUFFile(path) as file:
+        per_token = _Tuning(file, source, original, 0, threads).seconds_per_token(tokens) * (
+            1 + WRITING * writes
+        )
+    steps = int(SHARE * seconds / (per_token * tokens.size))
+    chosen = min(max(steps, LOOKS) * tokens.size, MOST)
+    say(f"there is time to tune with {chosen} tokens: about {chosen * per_token / 60:.0f} minutes")
+    return chosen
+
+
 @contextlib.contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
     """Within, the same steps give the same bits on the same GPU. Raises LutraError when that is too small."""
@@ -93,6 +116,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a kernel more for every tensor
         torch.set_float32_matmul_precision("high")  # TF32
     try:
         yield
@@ -100,6 +124,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
         raise LutraError("--tune: the GPU's memory is too small for this model; take --device cpu") from None
     finally:
         torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = True
         torch.set_float32_matmul_precision(before[1])
 
 
@@ -122,7 +147,7 @@ def tune(
     stopped and goes on from ``checkpoint``. Memory: 12 bytes per weight, 14 on a GPU, and activations and
     logits of BATCH tokens. Raises LutraError as ``require``.
     """
-    device = original["token_embd.weight"].device
+    device = original[EMBEDDING].device
     with GGUFFile(path) as file, reproducible(device):
         tuning = _Tuning(file, source, original, seed, threads)
         tuning.run(np.array(pieces), checkpoint)
@@ -138,39 +163,35 @@ class _Tuning:
         self._file, self._original, self._threads = file, original, threads
         self._rng = np.random.default_rng(seed)
         self._network = network_of(source)
-        self._device = original["token_embd.weight"].device
+        self._device = original[EMBEDDING].device
         tensors = {name: open_tensor(file, info, self._device) for name, info in file.tensors.items()}
         self._tuned = {name: t for name, t in tensors.items() if isinstance(t, Codebook | Norm)}
         self._fixed = {name: t for name, t in tensors.items() if not isinstance(t, Codebook | Norm)}
-        rates = [p for t in self._tuned.values() for p in t.parameters()]
-        self._parameters = [p for p, _ in rates]
-        self._adam = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in rates], betas=BETAS)
+        self._parameters: list[Tensor] = []
+        alike: dict[float, list[Tensor]] = {}  # by their rate: a GPU takes all of them at once
+        for parameter, rate in (p for t in self._tuned.values() for p in t.parameters()):
+            self._parameters.append(parameter)
+            alike.setdefault(rate, []).append(parameter)
+        groups = [{"params": parameters, "lr": rate} for rate, parameters in alike.items()]
+        self._adam = torch.optim.Adam(groups, betas=BETAS)
         self._best, self._best_at, self._untuned = self._copies(), float("nan"), float("nan")
         self._worse = self._step = 0
 
     def run(self, pieces: NDArray[np.int64], checkpoint: Path | None) -> None:
         """Tune with all of ``pieces`` but some, until these say that nothing is gained any more."""
-        import torch
+        from torch.optim.lr_scheduler import LambdaLR
 
         pieces = self._rng.permutation(pieces)
         held = min(HELD_OUT, len(pieces) // 8)
         held_out, pieces = pieces[:held], pieces[held:]
         size = max(1, BATCH // pieces.shape[1])
         batches = [pieces[start : start + size] for start in range(0, len(pieces), size)]
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._adam, lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / len(batches))
-        )
+        schedule = LambdaLR(self._adam, lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / len(batches)))
         signature = self._signature(pieces)
         self._load(checkpoint, signature, schedule)
         looks = {round(len(batches) * i / LOOKS) for i in range(1, LOOKS + 1)}
-        torch.set_num_threads(1)  # here and in every thread: sums in one order, no threads that spin
         saved = time.monotonic()
-        with (
-            ThreadPoolExecutor(
-                min(self._threads, SHARDS), initializer=torch.set_num_threads, initargs=(1,)
-            ) as self._pool,
-            progress(len(pieces) * pieces.shape[1], "tok", "tuning") as bar,
-        ):
+        with self._computing(), progress(len(pieces) * pieces.shape[1], "tok", "tuning") as bar:
             bar.update(sum(b.size for b in batches[: self._step]))
             if self._step == 0 and held:
                 self._untuned = self._best_at = self._divergence(held_out)
@@ -191,6 +212,13 @@ class _Tuning:
             self._restore(self._best)
             say(f"divergence on held-out text: {self._untuned:.4f}, tuned {self._best_at:.4f}")
 
+    def seconds_per_token(self, tokens: NDArray[np.int64]) -> float:
+        """Seconds that a step with ``tokens`` takes for each of them; it is taken."""
+        with self._computing():
+            started = time.monotonic()
+            self._descend(tokens)
+        return (time.monotonic() - started) / tokens.size
+
     def write(self, output: Path) -> None:
         """The file with what was tuned."""
         file, tuned = self._file, self._tuned
@@ -201,21 +229,27 @@ class _Tuning:
 
     # ---- a step ----------------------------------------------------------------------------
 
-    def _descend(self, batch: NDArray[np.int64]) -> float:
-        """One step of Adam; the divergence before it."""
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """With threads for the shards."""
         import torch
 
+        torch.set_num_threads(1)  # here and in every thread: sums in one order, no threads that spin
+        with ThreadPoolExecutor(
+            min(self._threads, SHARDS), initializer=torch.set_num_threads, initargs=(1,)
+        ) as self._pool:
+            yield
+
+    def _descend(self, batch: NDArray[np.int64]) -> float:
+        """One step of Adam; the divergence before it."""
         weights = self._fixed | {name: t.weights() for name, t in self._tuned.items()}
-        for p in self._parameters:
-            p.grad = torch.zeros_like(p)
-        loss = 0.0
-        for part, gradients in self._map(lambda tokens: self._gradients(weights, tokens), batch):
-            loss += part / batch.size
-            for p, gradient in zip(self._parameters, gradients, strict=True):
-                assert p.grad is not None  # just made
-                p.grad += gradient / batch.size
+        losses, gradients = zip(
+            *self._map(lambda tokens: self._gradients(weights, tokens), batch), strict=True
+        )
+        for p, *parts in zip(self._parameters, *gradients, strict=True):
+            p.grad = sum(parts[1:], parts[0]) / batch.size
         self._adam.step()
-        return loss
+        return float(sum(losses)) / batch.size
 
     def _map(self, what: Any, batch: NDArray[np.int64]) -> Iterator[Any]:
         """``what`` of the tokens of every shard of a batch."""

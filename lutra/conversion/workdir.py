@@ -193,6 +193,15 @@ class WorkDirectory:
                 ) from None
         return [list(map(int, tokens)) for tokens in np.load(path)]
 
+    def number(self, name: str, compute: Callable[[], float]) -> float:
+        """A number that is kept under ``name``, or else what ``compute`` gives: it may depend on the day."""
+        path = self.path / f"{name}.number"
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            partial.write_text(repr(compute()))
+            partial.replace(path)
+        return float(path.read_text())
+
     def load(self, name: str) -> tuple[NDArray[np.uint8], float]:
         """The bytes of a finished tensor (mapped from the file) and its loss."""
         data = np.memmap(self._file(name), np.uint8, "r")

@@ -24,6 +24,8 @@ from gguf_tools.sources.open import open_source
 from lutra.conversion import tunable, tune
 from lutra.conversion.llama_network import Cache, LlamaNetwork
 from lutra.conversion.network import NetworkSampling, network_of
+from lutra.conversion.options import ConversionOptions
+from lutra.conversion.pipeline import convert
 from lutra.conversion.transformers_network import TransformersNetwork
 from lutra.conversion.tunable import _Sorted, open_tensor
 from lutra.runtime.model import Model
@@ -239,6 +241,47 @@ def test_a_stopped_tuning_goes_on_to_the_same_file(tmp_path, source, quantized, 
     tuned(quantized, source, stopped, pieces(16, 32), checkpoint=checkpoint)
     assert len(counted) == 7 - moment  # 14 sequences are tuned with, two at a time
     assert stopped.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.torch
+def test_a_slower_day_does_not_change_how_many_tokens(tmp_path, monkeypatch):
+    require_built()
+    text = tmp_path / "text.txt"
+    text.write_text("The old man said to the boy that the sea was calm. " * 400)
+    model = hf_model(tmp_path / "model", intermediate_size=448)
+    options = ConversionOptions(type="cb2", calibration=text, tune=True, device="cpu", threads=1)
+    asked, numbers = [], []
+
+    def stops(path, source, original, output, pieces, **_):
+        numbers.append(len(pieces))
+        raise KeyboardInterrupt
+
+    def per_token(self, tokens):
+        asked.append(tokens.size)
+        return 1e-3 * len(asked)
+
+    monkeypatch.setattr(tune._Tuning, "seconds_per_token", per_token)
+    monkeypatch.setattr(tune, "tune", stops)
+    monkeypatch.setattr(tune, "LOOKS", 1)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            convert(model, options, tmp_path / "out.gguf")
+    assert asked == [tune.BATCH]
+    assert numbers[0] == numbers[1] > 0
+
+
+@pytest.mark.torch
+def test_the_budget_is_a_share_of_the_calibration(source, quantized, monkeypatch):
+    monkeypatch.setattr(tune._Tuning, "seconds_per_token", lambda self, tokens: 0.01)
+    original = weights_of(source)
+
+    def budget(seconds, writes):
+        return tune.affordable(quantized, source, original, seconds, length=256, writes=writes, threads=1)
+
+    assert budget(1000, False) == 2048 * int(tune.SHARE * 1000 / 20.48)
+    assert budget(1000, True) == 2048 * int(tune.SHARE * 1000 / 20.48 / (1 + tune.WRITING))
+    assert budget(0, True) == 2048 * tune.LOOKS
+    assert budget(1e9, True) == tune.MOST
 
 
 @pytest.mark.torch
