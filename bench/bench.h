@@ -15,20 +15,22 @@ struct operands {
     int64_t rows;
     int64_t columns;
     const uint8_t *weights; // blocks, see below
-    const int8_t *library;  // Lutra's jobs only
-    const float *x;         // [columns][k]
-    float *y;               // [columns][rows]; dequantize: [k]
-    void *activations;      // made from x by prepare(), in the kernel's own format
+    const uint8_t *second;  // Lutra's jobs only: the second layer's codes, and all libraries
+    const int8_t *library;
+    const float *x;    // [columns][k]
+    float *y;          // [columns][rows]; dequantize: [k]
+    void *activations; // made from x by prepare(), in the kernel's own format
 };
 
-// How weights are stored: `rows` interleaved rows of `weights` weights in `bytes` bytes. Any bytes are
-// valid codes; only the fp16 scales must be reasonable numbers.
+// How weights are stored: `rows` interleaved rows of `weights` weights in `bytes` bytes, and `second` bytes
+// elsewhere. Any bytes are valid codes; only the fp16 scales must be reasonable numbers.
 struct bench_block {
     int64_t weights;
     int64_t rows;
     size_t bytes;
     size_t scale_offset;
     int scales;
+    size_t second;
 };
 
 struct bench_kernel {

@@ -30,18 +30,19 @@ static void run(const struct bench_kernel *kernel, const struct operands *o) {
     const struct lutra_kernel *code = kernel->code;
     const struct lutra_activations *a = o->activations;
     const int64_t n_strips = o->rows / LUTRA_ROWS;
+    const struct lutra_weights w = {o->weights, o->second, o->library};
     switch (code->op) {
     case LUTRA_OP_GEMV:
-        code->fn.gemv(o->k, n_strips, o->weights, o->library, a->q, a->d, o->y);
+        code->fn.gemv(o->k, n_strips, &w, a->q, a->d, o->y);
         break;
     case LUTRA_OP_BATCH:
-        code->fn.batch(o->k, n_strips, o->weights, o->library, o->columns, a->columns);
+        code->fn.batch(o->k, n_strips, &w, o->columns, a->columns);
         break;
     case LUTRA_OP_GEMM:
-        code->fn.gemm(o->k, n_strips, o->weights, o->library, o->columns, a->columns);
+        code->fn.gemm(o->k, n_strips, &w, o->columns, a->columns);
         break;
     case LUTRA_OP_DEQUANTIZE:
-        code->fn.dequantize(o->k, o->weights, o->library, 3, o->y);
+        code->fn.dequantize(o->k, &w, 3, o->y);
         break;
     case LUTRA_OP_QUANTIZE:
         code->fn.quantize(o->k, o->x, a->q, a->d);
@@ -71,8 +72,9 @@ const struct bench_kernel *bench_lutra_kernels(void) {
         if (code->op != LUTRA_OP_QUANTIZE) {
             const struct lutra_cb_format *f = lutra_cb_format_of_type(code->type);
             kernels[n].type = f->name;
+            const size_t second = LUTRA_ROWS * lutra_cb_second_row_bytes(f, f->sb);
             kernels[n].block =
-                (struct bench_block){f->sb, LUTRA_ROWS, lutra_cb_block_bytes(f), 0, LUTRA_ROWS};
+                (struct bench_block){f->sb, LUTRA_ROWS, lutra_cb_block_bytes(f), 0, LUTRA_ROWS, second};
         }
         n++;
     }

@@ -45,7 +45,7 @@ static uint8_t *random_weights(const struct bench_block *b, int64_t k, int64_t r
 }
 
 static int8_t *random_library(void) {
-    const size_t bytes = 8192; // the largest of the family
+    const size_t bytes = 16384; // the largest of the family
     int8_t *library = (int8_t *)random_bytes(bytes);
     for (size_t i = 0; i < bytes; i++) {
         library[i] = library[i] == -128 ? -127 : library[i];
@@ -65,6 +65,7 @@ struct operands operands_new(const struct bench_block *block, int64_t k, int64_t
     struct operands o = {.k = k, .rows = rows, .columns = columns};
     if (block->bytes) {
         o.weights = random_weights(block, k, rows);
+        o.second = random_bytes((size_t)(k / block->weights * (rows / block->rows)) * block->second);
     }
     o.library = random_library();
     o.x = random_floats((size_t)(k * columns));

@@ -2,8 +2,8 @@
 // What the kernels of all instruction sets share: the sizes of a type, and the two ways in which a count
 // becomes a constant.
 //
-// The body of a kernel is inline code for all types and counts. `cb` (2, 3 or 4), `sb` and the sizes of tiles
-// are constants at every call, so the compiler makes straight code for each.
+// The body of a kernel is inline code for all types and counts. `cb` (4 for CB4, 25 for CB25), `sb` and the
+// sizes of tiles are constants at every call, so the compiler makes straight code for each.
 #ifndef LUTRA_COMMON_H
 #define LUTRA_COMMON_H
 
@@ -15,11 +15,17 @@
 // the tests have rows of three.
 enum { LUTRA_SPAN = 16384 };
 
-// Bytes of a chunk, of a strip-super-block, of a table of the library.
+// Bytes of a chunk, of the second layer's codes of a chunk, of a strip-super-block, of a table of the
+// library.
 LUTRA_INLINE int64_t cb_chunk_bytes(int cb) {
-    return cb == 2   ? sizeof(struct lutra_cb2_chunk)
-           : cb == 3 ? sizeof(struct lutra_cb3_chunk)
-                     : sizeof(struct lutra_cb4_chunk);
+    return cb == 2    ? sizeof(struct lutra_cb2_chunk)
+           : cb == 3  ? sizeof(struct lutra_cb3_chunk)
+           : cb == 25 ? sizeof(struct lutra_cb25_chunk)
+                      : sizeof(struct lutra_cb4_chunk); // CB5 and CB6 too
+}
+
+LUTRA_INLINE int64_t cb_second_bytes(int cb) {
+    return cb == 5 ? sizeof(struct lutra_cb5_second) : cb == 6 ? sizeof(struct lutra_cb6_second) : 0;
 }
 
 LUTRA_INLINE int64_t cb_block_bytes(int cb, int sb) {
@@ -27,7 +33,25 @@ LUTRA_INLINE int64_t cb_block_bytes(int cb, int sb) {
 }
 
 LUTRA_INLINE int64_t cb_table_bytes(int cb) {
-    return cb == 2 ? 2 * 16 : cb == 3 ? 8 : 16;
+    return cb == 2 ? 2 * 16 : cb == 3 ? 8 : cb == 25 ? 2 * 32 : 16;
+}
+
+// Weights, moved on by some strip-super-blocks.
+LUTRA_INLINE struct lutra_weights cb_block(int cb, int sb, struct lutra_weights w, int64_t blocks) {
+    w.strips += blocks * cb_block_bytes(cb, sb);
+    if (cb_second_bytes(cb)) {
+        w.second += blocks * (sb / LUTRA_CHUNK) * cb_second_bytes(cb);
+    }
+    return w;
+}
+
+// From a strip-super-block to its chunk c.
+LUTRA_INLINE struct lutra_weights cb_chunk(int cb, struct lutra_weights block, int64_t c) {
+    block.strips += 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+    if (cb_second_bytes(cb)) {
+        block.second += c * cb_second_bytes(cb);
+    }
+    return block;
 }
 
 // Runs `call` with N = n, a constant from 1 to `most` <= LUTRA_BATCH; nothing for any other n.

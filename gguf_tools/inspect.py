@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.codebook import block_dtype
+from gguf_tools.formats.codebook import block_dtype, split
 from gguf_tools.formats.family import (
     CB_FORMATS,
     CHECKSUMS_KEY,
@@ -123,13 +123,13 @@ def _checksum_problems(file: GGUFFile, tensors: list[TensorInfo]) -> Iterator[st
 
 
 def _cb_problems(file: GGUFFile, t: TensorInfo, fmt: CBFormat) -> Iterator[str]:
-    data = file.data(t)
-    library = data[-fmt.library_bytes :].view(np.int8)
+    strips, libraries, _ = split(file.data(t), fmt)
+    library = libraries.view(np.int8)
     if (library == -128).any():
         yield "the library has an entry of -128, entries end at -127"
     if not library.any():
         yield "the library is all zeros"
-    d = data[: -fmt.library_bytes].view(block_dtype(fmt))["d"]
+    d = strips.view(block_dtype(fmt))["d"]
     d = d.reshape(-1, t.shape[-1] // fmt.sb, ROWS)  # strip, super-block, row
     finite = np.isfinite(d)
     if not finite.all():

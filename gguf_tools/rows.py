@@ -44,8 +44,7 @@ def read_rows(file: GGUFFile, tensor: TensorInfo, start: int, stop: int) -> NDAr
 def _codebook_rows(
     data: NDArray[np.uint8], start: int, stop: int, k: int, fmt: CBFormat
 ) -> NDArray[np.float32]:
-    """The strips around the rows, with the library at the end, are a tensor of their own."""
+    """The strips around the rows, with the libraries, are a tensor of their own."""
     first, last = start // ROWS * ROWS, -(-stop // ROWS) * ROWS
-    strips = data[first * fmt.row_bytes(k) : last * fmt.row_bytes(k)]
-    part = np.concatenate([strips, data[-fmt.library_bytes :]])
+    part = codebook.some_rows(data, k, fmt, first, last)
     return codebook.dequantize(part, last - first, k, fmt)[start - first : stop - first]

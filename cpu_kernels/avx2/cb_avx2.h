@@ -84,15 +84,14 @@ LUTRA_INLINE void cb3_row(const uint8_t *chunk, const int8_t *library, int row, 
 //
 //     CB2         w[0] =  0..15 | 16..31     w[1] = 32..47 | 48..63
 //     CB3, CB4    w[0] =  0..15 | 32..47     w[1] = 16..31 | 48..63
-LUTRA_INLINE void cb_row(int cb, const uint8_t *chunk, const int8_t *library, int row, uint8_t flip,
-                         __m256i w[2]) {
+LUTRA_INLINE void cb_row(int cb, struct lutra_weights chunk, int row, uint8_t flip, __m256i w[2]) {
     const __m256i flips = _mm256_set1_epi8((char)flip);
     if (cb == 2) {
-        cb2_row(chunk, library, row, flips, w);
+        cb2_row(chunk.strips, chunk.library, row, flips, w);
     } else if (cb == 3) {
-        cb3_row(chunk, library, row, flips, w);
+        cb3_row(chunk.strips, chunk.library, row, flips, w);
     } else {
-        cb4_row(chunk, library, row, flips, w);
+        cb4_row(chunk.strips, chunk.library, row, flips, w);
     }
 }
 

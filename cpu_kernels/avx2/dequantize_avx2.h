@@ -5,15 +5,14 @@
 
 #include "cb_avx2.h"
 
-LUTRA_INLINE void dequantize(int cb, int sb, int64_t k, const uint8_t *block, const int8_t *library, int row,
-                             float *y) {
-    for (int64_t s = 0; s < k / sb; s++, block += cb_block_bytes(cb, sb)) {
+LUTRA_INLINE void dequantize(int cb, int sb, int64_t k, struct lutra_weights block, int row, float *y) {
+    for (int64_t s = 0; s < k / sb; s++, block = cb_block(cb, sb, block, 1)) {
         float d[LUTRA_ROWS];
-        _mm256_storeu_ps(d, load_d(block));
+        _mm256_storeu_ps(d, load_d(block.strips));
         const __m256 scale = _mm256_set1_ps(d[row]);
         for (int c = 0; c < sb / LUTRA_CHUNK; c++, y += LUTRA_CHUNK) {
             __m256i w[2];
-            cb_row(cb, block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb), library, row, 0, w);
+            cb_row(cb, cb_chunk(cb, block, c), row, 0, w);
             int8_t entries[LUTRA_CHUNK];
             for (int quarter = 0; quarter < 4; quarter++) { // from the lanes of cb_row
                 const __m256i v = w[cb == 2 ? quarter / 2 : quarter % 2];

@@ -39,16 +39,15 @@ LUTRA_INLINE void transpose(const __m256i row[8], __m256i out[8]) {
     }
 }
 
-LUTRA_INLINE void gemm_decode(int cb, int sb, const uint8_t *block, const int8_t *library,
-                              struct panel *panel) {
-    panel->d = load_d(block);
+LUTRA_INLINE void gemm_decode(int cb, int sb, struct lutra_weights block, struct panel *panel) {
+    panel->d = load_d(block.strips);
     for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
-        const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+        const struct lutra_weights chunk = cb_chunk(cb, block, c);
         __m256i half[2][LUTRA_ROWS];
 #pragma GCC unroll 8
         for (int row = 0; row < LUTRA_ROWS; row++) {
             __m256i w[2];
-            cb_row(cb, chunk, library, row, FLIP, w);
+            cb_row(cb, chunk, row, FLIP, w);
             half[0][row] = w[0];
             half[1][row] = w[1];
         }
@@ -99,9 +98,8 @@ LUTRA_INLINE void gemm_columns(int cb, int sb, int n, int panels, int64_t s, con
     LUTRA_TILES(t, panels, GEMM_STRIPS, gemm_tile(sb, TILE, n, s, panel + t, x, column, row + t * LUTRA_ROWS))
 }
 
-LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                       const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    const int64_t strip_bytes = k / sb * cb_block_bytes(cb, sb);
+LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n,
+                       const struct lutra_column *columns) {
     struct panel panel[GEMM_PANELS];
     for (int64_t first = 0; first < n; first += GEMM_BLOCK) {
         const int64_t end = first + GEMM_BLOCK < n ? first + GEMM_BLOCK : n;
@@ -109,8 +107,7 @@ LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_
             const int panels = n_strips - strip < GEMM_PANELS ? (int)(n_strips - strip) : GEMM_PANELS;
             for (int64_t s = 0; s < k / sb; s++) {
                 for (int t = 0; t < panels; t++) {
-                    const uint8_t *block = strips + (strip + t) * strip_bytes + s * cb_block_bytes(cb, sb);
-                    gemm_decode(cb, sb, block, library, &panel[t]);
+                    gemm_decode(cb, sb, cb_block(cb, sb, w, (strip + t) * (k / sb) + s), &panel[t]);
                 }
                 int64_t c = first;
                 LUTRA_TILES(c, end, GEMM_COLUMNS,

@@ -68,9 +68,10 @@ LUTRA_INLINE void cb4_rows(const uint8_t *selector, const uint8_t *codes, const 
 }
 
 // The entries of rows 2 * pair and 2 * pair + 1 of a chunk: w[2 * r + g] = group g of row r.
-LUTRA_INLINE void cb_rows(int cb, const uint8_t *chunk, const uint8_t *library, int pair, __m256i w[4]) {
-    const uint8_t *codes = chunk + 2 * LUTRA_ROWS;
-    const uint8_t *selector = chunk + 4 * pair;
+LUTRA_INLINE void cb_rows(int cb, struct lutra_weights chunk, int pair, __m256i w[4]) {
+    const uint8_t *codes = chunk.strips + 2 * LUTRA_ROWS;
+    const uint8_t *selector = chunk.strips + 4 * pair;
+    const uint8_t *library = (const uint8_t *)chunk.library;
     if (cb == 2) {
         cb2_rows(selector, codes + 32 * pair, library, w);
     } else if (cb == 3) {

@@ -57,17 +57,15 @@ LUTRA_INLINE void rows_to_lanes(const __m512i pair[8], __m512i out[8]) {
 }
 
 // `strip` are the blocks of the two strips; the same one twice when there is no second.
-LUTRA_INLINE void decode(int cb, int sb, const uint8_t *const strip[2], const int8_t *library,
-                         struct panel *panel) {
+LUTRA_INLINE void decode(int cb, int sb, const struct lutra_weights strip[2], struct panel *panel) {
     const __m512i bias = _mm512_set1_epi8((char)128);
     __m512i sum = _mm512_setzero_si512();
     for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
         __m512i half[2][8];
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
-            const uint8_t *chunk = strip[i / 4] + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
             __m256i w[4];
-            cb_rows(cb, chunk, (const uint8_t *)library, i % 4, w);
+            cb_rows(cb, cb_chunk(cb, strip[i / 4], c), i % 4, w);
             half[0][i] = join256(w[0], w[2]);
             half[1][i] = join256(w[1], w[3]);
         }
@@ -81,7 +79,7 @@ LUTRA_INLINE void decode(int cb, int sb, const uint8_t *const strip[2], const in
         }
     }
     panel->start = _mm512_sub_epi32(_mm512_setzero_si512(), sum);
-    panel->d = _mm512_cvtph_ps(_mm256_set_m128i(load128(strip[1]), load128(strip[0])));
+    panel->d = _mm512_cvtph_ps(_mm256_set_m128i(load128(strip[1].strips), load128(strip[0].strips)));
 }
 
 LUTRA_INLINE void store(int64_t s, __m512 d, float d_x, __m512i isum, __mmask16 rows, float *y) {
@@ -137,9 +135,8 @@ LUTRA_INLINE void columns_times_panels(int sb, int n, int panels, int64_t s, con
     }
 }
 
-LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
-                       const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    const int64_t strip_bytes = k / sb * cb_block_bytes(cb, sb);
+LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n,
+                       const struct lutra_column *columns) {
     struct panel panel[PANELS];
     for (int64_t first = 0; first < n; first += BLOCK_COLUMNS) {
         const int64_t end = first + BLOCK_COLUMNS < n ? first + BLOCK_COLUMNS : n;
@@ -149,10 +146,10 @@ LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_
             const __mmask16 rows = strips % 2 ? 0x00ff : 0xffff; // of the last panel
             for (int64_t s = 0; s < k / sb; s++) {
                 for (int t = 0; t < panels; t++) {
-                    const uint8_t *block =
-                        blocks + (strip + 2 * t) * strip_bytes + s * cb_block_bytes(cb, sb);
-                    const uint8_t *const pair[2] = {block, block + (2 * t + 1 < strips ? strip_bytes : 0)};
-                    decode(cb, sb, pair, library, &panel[t]);
+                    const struct lutra_weights block = cb_block(cb, sb, w, (strip + 2 * t) * (k / sb) + s);
+                    const struct lutra_weights pair[2] = {
+                        block, cb_block(cb, sb, block, 2 * t + 1 < strips ? k / sb : 0)};
+                    decode(cb, sb, pair, &panel[t]);
                 }
                 int64_t c = first;
                 LUTRA_TILES(

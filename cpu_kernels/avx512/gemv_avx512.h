@@ -37,9 +37,8 @@ LUTRA_INLINE int32_t excess_of(int sb, const int8_t *q) {
 }
 
 // acc[column][row] = sums over super-block s, in lanes.
-LUTRA_INLINE void multiply_block(int cb, int sb, int n, bool hints, int64_t s, const uint8_t *block,
-                                 const uint8_t *entries, const struct lutra_column *column,
-                                 __m256i acc[][LUTRA_ROWS]) {
+LUTRA_INLINE void multiply_block(int cb, int sb, int n, bool hints, int64_t s, struct lutra_weights block,
+                                 const struct lutra_column *column, __m256i acc[][LUTRA_ROWS]) {
     const int rows = n <= 2 ? 8 : n <= 4 ? 4 : 2;
 #pragma GCC unroll 4
     for (int first = 0; first < LUTRA_ROWS; first += rows) {
@@ -49,15 +48,15 @@ LUTRA_INLINE void multiply_block(int cb, int sb, int n, bool hints, int64_t s, c
         }
 #pragma GCC unroll 1
         for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
-            const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+            const struct lutra_weights chunk = cb_chunk(cb, block, c);
             for (int i = 0; hints && first == 0 && i < cb_chunk_bytes(cb); i += 64) {
-                _mm_prefetch((const char *)chunk + PREFETCH + i, _MM_HINT_T1);
+                _mm_prefetch((const char *)chunk.strips + PREFETCH + i, _MM_HINT_T1);
             }
             const int64_t k = s * sb + c * LUTRA_CHUNK;
 #pragma GCC unroll 4
             for (int row = 0; row < rows; row += 2) {
                 __m256i w[4];
-                cb_rows(cb, chunk, entries, (first + row) / 2, w);
+                cb_rows(cb, chunk, (first + row) / 2, w);
 #pragma GCC unroll 8
                 for (int i = 0; i < n; i++) {
                     const __m256i x0 = load256(column[i].q + k), x1 = load256(column[i].q + k + 32);
@@ -74,16 +73,16 @@ LUTRA_INLINE void multiply_block(int cb, int sb, int n, bool hints, int64_t s, c
 }
 
 LUTRA_INLINE void strips_times_columns(int cb, int sb, int n, int64_t k, int64_t n_strips,
-                                       const uint8_t *blocks, const int8_t *library,
-                                       const struct lutra_column *column) {
+                                       struct lutra_weights w, const struct lutra_column *column) {
     const int64_t n_blocks = k / sb;
     // AMD's prefetcher keeps up with CB4's bytes per chunk, and hints hinder it. Intel's needs them.
     const bool hints = cb < 4 || !__builtin_cpu_is("amd");
     for (int i = 0; i < PREFETCH; i += 64) { // arrives while the entries are made
-        _mm_prefetch((const char *)blocks + i, _MM_HINT_T1);
+        _mm_prefetch((const char *)w.strips + i, _MM_HINT_T1);
     }
     struct span span;
-    make_entries(cb, library, span.entries);
+    make_entries(cb, w.library, span.entries);
+    w.library = (const int8_t *)span.entries;
     for (int64_t first = 0; first < n_blocks; first += SPAN_BLOCKS) {
         const int64_t end = n_blocks - first < SPAN_BLOCKS ? n_blocks : first + SPAN_BLOCKS;
         for (int i = 0; i < n; i++) {
@@ -92,21 +91,21 @@ LUTRA_INLINE void strips_times_columns(int cb, int sb, int n, int64_t k, int64_t
             }
         }
         for (int64_t strip = 0; strip < n_strips; strip++) {
-            const uint8_t *block = blocks + (strip * n_blocks + first) * cb_block_bytes(cb, sb);
+            struct lutra_weights block = cb_block(cb, sb, w, strip * n_blocks + first);
             __m256 y[LUTRA_BATCH];
             for (int i = 0; i < n; i++) {
                 y[i] = first == 0 ? _mm256_setzero_ps() : _mm256_loadu_ps(column[i].y + strip * LUTRA_ROWS);
             }
             for (int64_t s = first; s < end; s++) {
                 __m256i acc[LUTRA_BATCH][LUTRA_ROWS];
-                multiply_block(cb, sb, n, hints, s, block, span.entries, column, acc);
-                const __m256 d = load_d(block);
+                multiply_block(cb, sb, n, hints, s, block, column, acc);
+                const __m256 d = load_d(block.strips);
                 for (int i = 0; i < n; i++) {
                     const __m256i excess = _mm256_set1_epi32(span.excess[i][s - first]);
                     const __m256 isum = _mm256_cvtepi32_ps(_mm256_sub_epi32(sum_lanes(acc[i]), excess));
                     y[i] = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(column[i].d[s])), isum, y[i]);
                 }
-                block += cb_block_bytes(cb, sb);
+                block = cb_block(cb, sb, block, 1);
             }
             for (int i = 0; i < n; i++) {
                 _mm256_storeu_ps(column[i].y + strip * LUTRA_ROWS, y[i]);
@@ -115,15 +114,15 @@ LUTRA_INLINE void strips_times_columns(int cb, int sb, int n, int64_t k, int64_t
     }
 }
 
-LUTRA_INLINE void gemv(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                       const int8_t *library, const int8_t *q, const float *d, float *y) {
+LUTRA_INLINE void gemv(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, const int8_t *q,
+                       const float *d, float *y) {
     const struct lutra_column column = {q, d, y};
-    strips_times_columns(cb, sb, 1, k, n_strips, strips, library, &column);
+    strips_times_columns(cb, sb, 1, k, n_strips, w, &column);
 }
 
-LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                        const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    LUTRA_CONSTANT(n, LUTRA_BATCH, strips_times_columns(cb, sb, N, k, n_strips, strips, library, columns))
+LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n,
+                        const struct lutra_column *columns) {
+    LUTRA_CONSTANT(n, LUTRA_BATCH, strips_times_columns(cb, sb, N, k, n_strips, w, columns))
 }
 
 #endif

@@ -14,26 +14,26 @@
     }
 
 #define LUTRA_KERNEL_dequantize(function, ...)                                                               \
-    void function(int64_t k, const uint8_t *strip, const int8_t *library, int row, float *y) {               \
-        dequantize(__VA_ARGS__, k, strip, library, row, y);                                                  \
+    void function(int64_t k, const struct lutra_weights *w, int row, float *y) {                             \
+        dequantize(__VA_ARGS__, k, *w, row, y);                                                              \
     }
 
 #define LUTRA_KERNEL_gemv(function, ...)                                                                     \
-    void function(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,                 \
-                  const int8_t *q, const float *d, float *y) {                                               \
-        gemv(__VA_ARGS__, k, n_strips, strips, library, q, d, y);                                            \
+    void function(int64_t k, int64_t n_strips, const struct lutra_weights *w, const int8_t *q,               \
+                  const float *d, float *y) {                                                                \
+        gemv(__VA_ARGS__, k, n_strips, *w, q, d, y);                                                         \
     }
 
 #define LUTRA_KERNEL_batch(function, ...)                                                                    \
-    void function(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library, int64_t n,      \
+    void function(int64_t k, int64_t n_strips, const struct lutra_weights *w, int64_t n,                     \
                   const struct lutra_column *columns) {                                                      \
-        batch(__VA_ARGS__, k, n_strips, strips, library, n, columns);                                        \
+        batch(__VA_ARGS__, k, n_strips, *w, n, columns);                                                     \
     }
 
 #define LUTRA_KERNEL_gemm(function, ...)                                                                     \
-    void function(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library, int64_t n,      \
+    void function(int64_t k, int64_t n_strips, const struct lutra_weights *w, int64_t n,                     \
                   const struct lutra_column *columns) {                                                      \
-        gemm(__VA_ARGS__, k, n_strips, strips, library, n, columns);                                         \
+        gemm(__VA_ARGS__, k, n_strips, *w, n, columns);                                                      \
     }
 
 #endif

@@ -14,27 +14,51 @@
     ROW(dequantize, REF, LUTRA_TYPE_CB2,     lutra_dequantize_cb2_1x1_ref) \
     ROW(dequantize, REF, LUTRA_TYPE_CB3,     lutra_dequantize_cb3_1x1_ref) \
     ROW(dequantize, REF, LUTRA_TYPE_CB4,     lutra_dequantize_cb4_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB5,     lutra_dequantize_cb5_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB6,     lutra_dequantize_cb6_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB25,    lutra_dequantize_cb25_1x1_ref) \
     ROW(dequantize, REF, LUTRA_TYPE_CB2_64,  lutra_dequantize_cb2_64_1x1_ref) \
     ROW(dequantize, REF, LUTRA_TYPE_CB3_64,  lutra_dequantize_cb3_64_1x1_ref) \
     ROW(dequantize, REF, LUTRA_TYPE_CB4_64,  lutra_dequantize_cb4_64_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB5_64,  lutra_dequantize_cb5_64_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB6_64,  lutra_dequantize_cb6_64_1x1_ref) \
+    ROW(dequantize, REF, LUTRA_TYPE_CB25_64, lutra_dequantize_cb25_64_1x1_ref) \
     ROW(gemv,       REF, LUTRA_TYPE_CB2,     lutra_gemv_cb2_1x1_ref) \
     ROW(gemv,       REF, LUTRA_TYPE_CB3,     lutra_gemv_cb3_1x1_ref) \
     ROW(gemv,       REF, LUTRA_TYPE_CB4,     lutra_gemv_cb4_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB5,     lutra_gemv_cb5_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB6,     lutra_gemv_cb6_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB25,    lutra_gemv_cb25_1x1_ref) \
     ROW(gemv,       REF, LUTRA_TYPE_CB2_64,  lutra_gemv_cb2_64_1x1_ref) \
     ROW(gemv,       REF, LUTRA_TYPE_CB3_64,  lutra_gemv_cb3_64_1x1_ref) \
     ROW(gemv,       REF, LUTRA_TYPE_CB4_64,  lutra_gemv_cb4_64_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB5_64,  lutra_gemv_cb5_64_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB6_64,  lutra_gemv_cb6_64_1x1_ref) \
+    ROW(gemv,       REF, LUTRA_TYPE_CB25_64, lutra_gemv_cb25_64_1x1_ref) \
     ROW(batch,      REF, LUTRA_TYPE_CB2,     lutra_batch_cb2_1x1_ref) \
     ROW(batch,      REF, LUTRA_TYPE_CB3,     lutra_batch_cb3_1x1_ref) \
     ROW(batch,      REF, LUTRA_TYPE_CB4,     lutra_batch_cb4_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB5,     lutra_batch_cb5_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB6,     lutra_batch_cb6_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB25,    lutra_batch_cb25_1x1_ref) \
     ROW(batch,      REF, LUTRA_TYPE_CB2_64,  lutra_batch_cb2_64_1x1_ref) \
     ROW(batch,      REF, LUTRA_TYPE_CB3_64,  lutra_batch_cb3_64_1x1_ref) \
     ROW(batch,      REF, LUTRA_TYPE_CB4_64,  lutra_batch_cb4_64_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB5_64,  lutra_batch_cb5_64_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB6_64,  lutra_batch_cb6_64_1x1_ref) \
+    ROW(batch,      REF, LUTRA_TYPE_CB25_64, lutra_batch_cb25_64_1x1_ref) \
     ROW(gemm,       REF, LUTRA_TYPE_CB2,     lutra_gemm_cb2_1x1_ref) \
     ROW(gemm,       REF, LUTRA_TYPE_CB3,     lutra_gemm_cb3_1x1_ref) \
     ROW(gemm,       REF, LUTRA_TYPE_CB4,     lutra_gemm_cb4_1x1_ref) \
+    ROW(gemm,       REF, LUTRA_TYPE_CB5,     lutra_gemm_cb5_1x1_ref) \
+    ROW(gemm,       REF, LUTRA_TYPE_CB6,     lutra_gemm_cb6_1x1_ref) \
+    ROW(gemm,       REF, LUTRA_TYPE_CB25,    lutra_gemm_cb25_1x1_ref) \
     ROW(gemm,       REF, LUTRA_TYPE_CB2_64,  lutra_gemm_cb2_64_1x1_ref) \
     ROW(gemm,       REF, LUTRA_TYPE_CB3_64,  lutra_gemm_cb3_64_1x1_ref) \
-    ROW(gemm,       REF, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_1x1_ref)
+    ROW(gemm,       REF, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_1x1_ref) \
+    ROW(gemm,       REF, LUTRA_TYPE_CB5_64,  lutra_gemm_cb5_64_1x1_ref) \
+    ROW(gemm,       REF, LUTRA_TYPE_CB6_64,  lutra_gemm_cb6_64_1x1_ref) \
+    ROW(gemm,       REF, LUTRA_TYPE_CB25_64, lutra_gemm_cb25_64_1x1_ref)
 
 #define LUTRA_KERNELS_NEON(ROW) \
     ROW(quantize,   NEON, 256,                lutra_quantize_q8_256_1x1_neon) \

@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-#define ROW(NAME, name, bits, pair, sb) {#NAME, LUTRA_TYPE_##NAME, bits, pair, sb},
+#define ROW(NAME, name, bits, pair, sb, bits2, pair2)                                                        \
+    {#NAME, LUTRA_TYPE_##NAME, bits, pair, sb, bits2, pair2},
 static const struct lutra_cb_format formats[] = {LUTRA_CB_TYPES(ROW)};
 enum { FORMATS = sizeof(formats) / sizeof(formats[0]) };
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from gguf_tools.formats import strip  # noqa: E402
-from gguf_tools.formats.family import CHUNK, LANE, ROWS, CBFormat  # noqa: E402
+from gguf_tools.formats.family import CHUNK, LANE, ROWS, CBFormat, Codes  # noqa: E402
 
 KERNELS = ROOT / "cpu_kernels"
 TABLE = KERNELS / "formats" / "cb.toml"
@@ -83,20 +83,27 @@ def read_types(table: dict[str, Any]) -> list[CBFormat]:
     for name, row in table["types"].items():
         if not re.fullmatch(r"cb[1-9]\d*", name):
             raise TableError(f"type {name}: a name is cb and a number")
-        if set(row) != {"bits", "weights", "ids"} or not row["ids"]:
+        if set(row) - {"second"} != {"bits", "weights", "ids"} or not row["ids"]:
             raise TableError(f"type {name}: needs bits, weights and ids")
+        second = row.get("second")
+        if second is not None and set(second) != {"bits", "weights"}:
+            raise TableError(f"type {name}: second needs bits and weights")
+        layer = Codes(second["bits"], second["weights"]) if second else None
         largest = max(map(int, row["ids"]))
         for sb, id_ in ((int(sb), id_) for sb, id_ in row["ids"].items()):
             if id_ in types:
                 raise TableError(f"type {name}: id {id_} is taken by {types[id_].name}")
             suffix = "" if sb == largest else f"_{sb}"
-            types[id_] = CBFormat(name.upper() + suffix, id_, row["bits"], row["weights"], sb, name)
+            types[id_] = CBFormat(name.upper() + suffix, id_, row["bits"], row["weights"], sb, name, layer)
             try:
                 layout = strip.block(row["bits"], row["weights"], sb)
+                second_bytes = strip.second(layer.bits, layer.pair, sb).bytes if layer else 0
             except ValueError as error:
                 raise TableError(f"type {name}: {error}") from error
-            if layout.bytes != types[id_].block_bytes:
-                raise TableError(f"type {name}: the layout has {layout.bytes} bytes per block")
+            if (layout.bytes, second_bytes) != (types[id_].block_bytes, types[id_].second_bytes):
+                raise TableError(
+                    f"type {name}: the layout has {layout.bytes} + {second_bytes} bytes per block"
+                )
     return [types[id_] for id_ in sorted(types)]
 
 
@@ -137,11 +144,11 @@ def picture(bits: int) -> list[str]:
     return [f"{head:40} bit 7 6 5 4 3 2 1 0", *(f"{'':36} {row}" for row in rows)]
 
 
-def shape_of_codes(fmt: CBFormat) -> tuple[str, str]:
+def shape_of_codes(layer: Codes) -> tuple[str, str]:
     """The codes of a chunk as dimensions in C, and what each counts."""
-    owners = strip.lane_owners(fmt.bits)
+    owners = strip.lane_owners(layer.bits)
     lanes = 1 + max(map(max, owners))
-    lanes_per_row = CHUNK // fmt.pair // LANE
+    lanes_per_row = CHUNK // layer.pair // LANE
     rows = max(1, lanes // lanes_per_row)
     dimensions = [(ROWS // rows, {1: "row", 2: "row pair"}.get(rows, f"{rows} rows"))]
     if lanes < lanes_per_row:
@@ -150,6 +157,11 @@ def shape_of_codes(fmt: CBFormat) -> tuple[str, str]:
         dimensions.append((len(owners), "vector"))
     dimensions.append((LANE, "j"))
     return "".join(f"[{n}]" for n, _ in dimensions), "".join(f"[{what}]" for _, what in dimensions)
+
+
+def second_of(fmt: CBFormat, between: str) -> str:
+    """Bits and weights per code of the second layer as text, zeros without one."""
+    return f"{fmt.second.bits}{between}{fmt.second.pair}" if fmt.second else f"0{between}0"
 
 
 def library_size(fmt: CBFormat) -> str:
@@ -168,12 +180,12 @@ def cb_types_h(types: list[CBFormat]) -> str:
         f"// {BY}",
         "// The types of the CB family; cb.h explains them.",
         "//",
-        "//     type    b  p  SB   bpw     strip-super-block   library",
+        "//     type    b  p  b2 p2  SB   bpw     strip-super-block   second   library",
     ]
     for f in types:
         lines.append(
-            f"//     {f.name:7} {f.bits}  {f.pair}  {f.sb:3}  {f.bpw:<7g} {f.block_bytes:4} B"
-            f"{'':12}  {library_size(f)}"
+            f"//     {f.name:7} {f.bits}  {f.pair}  {second_of(f, '  ')}  {f.sb:3}  {f.bpw:<7g} "
+            f"{f.block_bytes:4} B{'':12}  {f.second_bytes:4} B   {library_size(f)}"
         )
     lines += ["//", "// Which bits of the vectors belong to which lane vector, byte by byte:"]
     for bits in strip.BITS:
@@ -190,27 +202,35 @@ def cb_types_h(types: list[CBFormat]) -> str:
         f"    LUTRA_TYPE_FIRST = LUTRA_TYPE_{types[0].name},",
         "};",
         "",
-        "// ROW(name, in lower case, b, p, SB)",
+        "// ROW(name, in lower case, b, p, SB, b and p of the second layer or 0)",
         "// clang-format off",
         "#define LUTRA_CB_TYPES(ROW) \\",
     ]
-    rows = [f"    ROW({f.name}, {f.name.lower()}, {f.bits}, {f.pair}, {f.sb})" for f in types]
+    rows = [
+        f"    ROW({f.name}, {f.name.lower()}, {f.bits}, {f.pair}, {f.sb}, {second_of(f, ', ')})"
+        for f in types
+    ]
     lines += [" \\\n".join(rows), ""]
     for family, f in families.items():
-        dimensions, what = shape_of_codes(f)
+        dimensions, what = shape_of_codes(f.layers[0])
         lines += [
             f"struct lutra_{family}_chunk {{",
             "    uint8_t selector[8][2];",
             f"    uint8_t codes{dimensions}; // {what}",
             "};",
-            "",
         ]
+        if f.second:
+            dimensions, what = shape_of_codes(f.second)
+            lines.append(f"struct lutra_{family}_second {{ uint8_t codes{dimensions}; }}; // {what}")
+        lines.append("")
     for f in types:
         chunk = f"struct lutra_{f.family}_chunk chunk[{f.sb // CHUNK}];"
         lines.append(f"struct lutra_{f.name.lower()} {{ uint16_t d[8]; {chunk} }};")
     lines += ["// clang-format on", "", "#ifndef __cplusplus"]
     for f in types:
         size = f"sizeof(struct lutra_{f.name.lower()}) == {f.block_bytes}"
+        if f.second:
+            size += f" && {f.sb // CHUNK} * sizeof(struct lutra_{f.family}_second) == {f.second_bytes}"
         lines.append(f'_Static_assert({size}, "8 x {f.sb} weights at {f.bpw:g} bits");')
     return "\n".join([*lines, "#endif", "", "#endif", ""])
 
@@ -366,8 +386,15 @@ def members_py(types: list[CBFormat]) -> str:
         BY,
         '"""',
         "",
-        "MEMBERS = (  # name, ggml type id, bits per code, weights per code, super-block, type",
-        *(f'    ("{f.name}", {f.type}, {f.bits}, {f.pair}, {f.sb}, "{f.family}"),' for f in types),
+        "from typing import Any",
+        "",
+        "# name, ggml type id, bits per code, weights per code, super-block, type, (bits, weights) of a 2nd layer",
+        "MEMBERS: tuple[tuple[Any, ...], ...] = (",
+        *(
+            f'    ("{f.name}", {f.type}, {f.bits}, {f.pair}, {f.sb}, "{f.family}"'
+            + (f", ({second_of(f, ', ')}))," if f.second else "),")
+            for f in types
+        ),
         ")",
         "",
     ]
@@ -387,14 +414,16 @@ def kernel_table(kernels: list[Kernel]) -> str:
 def type_table(types: list[CBFormat]) -> str:
     """The types in Markdown."""
     lines = [
-        "| type | ggml id | bits per code | weights per code | super-block | bits per weight | library "
-        "| bytes per 8 x super-block |",
-        "|---" * 8 + "|",
+        "| type | ggml id | bits per code | weights per code | super-block | second layer | bits per weight "
+        "| libraries | bytes per 8 x super-block |",
+        "|---" * 9 + "|",
     ]
     for f in types:
+        second = f"{f.second.bits} bits per {f.second.pair}" if f.second else ""
+        nbytes = f"{f.block_bytes} + {f.second_bytes}" if f.second else f.block_bytes
         lines.append(
-            f"| {f.name} | {f.type} | {f.bits} | {f.pair} | {f.sb} | {f.bpw:g} "
-            f"| {library_size(f)} | {f.block_bytes} |"
+            f"| {f.name} | {f.type} | {f.bits} | {f.pair} | {f.sb} | {second} | {f.bpw:g} "
+            f"| {library_size(f)} | {nbytes} |"
         )
     return "\n".join([*lines, ""])
 
@@ -402,8 +431,13 @@ def type_table(types: list[CBFormat]) -> str:
 def pictures(types: list[CBFormat]) -> str:
     """The bit placements of the types in Markdown."""
     lines = []
-    for bits in sorted({f.bits for f in types}):
-        names = [f.family.upper() for f in types if f.bits == bits]
+    for bits in sorted({layer.bits for f in types for layer in f.layers}):
+        names = [
+            f.family.upper() + (", second layer" if i else "")
+            for f in types
+            for i, layer in enumerate(f.layers)
+            if layer.bits == bits
+        ]
         lines += [f"{', '.join(dict.fromkeys(names))}:", "", *(f"    {line}" for line in picture(bits)), ""]
     return "\n".join(lines)
 

@@ -52,7 +52,8 @@ void lutra_check_library(const ggml_tensor *tensor) {
     std::vector<uint8_t> fetched;
     if (tensor->buffer && !ggml_backend_buffer_is_host(tensor->buffer)) { // on a worker
         fetched.resize(bytes);
-        ggml_backend_tensor_get(tensor, fetched.data(), ggml_nbytes(tensor) - bytes, bytes);
+        ggml_backend_tensor_get(tensor, fetched.data(), (const char *)library - (const char *)tensor->data,
+                                bytes);
         library = fetched.data();
     }
     if (memchr(library, 0x80, bytes)) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 // What ggml and llama.cpp ask of Lutra: the edits of the overlay call these functions, nothing else.
 //
-// A CB tensor is ggml's own tensor with one difference: the library follows the rows inside the
-// tensor's bytes, so its data is longer than rows x row size. Views do not count the library; they
-// find it behind the rows of the tensor they view.
+// A CB tensor is ggml's own tensor with two differences. The libraries lie behind the rows of the first layer
+// inside the tensor's bytes, so its data is longer than rows x row size. And a row of two layers counts in
+// both places: its address as ggml computes it stands for the number of the row, no more. Views do not count
+// the libraries; they find them in the tensor they view.
 #ifndef LUTRA_GGML_H
 #define LUTRA_GGML_H
 
@@ -21,14 +22,19 @@ extern "C" {
 
 GGML_API bool lutra_is_cb(enum ggml_type type);
 
-// Bytes of a type's library, 0 for types of ggml's own.
+// Bytes of a type's libraries, 0 for types of ggml's own.
 GGML_API size_t lutra_type_library_bytes(enum ggml_type type);
 
 // The same for a tensor; 0 for a view.
 GGML_API size_t lutra_library_bytes(const struct ggml_tensor *tensor);
 
-// The library of a CB tensor or of a view of one.
+// The libraries of a CB tensor or of a view of one, all of them in a row.
 GGML_API const int8_t *lutra_library(const struct ggml_tensor *tensor);
+
+struct lutra_weights;
+
+// Where the strip begins that lies `offset` bytes behind the start of a CB tensor or view, as ggml counts.
+GGML_API struct lutra_weights lutra_weights_at(const struct ggml_tensor *tensor, size_t offset);
 
 // False, with the reason in the log, for a CB tensor that is empty or whose rows do not fill strips.
 GGML_API bool lutra_check_shape(const struct ggml_tensor *tensor);

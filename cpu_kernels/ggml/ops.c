@@ -177,20 +177,19 @@ static void sort_columns_by_expert(const struct product *p) {
 static void multiply(const struct product *p, int64_t m, int64_t strip, int64_t n_strips, int64_t column,
                      int64_t n) {
     const struct ggml_tensor *w = p->w;
-    const uint8_t *strips = (const uint8_t *)w->data + m % w->ne[2] * w->nb[2] + m / w->ne[2] * w->nb[3] +
-                            strip * LUTRA_ROWS * w->nb[1];
-    const int8_t *library = lutra_library(w);
+    const struct lutra_weights weights = lutra_weights_at(
+        w, m % w->ne[2] * w->nb[2] + m / w->ne[2] * w->nb[3] + strip * LUTRA_ROWS * w->nb[1]);
     struct lutra_column tile[TILE_MAX];
     for (int64_t i = 0; i < n; i++) {
         tile[i] = p->columns[column + i];
         tile[i].y += strip * LUTRA_ROWS;
     }
     if (n == 1) {
-        p->gemv(p->k, n_strips, strips, library, tile[0].q, tile[0].d, tile[0].y);
+        p->gemv(p->k, n_strips, &weights, tile[0].q, tile[0].d, tile[0].y);
     } else if (n <= LUTRA_BATCH) {
-        p->batch(p->k, n_strips, strips, library, n, tile);
+        p->batch(p->k, n_strips, &weights, n, tile);
     } else {
-        p->gemm(p->k, n_strips, strips, library, n, tile);
+        p->gemm(p->k, n_strips, &weights, n, tile);
     }
 }
 
@@ -267,7 +266,6 @@ static void compute_product(const struct ggml_compute_params *params, struct ggm
 static void get_rows(const struct ggml_compute_params *params, struct ggml_tensor *op) {
     const struct ggml_tensor *w = op->src[0];
     const struct ggml_tensor *ids = op->src[1];
-    const int8_t *library = lutra_library(w);
     lutra_dequantize_fn *dequantize = lutra_kernel_chosen(LUTRA_OP_DEQUANTIZE, w->type)->fn.dequantize;
     const int64_t n = ggml_nelements(ids);
     for (int64_t i = params->ith; i < n; i += params->nth) {
@@ -277,10 +275,10 @@ static void get_rows(const struct ggml_compute_params *params, struct ggml_tenso
         const char *id = (const char *)ids->data + i0 * ids->nb[0] + i1 * ids->nb[1] + i2 * ids->nb[2];
         const int32_t row = *(const int32_t *)id;
         GGML_ASSERT(row >= 0 && row < w->ne[1]);
-        const uint8_t *strip = (const uint8_t *)w->data + i1 * w->nb[2] + i2 * w->nb[3] +
-                               row / LUTRA_ROWS * LUTRA_ROWS * w->nb[1];
+        const struct lutra_weights strip =
+            lutra_weights_at(w, i1 * w->nb[2] + i2 * w->nb[3] + row / LUTRA_ROWS * LUTRA_ROWS * w->nb[1]);
         char *y = (char *)op->data + i0 * op->nb[1] + i1 * op->nb[2] + i2 * op->nb[3];
-        dequantize(w->ne[0], strip, library, row % LUTRA_ROWS, (float *)y);
+        dequantize(w->ne[0], &strip, row % LUTRA_ROWS, (float *)y);
     }
 }
 

@@ -25,7 +25,22 @@ size_t lutra_library_bytes(const struct ggml_tensor *tensor) {
 
 const int8_t *lutra_library(const struct ggml_tensor *tensor) {
     const struct ggml_tensor *whole = tensor->view_src ? tensor->view_src : tensor;
-    return (const int8_t *)whole->data + ggml_nbytes(whole) - lutra_library_bytes(whole);
+    const struct lutra_cb_format *f = lutra_cb_format_of_type(whole->type);
+    return (const int8_t *)whole->data + (size_t)ggml_nrows(whole) * lutra_cb_row_bytes(f, whole->ne[0]);
+}
+
+struct lutra_weights lutra_weights_at(const struct ggml_tensor *tensor, size_t offset) {
+    const struct ggml_tensor *whole = tensor->view_src ? tensor->view_src : tensor;
+    const struct lutra_cb_format *f = lutra_cb_format_of_type(whole->type);
+    const size_t row = ((const char *)tensor->data - (const char *)whole->data + offset) / whole->nb[1];
+    const int8_t *library = lutra_library(whole);
+    return (struct lutra_weights){
+        .strips = (const uint8_t *)whole->data + row * lutra_cb_row_bytes(f, whole->ne[0]),
+        .second = f->bits2 ? (const uint8_t *)library + lutra_cb_library_bytes(f) +
+                                 row * lutra_cb_second_row_bytes(f, whole->ne[0])
+                           : NULL,
+        .library = library,
+    };
 }
 
 bool lutra_check_shape(const struct ggml_tensor *tensor) {
@@ -48,13 +63,14 @@ bool lutra_check_shape(const struct ggml_tensor *tensor) {
 bool lutra_check_data(enum ggml_type type, const void *data, size_t nbytes) {
     const struct lutra_cb_format *f = lutra_cb_format_of_type(type);
     const size_t block = lutra_cb_block_bytes(f);
+    const size_t both = block + lutra_cb_second_chunk(f) * (size_t)(f->sb / LUTRA_CHUNK);
     const size_t library = lutra_cb_library_bytes(f);
-    if (nbytes < library || (nbytes - library) % block != 0) {
+    if (nbytes < library || (nbytes - library) % both != 0) {
         fprintf(stderr, "%s: invalid size %zu for type %s\n", __func__, nbytes, f->name);
         return false;
     }
     const uint8_t *p = data;
-    const uint8_t *end = p + nbytes - library;
+    const uint8_t *end = p + (nbytes - library) / both * block;
     for (size_t i = 0; p < end; p += block, i++) {
         uint16_t d[LUTRA_ROWS];
         memcpy(d, p, sizeof(d));

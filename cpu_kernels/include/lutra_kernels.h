@@ -27,11 +27,18 @@ extern "C" {
 // amax = 0 (or below 1e-30): d = 0, q = 0. A NaN or infinity in x: d = NaN, q = 0, so that it shows.
 typedef void lutra_quantize_fn(int64_t k, const float *x, int8_t *q, float *d);
 
+// Where the weights of a job begin. The bodies move it on to a block or a chunk of them.
+struct lutra_weights {
+    const uint8_t *strips;
+    const uint8_t *second; // the second layer's codes of these strips; NULL for a type of one layer
+    const int8_t *library; // the first layer's, then the second's
+};
+
 // y[8 * n_strips] = W x. Per row, in order of the super-blocks s, starting from acc = 0:
 //
 //     acc = fmaf(d_w[s] * d_x[s], (float)isum[s], acc)      isum = sum over sb weights of entry * q
-typedef void lutra_gemv_fn(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,
-                           const int8_t *q, const float *d, float *y);
+typedef void lutra_gemv_fn(int64_t k, int64_t n_strips, const struct lutra_weights *w, const int8_t *q,
+                           const float *d, float *y);
 
 // One activation row of a gemm: q[k], d[k / sb] in, y[8 * n_strips] out.
 struct lutra_column {
@@ -41,8 +48,8 @@ struct lutra_column {
 };
 
 // The same for n columns; columns may share q and d (experts of a MoE do).
-typedef void lutra_gemm_fn(int64_t k, int64_t n_strips, const uint8_t *strips, const int8_t *library,
-                           int64_t n, const struct lutra_column *columns);
+typedef void lutra_gemm_fn(int64_t k, int64_t n_strips, const struct lutra_weights *w, int64_t n,
+                           const struct lutra_column *columns);
 
 // The same for at most LUTRA_BATCH columns: parallel chats, speculative decoding. Weights still come
 // from memory once, and there are too few columns to pay for a decoded panel.
@@ -50,7 +57,7 @@ enum { LUTRA_BATCH = 8 };
 typedef lutra_gemm_fn lutra_batch_fn;
 
 // y[k] = row `row` (0..7) of one strip, as float: d * entry.
-typedef void lutra_dequantize_fn(int64_t k, const uint8_t *strip, const int8_t *library, int row, float *y);
+typedef void lutra_dequantize_fn(int64_t k, const struct lutra_weights *w, int row, float *y);
 
 // ---- registry ------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@
 
 // sums[column] = rows 2 pair and 2 pair + 1 of one super-block, two lanes each. A row of a chunk is decoded
 // once for all columns.
-LUTRA_INLINE void batch_pair(int cb, int sb, int n, const uint8_t *block, const int8_t *library, int pair,
+LUTRA_INLINE void batch_pair(int cb, int sb, int n, struct lutra_weights block, int pair,
                              const int8_t *const q[LUTRA_BATCH], int32x4_t sums[LUTRA_BATCH][4]) {
     int32x4_t acc[LUTRA_BATCH][2];
 #pragma GCC unroll 8
@@ -17,10 +17,10 @@ LUTRA_INLINE void batch_pair(int cb, int sb, int n, const uint8_t *block, const 
     }
 #pragma GCC unroll 4
     for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
-        const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+        const struct lutra_weights chunk = cb_chunk(cb, block, c);
         int8x16_t w[2][4];
-        cb_row(cb, chunk, library, 2 * pair, w[0]);
-        cb_row(cb, chunk, library, 2 * pair + 1, w[1]);
+        cb_row(cb, chunk, 2 * pair, w[0]);
+        cb_row(cb, chunk, 2 * pair + 1, w[1]);
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
             int8x16_t x[4];
@@ -37,10 +37,10 @@ LUTRA_INLINE void batch_pair(int cb, int sb, int n, const uint8_t *block, const 
     }
 }
 
-LUTRA_INLINE void batch_2xn(int cb, int sb, int n, int64_t k, int64_t n_strips, const uint8_t *block,
-                            const int8_t *library, const struct lutra_column *columns) {
+LUTRA_INLINE void batch_2xn(int cb, int sb, int n, int64_t k, int64_t n_strips, struct lutra_weights block,
+                            const struct lutra_column *columns) {
     for (int64_t row = 0; row < n_strips * LUTRA_ROWS; row += LUTRA_ROWS) {
-        for (int64_t s = 0; s < k / sb; s++, block += cb_block_bytes(cb, sb)) {
+        for (int64_t s = 0; s < k / sb; s++, block = cb_block(cb, sb, block, 1)) {
             const int8_t *q[LUTRA_BATCH];
             int32x4_t sums[LUTRA_BATCH][4];
             for (int i = 0; i < n; i++) {
@@ -48,9 +48,9 @@ LUTRA_INLINE void batch_2xn(int cb, int sb, int n, int64_t k, int64_t n_strips, 
             }
 #pragma GCC unroll 1
             for (int pair = 0; pair < 4; pair++) {
-                batch_pair(cb, sb, n, block, library, pair, q, sums);
+                batch_pair(cb, sb, n, block, pair, q, sums);
             }
-            const float32x4_t d0 = load_d(block), d1 = load_d(block + 8);
+            const float32x4_t d0 = load_d(block.strips), d1 = load_d(block.strips + 8);
             for (int i = 0; i < n; i++) {
                 float *y = columns[i].y + row;
                 gemm_store(s, d0, columns[i].d[s], vpaddq_s32(sums[i][0], sums[i][1]), y);
@@ -60,9 +60,9 @@ LUTRA_INLINE void batch_2xn(int cb, int sb, int n, int64_t k, int64_t n_strips, 
     }
 }
 
-LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                        const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    LUTRA_CONSTANT(n, LUTRA_BATCH, batch_2xn(cb, sb, N, k, n_strips, strips, library, columns))
+LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n,
+                        const struct lutra_column *columns) {
+    LUTRA_CONSTANT(n, LUTRA_BATCH, batch_2xn(cb, sb, N, k, n_strips, w, columns))
 }
 
 #endif

@@ -95,13 +95,13 @@ LUTRA_INLINE void cb3_row(const uint8_t *chunk, const int8_t *library, int row, 
     }
 }
 
-LUTRA_INLINE void cb_row(int cb, const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
+LUTRA_INLINE void cb_row(int cb, struct lutra_weights chunk, int row, int8x16_t w[4]) {
     if (cb == 2) {
-        cb2_row(chunk, library, row, w);
+        cb2_row(chunk.strips, chunk.library, row, w);
     } else if (cb == 3) {
-        cb3_row(chunk, library, row, w);
+        cb3_row(chunk.strips, chunk.library, row, w);
     } else {
-        cb4_row(chunk, library, row, w);
+        cb4_row(chunk.strips, chunk.library, row, w);
     }
 }
 

@@ -14,16 +14,15 @@ LUTRA_INLINE void dequantize_16(int8x16_t entries, float d, float *y) {
     vst1q_f32(y + 12, vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(high)), d));
 }
 
-LUTRA_INLINE void dequantize(int cb, int sb, int64_t k, const uint8_t *block, const int8_t *library, int row,
-                             float *y) {
-    for (int64_t s = 0; s < k / sb; s++, block += cb_block_bytes(cb, sb)) {
+LUTRA_INLINE void dequantize(int cb, int sb, int64_t k, struct lutra_weights block, int row, float *y) {
+    for (int64_t s = 0; s < k / sb; s++, block = cb_block(cb, sb, block, 1)) {
         float d_of_row[LUTRA_ROWS];
-        vst1q_f32(d_of_row, load_d(block));
-        vst1q_f32(d_of_row + 4, load_d(block + 8));
+        vst1q_f32(d_of_row, load_d(block.strips));
+        vst1q_f32(d_of_row + 4, load_d(block.strips + 8));
         const float d = d_of_row[row];
         for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
             int8x16_t w[4];
-            cb_row(cb, block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb), library, row, w);
+            cb_row(cb, cb_chunk(cb, block, c), row, w);
             for (int i = 0; i < 4; i++, y += 16) {
                 dequantize_16(w[i], d, y);
             }

@@ -11,15 +11,14 @@ struct gemm_panel {
     float32x4_t d[2];
 };
 
-LUTRA_INLINE void gemm_decode(int cb, int sb, const uint8_t *block, const int8_t *library,
-                              struct gemm_panel *panel) {
-    panel->d[0] = load_d(block);
-    panel->d[1] = load_d(block + 8);
+LUTRA_INLINE void gemm_decode(int cb, int sb, struct lutra_weights block, struct gemm_panel *panel) {
+    panel->d[0] = load_d(block.strips);
+    panel->d[1] = load_d(block.strips + 8);
     for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
-        const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+        const struct lutra_weights chunk = cb_chunk(cb, block, c);
 #pragma GCC unroll 8
         for (int row = 0; row < LUTRA_ROWS; row++) {
-            cb_row(cb, chunk, library, row, panel->w[c][row]);
+            cb_row(cb, chunk, row, panel->w[c][row]);
         }
     }
 }
@@ -43,15 +42,15 @@ LUTRA_INLINE void gemm_tile(int sb, int64_t s, const struct gemm_panel *panel,
     gemm_store(s, panel->d[1], column->d[s], sum_lanes(acc + 4), column->y + row + 4);
 }
 
-LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
-                       const int8_t *library, int64_t n, const struct lutra_column *columns) {
+LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n,
+                       const struct lutra_column *columns) {
     struct gemm_panel panel;
     for (int64_t first = 0; first < n; first += GEMM_BLOCK) {
         const int64_t end = first + GEMM_BLOCK < n ? first + GEMM_BLOCK : n;
-        const uint8_t *block = blocks;
+        struct lutra_weights block = w;
         for (int64_t row = 0; row < n_strips * LUTRA_ROWS; row += LUTRA_ROWS) {
-            for (int64_t s = 0; s < k / sb; s++, block += cb_block_bytes(cb, sb)) {
-                gemm_decode(cb, sb, block, library, &panel);
+            for (int64_t s = 0; s < k / sb; s++, block = cb_block(cb, sb, block, 1)) {
+                gemm_decode(cb, sb, block, &panel);
                 for (int64_t c = first; c < end; c++) {
                     gemm_tile(sb, s, &panel, &columns[c], row);
                 }

@@ -39,9 +39,8 @@ LUTRA_INLINE void gemm_columns(int sb, int width, int64_t s, int64_t n_strips,
     }
 }
 
-LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                       const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    const int64_t block_bytes = cb_block_bytes(cb, sb), strip_bytes = k / sb * block_bytes;
+LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n,
+                       const struct lutra_column *columns) {
     struct gemm_panel panels[GEMM_STRIPS];
     gemm_sums sums[GEMM_STRIPS];
     for (; n > 0; n -= GEMM_COLUMNS, columns += GEMM_COLUMNS) {
@@ -51,8 +50,7 @@ LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_
             memset(sums, 0, (size_t)height * sizeof(sums[0]));
             for (int64_t s = 0; s < k / sb; s++) {
                 for (int64_t i = 0; i < height; i++) {
-                    gemm_decode(cb, sb, strips + (strip + i) * strip_bytes + s * block_bytes, library,
-                                &panels[i]);
+                    gemm_decode(cb, sb, cb_block(cb, sb, w, (strip + i) * (k / sb) + s), &panels[i]);
                 }
                 int64_t pair = 0; // of columns
                 LUTRA_TILES(pair, (width + 1) / 2, 4,

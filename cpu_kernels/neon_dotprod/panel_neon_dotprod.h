@@ -7,18 +7,17 @@
 #include "../neon/panel.h"
 
 // Panel: w[k / 16][rows 0..3, rows 4..7][k % 16 / 4], a vector is 4 rows x 4 weights; d[rows].
-LUTRA_INLINE void gemm_decode(int cb, int sb, const uint8_t *block, const int8_t *library,
-                              struct gemm_panel *panel) {
-    panel->d[0] = load_d(block);
-    panel->d[1] = load_d(block + 8);
+LUTRA_INLINE void gemm_decode(int cb, int sb, struct lutra_weights block, struct gemm_panel *panel) {
+    panel->d[0] = load_d(block.strips);
+    panel->d[1] = load_d(block.strips + 8);
     for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
-        const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+        const struct lutra_weights chunk = cb_chunk(cb, block, c);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) { // rows 0..3, rows 4..7
             int8x16_t row[4][4];
 #pragma GCC unroll 4
             for (int r = 0; r < 4; r++) {
-                cb_row(cb, chunk, library, 4 * half + r, row[r]);
+                cb_row(cb, chunk, 4 * half + r, row[r]);
             }
             for (int i = 0; i < 4; i++) { // ST4 writes 4 bytes of each row in turn
                 const int32x4x4_t rows = {{

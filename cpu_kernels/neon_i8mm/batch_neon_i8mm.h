@@ -8,10 +8,10 @@
 #include "../neon/gemm_panels.h"
 
 // Rows `row` and `row` + 1 of a chunk -> w[k / 8]: 8 bytes of one row, 8 of the next.
-LUTRA_INLINE void batch_decode(int cb, const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[8]) {
+LUTRA_INLINE void batch_decode(int cb, struct lutra_weights chunk, int row, int8x16_t w[8]) {
     int8x16_t row0[4], row1[4];
-    cb_row(cb, chunk, library, row, row0);
-    cb_row(cb, chunk, library, row + 1, row1);
+    cb_row(cb, chunk, row, row0);
+    cb_row(cb, chunk, row + 1, row1);
     for (int i = 0; i < 4; i++) {
         const int64x2_t a = vreinterpretq_s64_s8(row0[i]), b = vreinterpretq_s64_s8(row1[i]);
         w[2 * i] = vreinterpretq_s8_s64(vzip1q_s64(a, b));
@@ -21,19 +21,19 @@ LUTRA_INLINE void batch_decode(int cb, const uint8_t *chunk, const int8_t *libra
 
 // sums[column pair][row pair] += rows `row` to `row` + 3 of a block x tile. Of the 32 registers w takes 16
 // and acc 8.
-LUTRA_INLINE void batch_rows(int cb, int sb, int width, const uint8_t *block, const int8_t *library, int row,
+LUTRA_INLINE void batch_rows(int cb, int sb, int width, struct lutra_weights block, int row,
                              const struct gemm_tile *tile, float32x4_t *restrict sums) {
     int32x4_t acc[4][2];
     for (int p = 0; p < width / 2; p++) {
         acc[p][0] = acc[p][1] = sum_start();
     }
-    const uint8_t *chunk = block + 2 * LUTRA_ROWS;
     const int8x16_t *x = tile->x;
 #pragma GCC unroll 1
-    for (int c = 0; c < sb / LUTRA_CHUNK; c++, chunk += cb_chunk_bytes(cb), x += 4 * width) {
+    for (int c = 0; c < sb / LUTRA_CHUNK; c++, x += 4 * width) {
+        const struct lutra_weights chunk = cb_chunk(cb, block, c);
         int8x16_t w[2][8];
-        batch_decode(cb, chunk, library, row, w[0]);
-        batch_decode(cb, chunk, library, row + 2, w[1]);
+        batch_decode(cb, chunk, row, w[0]);
+        batch_decode(cb, chunk, row + 2, w[1]);
         __asm__ volatile("" : : : "memory"); // x is loaded after w is complete: no spills
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) { // 16 weights
@@ -47,7 +47,7 @@ LUTRA_INLINE void batch_rows(int cb, int sb, int width, const uint8_t *block, co
             }
         }
     }
-    const float32x4_t d = load_d(block + 2 * row);
+    const float32x4_t d = load_d(block.strips + 2 * row);
     for (int p = 0; p < width / 2; p++) {
         float32x4_t *sum = &sums[4 * p + row / 2];
         sum[0] = add_products(sum[0], vzip1q_f32(d, d), tile->d + 2 * p, acc[p][0]);
@@ -55,9 +55,8 @@ LUTRA_INLINE void batch_rows(int cb, int sb, int width, const uint8_t *block, co
     }
 }
 
-LUTRA_INLINE void batch_4xn(int cb, int sb, int width, int64_t k, int64_t n_strips, const uint8_t *strips,
-                            const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    const int64_t block_bytes = cb_block_bytes(cb, sb), strip_bytes = k / sb * block_bytes;
+LUTRA_INLINE void batch_4xn(int cb, int sb, int width, int64_t k, int64_t n_strips, struct lutra_weights w,
+                            int64_t n, const struct lutra_column *columns) {
     struct gemm_tile tile;
     float32x4_t sums[GEMM_STRIPS][2 * LUTRA_BATCH];
     for (int64_t strip = 0; strip < n_strips; strip += GEMM_STRIPS) {
@@ -65,10 +64,10 @@ LUTRA_INLINE void batch_4xn(int cb, int sb, int width, int64_t k, int64_t n_stri
         memset(sums, 0, (size_t)height * sizeof(sums[0]));
         for (int64_t s = 0; s < k / sb; s++) {
             gemm_load(sb, width, s, n, columns, &tile);
-            const uint8_t *block = strips + strip * strip_bytes + s * block_bytes;
-            for (int64_t i = 0; i < height; i++, block += strip_bytes) {
-                batch_rows(cb, sb, width, block, library, 0, &tile, sums[i]);
-                batch_rows(cb, sb, width, block, library, 4, &tile, sums[i]);
+            struct lutra_weights block = cb_block(cb, sb, w, strip * (k / sb) + s);
+            for (int64_t i = 0; i < height; i++, block = cb_block(cb, sb, block, k / sb)) {
+                batch_rows(cb, sb, width, block, 0, &tile, sums[i]);
+                batch_rows(cb, sb, width, block, 4, &tile, sums[i]);
             }
         }
         for (int64_t i = 0; i < height; i++) {
@@ -77,10 +76,9 @@ LUTRA_INLINE void batch_4xn(int cb, int sb, int width, int64_t k, int64_t n_stri
     }
 }
 
-LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                        const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    LUTRA_CONSTANT((n + 1) / 2, LUTRA_BATCH / 2,
-                   batch_4xn(cb, sb, 2 * N, k, n_strips, strips, library, n, columns))
+LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n,
+                        const struct lutra_column *columns) {
+    LUTRA_CONSTANT((n + 1) / 2, LUTRA_BATCH / 2, batch_4xn(cb, sb, 2 * N, k, n_strips, w, n, columns))
 }
 
 #endif

@@ -17,20 +17,19 @@ LUTRA_INLINE void store_pair(int8x16_t to[2], int8x16_t a, int8x16_t b) {
 }
 
 // Panel: w[k / 16][row pair][k % 16 / 8]; d[row pair]: row 0, row 0, row 1, row 1.
-LUTRA_INLINE void gemm_decode(int cb, int sb, const uint8_t *block, const int8_t *library,
-                              struct gemm_panel *panel) {
+LUTRA_INLINE void gemm_decode(int cb, int sb, struct lutra_weights block, struct gemm_panel *panel) {
     for (int i = 0; i < 2; i++) {
-        const float32x4_t d = load_d(block + 8 * i);
+        const float32x4_t d = load_d(block.strips + 8 * i);
         panel->d[2 * i] = vzip1q_f32(d, d);
         panel->d[2 * i + 1] = vzip2q_f32(d, d);
     }
     for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
-        const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+        const struct lutra_weights chunk = cb_chunk(cb, block, c);
 #pragma GCC unroll 4
         for (int r = 0; r < LUTRA_ROWS / 2; r++) {
             int8x16_t row0[4], row1[4];
-            cb_row(cb, chunk, library, 2 * r, row0);
-            cb_row(cb, chunk, library, 2 * r + 1, row1);
+            cb_row(cb, chunk, 2 * r, row0);
+            cb_row(cb, chunk, 2 * r + 1, row1);
             for (int i = 0; i < 4; i++) {
                 store_pair(&panel->w[8 * (c * LUTRA_CHUNK / 16 + i) + 2 * r], row0[i], row1[i]);
             }

@@ -39,38 +39,43 @@ static int32_t dot(int n, const int8_t *entries, const int8_t *q) {
     return sum;
 }
 
-void lutra_cb_dequantize(const struct lutra_cb_format *f, int64_t k, const uint8_t *strip,
-                         const int8_t *library, int row, float *y) {
+void lutra_cb_dequantize(const struct lutra_cb_format *f, int64_t k, const struct lutra_weights *w, int row,
+                         float *y) {
     for (int64_t s = 0; s < k / f->sb; s++) {
         int8_t entries[MAX_SB];
-        lutra_cb_entries(f, s * f->sb, f->sb, strip, library, row, entries);
-        const float d = scale_of(f, strip, s, row);
+        lutra_cb_entries(f, s * f->sb, f->sb, w, row, entries);
+        const float d = scale_of(f, w->strips, s, row);
         for (int i = 0; i < f->sb; i++) {
             y[s * f->sb + i] = d * entries[i];
         }
     }
 }
 
-void lutra_cb_gemv(const struct lutra_cb_format *f, int64_t k, int64_t n_strips, const uint8_t *strips,
-                   const int8_t *library, const int8_t *q, const float *d, float *y) {
+void lutra_cb_gemv(const struct lutra_cb_format *f, int64_t k, int64_t n_strips,
+                   const struct lutra_weights *w, const int8_t *q, const float *d, float *y) {
     const struct lutra_column column = {q, d, y};
-    lutra_cb_gemm(f, k, n_strips, strips, library, 1, &column);
+    lutra_cb_gemm(f, k, n_strips, w, 1, &column);
 }
 
-void lutra_cb_gemm(const struct lutra_cb_format *f, int64_t k, int64_t n_strips, const uint8_t *strips,
-                   const int8_t *library, int64_t n, const struct lutra_column *columns) {
-    for (int64_t r = 0; r < n_strips * LUTRA_ROWS; r++) {
-        const int row = (int)(r % LUTRA_ROWS);
-        const uint8_t *strip = strips + (size_t)(r - row) * lutra_cb_row_bytes(f, k);
-        for (int64_t s = 0; s < k / f->sb; s++) {
-            int8_t entries[MAX_SB];
-            lutra_cb_entries(f, s * f->sb, f->sb, strip, library, row, entries);
-            const float d = scale_of(f, strip, s, row);
-            for (int64_t c = 0; c < n; c++) {
-                const int32_t isum = dot(f->sb, entries, columns[c].q + s * f->sb);
-                const float acc = s == 0 ? 0 : columns[c].y[r];
-                columns[c].y[r] = fmaf(d * columns[c].d[s], (float)isum, acc);
+void lutra_cb_gemm(const struct lutra_cb_format *f, int64_t k, int64_t n_strips,
+                   const struct lutra_weights *w, int64_t n, const struct lutra_column *columns) {
+    struct lutra_weights strip = *w;
+    for (int64_t first = 0; first < n_strips * LUTRA_ROWS; first += LUTRA_ROWS) {
+        for (int row = 0; row < LUTRA_ROWS; row++) {
+            for (int64_t s = 0; s < k / f->sb; s++) {
+                int8_t entries[MAX_SB];
+                lutra_cb_entries(f, s * f->sb, f->sb, &strip, row, entries);
+                const float d = scale_of(f, strip.strips, s, row);
+                for (int64_t c = 0; c < n; c++) {
+                    const int32_t isum = dot(f->sb, entries, columns[c].q + s * f->sb);
+                    float *y = &columns[c].y[first + row];
+                    *y = fmaf(d * columns[c].d[s], (float)isum, s == 0 ? 0 : *y);
+                }
             }
+        }
+        strip.strips += LUTRA_ROWS * lutra_cb_row_bytes(f, k);
+        if (f->bits2) {
+            strip.second += LUTRA_ROWS * lutra_cb_second_row_bytes(f, k);
         }
     }
 }

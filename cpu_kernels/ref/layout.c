@@ -17,10 +17,10 @@ static size_t chunk_offset(const struct lutra_cb_format *f, int64_t k0) {
     return d_offset(f, s, LUTRA_ROWS) + (size_t)chunk * lutra_cb_chunk_bytes(f);
 }
 
-// Calls are per chunk: codes[row] are the chunk's 64 / pair codes of that row.
-static void pack_chunk(const struct lutra_cb_format *f, const uint8_t *codes[LUTRA_ROWS], uint8_t *packed) {
-    const struct lutra_bits *b = &lutra_bits[f->bits];
-    const int row_lanes = LUTRA_CHUNK / f->pair / LUTRA_LANE;
+// Calls are per chunk: codes[row] are the chunk's 64 / pair codes of that row, in one of the layers.
+static void pack_chunk(int bits, int pair, const uint8_t *codes[LUTRA_ROWS], uint8_t *packed) {
+    const struct lutra_bits *b = &lutra_bits[bits];
+    const int row_lanes = LUTRA_CHUNK / pair / LUTRA_LANE;
     for (int lane = 0; lane < LUTRA_ROWS * row_lanes; lane += b->lanes, packed += b->vectors * LUTRA_LANE) {
         uint8_t period[8][LUTRA_LANE];
         for (int i = 0; i < b->lanes; i++) {
@@ -32,9 +32,9 @@ static void pack_chunk(const struct lutra_cb_format *f, const uint8_t *codes[LUT
 }
 
 // The 64 / pair codes of one row of a chunk.
-static void unpack_row(const struct lutra_cb_format *f, const uint8_t *packed, int row, uint8_t *codes) {
-    const struct lutra_bits *b = &lutra_bits[f->bits];
-    const int row_lanes = LUTRA_CHUNK / f->pair / LUTRA_LANE;
+static void unpack_row(int bits, int pair, const uint8_t *packed, int row, uint8_t *codes) {
+    const struct lutra_bits *b = &lutra_bits[bits];
+    const int row_lanes = LUTRA_CHUNK / pair / LUTRA_LANE;
     uint8_t period[8][LUTRA_LANE];
     int unpacked = -1;
     for (int i = 0; i < row_lanes; i++) {
@@ -63,7 +63,7 @@ void lutra_cb_pack(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, c
                 memcpy(chunk + 2 * row, selectors + ((r0 + row) * k + k0) / LUTRA_GROUP, 2);
                 row_codes[row] = codes + ((r0 + row) * k + k0) / f->pair;
             }
-            pack_chunk(f, row_codes, chunk + 2 * LUTRA_ROWS);
+            pack_chunk(f->bits, f->pair, row_codes, chunk + 2 * LUTRA_ROWS);
         }
     }
 }
@@ -79,26 +79,65 @@ void lutra_cb_unpack(const struct lutra_cb_format *f, int64_t k, int64_t n_rows,
         for (int64_t k0 = 0; k0 < k; k0 += LUTRA_CHUNK) {
             const uint8_t *chunk = strip + chunk_offset(f, k0);
             memcpy(selectors + (r * k + k0) / LUTRA_GROUP, chunk + 2 * row, 2);
-            unpack_row(f, chunk + 2 * LUTRA_ROWS, row, codes + (r * k + k0) / f->pair);
+            unpack_row(f->bits, f->pair, chunk + 2 * LUTRA_ROWS, row, codes + (r * k + k0) / f->pair);
         }
     }
 }
 
-void lutra_cb_entries(const struct lutra_cb_format *f, int64_t k0, int64_t n, const uint8_t *strip,
-                      const int8_t *library, int row, int8_t *entries) {
-    const int group_codes = LUTRA_GROUP / f->pair;
-    for (int64_t i = 0; i < n; i += LUTRA_CHUNK) {
-        const uint8_t *chunk = strip + chunk_offset(f, k0 + i);
-        uint8_t codes[LUTRA_CHUNK];
-        unpack_row(f, chunk + 2 * LUTRA_ROWS, row, codes);
-        for (int g = 0; g < 2; g++) {
-            const int8_t *table = library + chunk[2 * row + g] * lutra_cb_table_bytes(f);
-            for (int w = 0; w < f->pair; w++) { // weight w of every pair
-                for (int c = 0; c < group_codes; c++) {
-                    entries[i + g * LUTRA_GROUP + w * group_codes + c] =
-                        table[(w << f->bits) + codes[g * group_codes + c]];
-                }
+void lutra_cb_pack_second(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, const uint8_t *codes,
+                          uint8_t *second) {
+    for (int64_t r0 = 0; r0 < n_rows; r0 += LUTRA_ROWS) {
+        for (int64_t k0 = 0; k0 < k; k0 += LUTRA_CHUNK, second += lutra_cb_second_chunk(f)) {
+            const uint8_t *row_codes[LUTRA_ROWS];
+            for (int row = 0; row < LUTRA_ROWS; row++) {
+                row_codes[row] = codes + ((r0 + row) * k + k0) / f->pair2;
             }
+            pack_chunk(f->bits2, f->pair2, row_codes, second);
+        }
+    }
+}
+
+void lutra_cb_unpack_second(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, const uint8_t *second,
+                            uint8_t *codes) {
+    for (int64_t r0 = 0; r0 < n_rows; r0 += LUTRA_ROWS) {
+        for (int64_t k0 = 0; k0 < k; k0 += LUTRA_CHUNK, second += lutra_cb_second_chunk(f)) {
+            for (int row = 0; row < LUTRA_ROWS; row++) {
+                unpack_row(f->bits2, f->pair2, second, row, codes + ((r0 + row) * k + k0) / f->pair2);
+            }
+        }
+    }
+}
+
+// What 64 codes' worth of weights of a row add to their entries in one layer; codes as unpack_row gives them.
+static void add_entries(int bits, int pair, const uint8_t *codes, const uint8_t selector[2],
+                        const int8_t *library, int8_t *entries) {
+    const int group_codes = LUTRA_GROUP / pair;
+    for (int g = 0; g < 2; g++) {
+        const int8_t *table = library + ((size_t)selector[g] * pair << bits);
+        for (int w = 0; w < pair; w++) { // weight w of every pair
+            for (int c = 0; c < group_codes; c++) {
+                int8_t *entry = &entries[g * LUTRA_GROUP + w * group_codes + c];
+                const uint8_t sum =
+                    (uint8_t)*entry + (uint8_t)table[(w << bits) + codes[g * group_codes + c]];
+                *entry = (int8_t)sum;
+            }
+        }
+    }
+}
+
+void lutra_cb_entries(const struct lutra_cb_format *f, int64_t k0, int64_t n, const struct lutra_weights *w,
+                      int row, int8_t *entries) {
+    memset(entries, 0, (size_t)n);
+    for (int64_t i = 0; i < n; i += LUTRA_CHUNK) {
+        const uint8_t *chunk = w->strips + chunk_offset(f, k0 + i), *selector = chunk + 2 * row;
+        uint8_t codes[LUTRA_CHUNK];
+        unpack_row(f->bits, f->pair, chunk + 2 * LUTRA_ROWS, row, codes);
+        add_entries(f->bits, f->pair, codes, selector, w->library, entries + i);
+        if (f->bits2) {
+            const size_t at = (size_t)((k0 + i) / LUTRA_CHUNK);
+            unpack_row(f->bits2, f->pair2, w->second + at * lutra_cb_second_chunk(f), row, codes);
+            add_entries(f->bits2, f->pair2, codes, selector, w->library + lutra_cb_first_library(f),
+                        entries + i);
         }
     }
 }

@@ -88,19 +88,17 @@ LUTRA_INLINE void batch_store(int n, float (*const sums)[2][8], const struct lut
     }
 }
 
-LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *strips,
-                        const int8_t *library, int64_t n_columns, const struct lutra_column *columns) {
+LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w,
+                        int64_t n_columns, const struct lutra_column *columns) {
     struct batch_block b;
     const int n = (int)n_columns;
-    const int64_t strip_bytes = k / sb * cb_block_bytes(cb, sb);
     for (int64_t first = 0; first < n_strips; first += BATCH_STRIPS) {
         const int count = n_strips - first < BATCH_STRIPS ? (int)(n_strips - first) : BATCH_STRIPS;
         memset(b.sums, 0, (size_t)count * sizeof(b.sums[0]));
         for (int64_t s = 0; s < k / sb; s++) {
             batch_pack(sb, s, n, columns, &b);
             for (int i = 0; i < count; i++) {
-                const uint8_t *block = strips + (first + i) * strip_bytes + s * cb_block_bytes(cb, sb);
-                decode(cb, sb, block, library, &b.w);
+                decode(cb, sb, cb_block(cb, sb, w, (first + i) * (k / sb) + s), &b.w);
                 LUTRA_CONSTANT((n + 1) / 2, BATCH_PAIRS, batch_tile(sb, N, &b, b.sums[i]))
             }
         }

@@ -76,11 +76,11 @@ LUTRA_INLINE void cb3_row_pair(const uint8_t *codes, const int8_t *library, uint
     w[1][1] = svtbl(cb3_table32(library, selectors, 3), nibbles(v012, 7));
 }
 
-LUTRA_INLINE void cb_row_pair(int cb, const uint8_t *chunk, const int8_t *library, int pair,
-                              int8x32 w[2][2]) {
+LUTRA_INLINE void cb_row_pair(int cb, struct lutra_weights chunk, int pair, int8x32 w[2][2]) {
     uint32_t selectors;
-    memcpy(&selectors, chunk + 4 * pair, 4);
-    const uint8_t *codes = chunk + 2 * LUTRA_ROWS;
+    memcpy(&selectors, chunk.strips + 4 * pair, 4);
+    const uint8_t *codes = chunk.strips + 2 * LUTRA_ROWS;
+    const int8_t *library = chunk.library;
     if (cb == 2) {
         cb2_row_pair(codes + 32 * pair, library, selectors, w);
     } else if (cb == 3) {
@@ -96,18 +96,18 @@ struct panel {
     float d[LUTRA_ROWS / 2][4];                             // [row pair]: d0 d1 d0 d1
 };
 
-LUTRA_INLINE void decode(int cb, int sb, const uint8_t *block, const int8_t *library, struct panel *panel) {
-    const float32x4_t d0 = load_d(block), d1 = load_d(block + 8);
+LUTRA_INLINE void decode(int cb, int sb, struct lutra_weights block, struct panel *panel) {
+    const float32x4_t d0 = load_d(block.strips), d1 = load_d(block.strips + 8);
     vst1q_f32(panel->d[0], vcombine_f32(vget_low_f32(d0), vget_low_f32(d0)));
     vst1q_f32(panel->d[1], vcombine_f32(vget_high_f32(d0), vget_high_f32(d0)));
     vst1q_f32(panel->d[2], vcombine_f32(vget_low_f32(d1), vget_low_f32(d1)));
     vst1q_f32(panel->d[3], vcombine_f32(vget_high_f32(d1), vget_high_f32(d1)));
     for (int c = 0; c < sb / LUTRA_CHUNK; c++) {
-        const uint8_t *chunk = block + 2 * LUTRA_ROWS + c * cb_chunk_bytes(cb);
+        const struct lutra_weights chunk = cb_chunk(cb, block, c);
 #pragma GCC unroll 4
         for (int pair = 0; pair < LUTRA_ROWS / 2; pair++) {
             int8x32 w[2][2];
-            cb_row_pair(cb, chunk, library, pair, w);
+            cb_row_pair(cb, chunk, pair, w);
             for (int g = 0; g < 2; g++) { // interleaves the rows by 8 weights
                 const svint64_t even = svreinterpret_s64_s8(w[0][g]), odd = svreinterpret_s64_s8(w[1][g]);
                 svst2(ALL, (int64_t *)panel->entry[2 * c + g][pair], svcreate2(even, odd));

@@ -128,10 +128,9 @@ LUTRA_INLINE void store_columns(int n, float (*sums)[LUTRA_ROWS / 2][8], const s
     }
 }
 
-LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_t *blocks,
-                       const int8_t *library, int64_t n_columns, const struct lutra_column *columns) {
+LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n_columns,
+                       const struct lutra_column *columns) {
     struct gemm_block b;
-    const int64_t strip_bytes = k / sb * cb_block_bytes(cb, sb);
     for (int64_t column = 0; column < n_columns; column += 4 * GEMM_QUADS) {
         const int n = n_columns - column < 4 * GEMM_QUADS ? (int)(n_columns - column) : 4 * GEMM_QUADS;
         const int all = (n + 3) / 4;
@@ -143,8 +142,7 @@ LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, const uint8_
             for (int64_t s = 0; s < k / sb; s++) {
                 gemm_pack(sb, s, n, columns + column, &b);
                 for (int i = 0; i < strips; i++) {
-                    decode(cb, sb, blocks + (strip + i) * strip_bytes + s * cb_block_bytes(cb, sb), library,
-                           &b.w);
+                    decode(cb, sb, cb_block(cb, sb, w, (strip + i) * (k / sb) + s), &b.w);
                     int quad = 0;
                     LUTRA_TILES(quad, all, TILE_QUADS, gemm_tile(sb, TILE, quad, &b, b.sums[i] + quad))
                 }

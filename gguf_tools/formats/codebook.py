@@ -12,11 +12,13 @@ Arrays of a tensor of R rows x K weights, leading dimensions multiplied into R:
     d           float16  (R, K / sb)     scale of each super-block
     library     int8     (256, pair, 2**bits)
     data        uint8    (R * row_bytes + library_bytes,)   the tensor as it lies in the file
+
+A second layer has codes and a library of its own, and the first one's selectors and scales.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,32 @@ from gguf_tools.formats.layout import Layout
 Entry = TypeVar("Entry", bound=np.generic)
 
 CODE, SELECTOR, D = ("row", "group", "position"), ("row", "group"), ("row",)  # axes of the parts in a block
+
+
+class Parts(NamedTuple):
+    """The bytes of a tensor, uint8: strips of the first layer, all libraries, codes of the second layer."""
+
+    strips: NDArray[np.uint8]
+    library: NDArray[np.uint8]
+    second: NDArray[np.uint8]
+
+    def join(self) -> NDArray[np.uint8]:
+        """The tensor."""
+        return np.concatenate(self)
+
+
+def split(data: NDArray[np.uint8], fmt: CBFormat) -> Parts:
+    """The parts of a tensor, or of whole strips of one with the libraries."""
+    both = fmt.block_bytes + fmt.second_bytes
+    strips = (len(data) - fmt.library_bytes) // both * fmt.block_bytes
+    return Parts(*np.split(data, [strips, strips + fmt.library_bytes]))
+
+
+def some_rows(data: NDArray[np.uint8], k: int, fmt: CBFormat, start: int, stop: int) -> NDArray[np.uint8]:
+    """Rows ``start`` to ``stop``, multiples of 8, of a tensor of rows of ``k`` weights, as a tensor."""
+    strips, library, second = split(data, fmt)
+    first, other = (nbytes // ROWS * (k // fmt.sb) for nbytes in (fmt.block_bytes, fmt.second_bytes))
+    return Parts(strips[start * first : stop * first], library, second[start * other : stop * other]).join()
 
 
 def block_layout(fmt: CBFormat) -> Layout:
@@ -55,25 +83,43 @@ def pack(
     d: NDArray[np.float16],
     library: NDArray[np.int8],
     fmt: CBFormat,
+    second: tuple[NDArray[np.uint8], NDArray[np.int8]] | None = None,
 ) -> NDArray[np.uint8]:
-    """The bytes of a tensor, strips then library. ``ValueError`` for shapes or codes that do not fit."""
+    """The bytes of a tensor. ``second``: codes and library of the second layer of a type that has one.
+
+    ``ValueError`` for shapes or codes that do not fit.
+    """
     rows, k = codes.shape[0], codes.shape[1] * fmt.pair
     _check(fmt, rows, k)
     if selectors.shape != (rows, k // GROUP) or d.shape != (rows, k // fmt.sb):
         raise ValueError(f"selectors {selectors.shape} or d {d.shape} do not fit {rows} x {k} weights")
-    if library.shape != fmt.library_shape or library.dtype != np.int8:
-        raise ValueError(
-            f"a {fmt.name} library is int8 {fmt.library_shape}, not {library.dtype} {library.shape}"
-        )
-    if codes.max() >> fmt.bits:
-        raise ValueError(f"code {codes.max()} does not fit {fmt.bits} bits")
+    if bool(second) != bool(fmt.second):
+        raise ValueError(f"{fmt.name} has {len(fmt.layers)} layers of codes")
+    for layer, (of_layer, entries_) in zip(
+        fmt.layers, [(codes, library), *([second] if second else [])], strict=True
+    ):
+        if entries_.shape != layer.library_shape or entries_.dtype != np.int8:
+            raise ValueError(
+                f"a {fmt.name} library is int8 {layer.library_shape}, not {entries_.dtype} {entries_.shape}"
+            )
+        if of_layer.shape != (rows, k // layer.pair):
+            raise ValueError(f"codes {of_layer.shape} do not fit {rows} x {k} weights")
+        if of_layer.max() >> layer.bits:
+            raise ValueError(f"code {of_layer.max()} does not fit {layer.bits} bits")
 
     layout, blocks = block_layout(fmt), k // fmt.sb
     data = np.zeros((rows // ROWS * blocks, layout.bytes), np.uint8)
     layout.write("d", data, D, _by_block(d.astype("<f2").view(np.uint16), blocks))
     layout.write("selector", data, SELECTOR, _by_block(selectors, blocks))
     layout.write("code", data, CODE, _by_block(codes, blocks))
-    return np.concatenate([data.reshape(-1), library.reshape(-1).view(np.uint8)])
+    parts = Parts(data.reshape(-1), library.reshape(-1).view(np.uint8), np.empty(0, np.uint8))
+    if second and fmt.second:
+        layout = strip.second(fmt.second.bits, fmt.second.pair, fmt.sb)
+        data = np.zeros((rows // ROWS * blocks, layout.bytes), np.uint8)
+        layout.write("code", data, CODE, _by_block(second[0], blocks))
+        libraries = np.concatenate([library.reshape(-1), second[1].reshape(-1)])
+        parts = Parts(parts.strips, libraries.view(np.uint8), data.reshape(-1))
+    return parts.join()
 
 
 def _by_block(values: NDArray[Any], blocks: int) -> NDArray[np.uint16]:
@@ -93,14 +139,14 @@ def _by_row(values: NDArray[np.uint16], blocks: int) -> NDArray[np.uint16]:
 def unpack(
     data: NDArray[np.uint8], rows: int, k: int, fmt: CBFormat
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float16], NDArray[np.int8]]:
-    """codes, selectors, d and library of a tensor; the inverse of ``pack``."""
+    """codes, selectors, d and library of a tensor, of its first layer; the inverse of ``pack``."""
     _check(fmt, rows, k)
     if data.shape != (fmt.tensor_bytes(rows, k),):
         raise ValueError(f"{fmt.name} {rows} x {k} takes {fmt.tensor_bytes(rows, k)} bytes, not {data.shape}")
-    n = rows * fmt.row_bytes(k)
-    library = data[n:].view(np.int8).reshape(fmt.library_shape)
+    strips, libraries, _ = split(data, fmt)
+    library = libraries[: fmt.layers[0].library_bytes].view(np.int8).reshape(fmt.library_shape)
     layout, blocks = block_layout(fmt), k // fmt.sb
-    packed = data[:n].reshape(-1, layout.bytes)
+    packed = strips.reshape(-1, layout.bytes)
     codes, selectors = (
         _by_row(layout.read(part, packed, axes), blocks).astype(np.uint8)
         for part, axes in (("code", CODE), ("selector", SELECTOR))
@@ -109,8 +155,21 @@ def unpack(
     return codes, selectors, d, library
 
 
+def unpack_second(
+    data: NDArray[np.uint8], rows: int, k: int, fmt: CBFormat
+) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    """codes and library of a tensor's second layer. ``ValueError`` for a type of one layer."""
+    if not fmt.second:
+        raise ValueError(f"{fmt.name} has one layer of codes")
+    _, libraries, second = split(data, fmt)
+    library = libraries[fmt.layers[0].library_bytes :].view(np.int8).reshape(fmt.second.library_shape)
+    layout, blocks = strip.second(fmt.second.bits, fmt.second.pair, fmt.sb), k // fmt.sb
+    codes = layout.read("code", second.reshape(-1, layout.bytes), CODE)
+    return _by_row(codes, blocks).astype(np.uint8), library
+
+
 def entries(
-    codes: NDArray[np.uint8], selectors: NDArray[np.uint8], library: NDArray[Entry], fmt: CBFormat
+    codes: NDArray[np.uint8], selectors: NDArray[np.uint8], library: NDArray[Entry]
 ) -> NDArray[Entry]:
     """The library entry of every weight, (R, K): ``library[selector, weight of the pair, code]``.
 
@@ -118,15 +177,25 @@ def entries(
     """
     rows, groups = selectors.shape
     by_group = codes.reshape(rows, groups, -1)
-    picked = [library[selectors[:, :, None], weight, by_group] for weight in range(fmt.pair)]
+    picked = [library[selectors[:, :, None], weight, by_group] for weight in range(library.shape[1])]
     # a pair's weights are 16 apart: all first ones of a group, then all second ones
     return np.concatenate(picked, axis=2).reshape(rows, groups * GROUP)
 
 
+def sums(data: NDArray[np.uint8], rows: int, k: int, fmt: CBFormat) -> tuple[NDArray[np.int8], NDArray[Any]]:
+    """The entries of all layers, added modulo 256, int8 (rows, k), and d."""
+    codes, selectors, d, library = unpack(data, rows, k, fmt)
+    total = entries(codes, selectors, library)
+    if fmt.second:
+        codes, library = unpack_second(data, rows, k, fmt)
+        total = total + entries(codes, selectors, library)
+    return total, d
+
+
 def dequantize(data: NDArray[np.uint8], rows: int, k: int, fmt: CBFormat) -> NDArray[np.float32]:
     """The weights d * entry, float32 (rows, k); exact, since 11 bits times 7 bits fit in 24."""
-    codes, selectors, d, library = unpack(data, rows, k, fmt)
-    weights = entries(codes, selectors, library, fmt).astype(np.float32).reshape(rows, -1, fmt.sb)
+    total, d = sums(data, rows, k, fmt)
+    weights = total.astype(np.float32).reshape(rows, -1, fmt.sb)
     return (d.astype(np.float32)[:, :, None] * weights).reshape(rows, k)
 
 
@@ -191,8 +260,8 @@ def gemm(
 
     Super-block by super-block in order, acc = fmaf(d_w * d_x, (float)isum, acc) from 0.
     """
-    codes, selectors, d_w, library = unpack(data, rows, k, fmt)
-    weights = entries(codes, selectors, library, fmt).reshape(rows, -1, fmt.sb)
+    total, d_w = sums(data, rows, k, fmt)
+    weights = total.reshape(rows, -1, fmt.sb)
     acc = np.zeros((len(q), rows), np.float32)
     for s in range(k // fmt.sb):
         # sums of at most 256 * 127 * 127 < 2**24 are exact in float32, in any order

@@ -22,34 +22,16 @@ TABLES = 256  # tables per library
 
 
 @dataclass(frozen=True)
-class CBFormat:
-    """One member of the family: ``bits`` per code, ``pair`` weights per code, ``sb`` per super-block.
+class Codes:
+    """A layer of codes: ``bits`` per code, ``pair`` weights per code."""
 
-    ``type`` is the ggml type id, or -1 for members that only the references know. ``family`` names the type
-    as it is asked for, the same for all super-blocks: "cb4".
-    """
-
-    name: str
-    type: int
     bits: int
     pair: int
-    sb: int
-    family: str = ""
 
     @property
-    def bpw(self) -> float:
-        """Bits per weight without the library."""
-        return self.bits / self.pair + 8 / GROUP + 16 / self.sb
-
-    @property
-    def chunk_code_bytes(self) -> int:
+    def chunk_bytes(self) -> int:
         """Bytes of the codes of 64 weights x 8 rows."""
         return CHUNK * ROWS // 8 * self.bits // self.pair
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one strip-super-block: 8 rows x ``sb`` weights."""
-        return 2 * ROWS + (2 * ROWS + self.chunk_code_bytes) * (self.sb // CHUNK)
 
     @property
     def library_bytes(self) -> int:
@@ -61,13 +43,76 @@ class CBFormat:
         """Shape of the library as an int8 array: (table, weight of the pair, code)."""
         return (TABLES, self.pair, 1 << self.bits)
 
+
+@dataclass(frozen=True)
+class CBFormat:
+    """One member of the family: ``bits`` per code, ``pair`` weights per code, ``sb`` per super-block.
+
+    ``type`` is the ggml type id, or -1 for members that only the references know. ``family`` names the type
+    as it is asked for, the same for all super-blocks: "cb4". ``second``: the layer of codes that a layered
+    type adds under the same selectors and scales.
+    """
+
+    name: str
+    type: int
+    bits: int
+    pair: int
+    sb: int
+    family: str = ""
+    second: Codes | None = None
+
+    @property
+    def layers(self) -> tuple[Codes, ...]:
+        """One or two."""
+        first = Codes(self.bits, self.pair)
+        return (first, self.second) if self.second else (first,)
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight without the library."""
+        return sum(layer.bits / layer.pair for layer in self.layers) + 8 / GROUP + 16 / self.sb
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one strip-super-block: 8 rows x ``sb`` weights, the first layer."""
+        return 2 * ROWS + (2 * ROWS + self.layers[0].chunk_bytes) * (self.sb // CHUNK)
+
+    @property
+    def second_bytes(self) -> int:
+        """Bytes of the codes that the second layer has for 8 rows x ``sb`` weights, 0 without one."""
+        return self.second.chunk_bytes * (self.sb // CHUNK) if self.second else 0
+
+    @property
+    def library_bytes(self) -> int:
+        """Bytes of the libraries of all layers."""
+        return sum(layer.library_bytes for layer in self.layers)
+
+    @property
+    def library_shape(self) -> tuple[int, int, int]:
+        """Shape of the first layer's library as an int8 array: (table, weight of the pair, code)."""
+        return self.layers[0].library_shape
+
     def row_bytes(self, k: int) -> int:
-        """Bytes of one row of ``k`` weights, an eighth of its strip."""
-        return self.block_bytes // ROWS * (k // self.sb)
+        """Bytes of one row of ``k`` weights in all layers, an eighth of its strip."""
+        return (self.block_bytes + self.second_bytes) // ROWS * (k // self.sb)
 
     def tensor_bytes(self, rows: int, k: int) -> int:
-        """Bytes of a whole tensor of ``rows`` x ``k`` weights, library included."""
+        """Bytes of a whole tensor of ``rows`` x ``k`` weights, libraries included."""
         return rows * self.row_bytes(k) + self.library_bytes
 
 
-CB_FORMATS: dict[int, CBFormat] = {member[1]: CBFormat(*member) for member in MEMBERS}  # by ggml type id
+CB_FORMATS: dict[int, CBFormat] = {  # by ggml type id
+    id_: CBFormat(name, id_, bits, pair, sb, family, *(Codes(*layer) for layer in second))
+    for name, id_, bits, pair, sb, family, *second in MEMBERS
+}
+
+
+def first_layer(fmt: CBFormat) -> CBFormat:
+    """The type that a tensor of ``fmt`` has when it is cut down to its first layer; ``fmt`` if it has one."""
+    if not fmt.second:
+        return fmt
+    return next(
+        f
+        for f in CB_FORMATS.values()
+        if (f.bits, f.pair, f.sb, f.second) == (fmt.bits, fmt.pair, fmt.sb, None)
+    )

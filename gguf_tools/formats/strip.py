@@ -84,15 +84,21 @@ def lane_owners(bits: int) -> list[list[int]]:
 
 
 @cache
-def chunk(bits: int, pair: int) -> Layout:
-    """64 weights of 8 rows: 16 selectors, then the codes."""
+def code_chunk(bits: int, pair: int) -> Layout:
+    """The codes of 64 weights of 8 rows."""
     if pair not in (1, 2):
         raise ValueError(f"a code stands for 1 or 2 weights, not {pair}")
-    selectors = Field("selector", (Mode(BIT, 8, 1, 1), Mode("group", 2, 1, 8), Mode("row", ROWS, 1, 16)))
     period = codes(bits)
     lanes = ROWS * CHUNK // pair // LANE
     all_codes = period.repeat(lanes // period.shape("code")["lane"], "lane")
-    return join(Layout((selectors,)), all_codes.renumber("lane", lane_order(pair)))
+    return all_codes.renumber("lane", lane_order(pair))
+
+
+@cache
+def chunk(bits: int, pair: int) -> Layout:
+    """64 weights of 8 rows: 16 selectors, then the codes."""
+    selectors = Field("selector", (Mode(BIT, 8, 1, 1), Mode("group", 2, 1, 8), Mode("row", ROWS, 1, 16)))
+    return join(Layout((selectors,)), code_chunk(bits, pair))
 
 
 @cache
@@ -102,6 +108,12 @@ def block(bits: int, pair: int, sb: int) -> Layout:
         raise ValueError(f"a super-block is a multiple of {CHUNK} weights, not {sb}")
     d = Field("d", (Mode(BIT, 8, 1, 1), Mode(BIT, 2, 8, 8), Mode("row", ROWS, 1, 16)))
     return join(Layout((d,)), chunk(bits, pair).repeat(sb // CHUNK, "group"))
+
+
+@cache
+def second(bits: int, pair: int, weights: int) -> Layout:
+    """The second layer's codes of ``weights`` weights of 8 rows, a multiple of 64."""
+    return code_chunk(bits, pair).repeat(weights // CHUNK, "group")
 
 
 def strip(bits: int, pair: int, sb: int, blocks: int) -> Layout:

@@ -278,12 +278,11 @@ def _idle(experts: NDArray[np.int32], p: Planned) -> list[int]:
 def dequantized(p: Planned, data: NDArray[np.uint8]) -> NDArray[np.float16]:
     """What the bytes of a tensor stand for, (rows, k)."""
     assert p.fmt
-    k, row_bytes = p.source.k, p.fmt.row_bytes(p.source.k)
-    library = data[p.source.rows * row_bytes :]
+    k = p.source.k
     out = np.empty((p.source.rows, k), np.float16)
     step = max(ROWS, SLAB // k // ROWS * ROWS)
     for start in range(0, len(out), step):
         rows = out[start : start + step]
-        strips = data[start * row_bytes : (start + len(rows)) * row_bytes]
-        rows[:] = codebook.dequantize(np.concatenate([strips, library]), len(rows), k, p.fmt)
+        part = codebook.some_rows(data, k, p.fmt, start, start + len(rows))
+        rows[:] = codebook.dequantize(part, len(rows), k, p.fmt)
     return out

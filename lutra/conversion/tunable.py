@@ -34,7 +34,7 @@ class Codebook:
         rows, k = prod(shape[:-1]), shape[-1]
         codes, selectors, d, library = codebook.unpack(data, rows, k, fmt)
         places = np.arange(library.size, dtype=np.int32).reshape(library.shape)
-        place = codebook.entries(codes, selectors, places, fmt)
+        place = codebook.entries(codes, selectors, places)
         self._place = torch.from_numpy(place).flatten().to(device)
         self._sorted = _Sorted(self._place, library.size) if device.type == "cuda" else None
         self._d = torch.from_numpy(d.astype(np.float32)).to(device)
@@ -70,7 +70,7 @@ class Codebook:
     def data(self) -> NDArray[np.uint8]:
         """The tensor's bytes with int8 entries and fp16 scales."""
         fmt, k = self._fmt, self._shape[-1]
-        strips = self._data[: -fmt.library_bytes].copy().view(codebook.block_dtype(fmt))
+        strips = codebook.split(self._data, fmt).strips.copy().view(codebook.block_dtype(fmt))
         d = self._scales().cpu().numpy().astype(np.float16).reshape(-1, ROWS, k // fmt.sb)
         strips["d"] = d.swapaxes(1, 2).reshape(-1, ROWS)
         library = self.entries.round().clamp(-127, 127).cpu().numpy().astype(np.int8)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.formats.codebook import block_dtype
-from gguf_tools.formats.family import CB_FORMATS, CBFormat
+from gguf_tools.formats.codebook import Parts, block_dtype, some_rows, split
+from gguf_tools.formats.family import CB_FORMATS, ROWS, CBFormat
 from gguf_tools.inspect import check, part
 from gguf_tools.reader import GGUFFile, TensorInfo
 from lutra.runtime import kernels
@@ -44,10 +44,15 @@ def checks(file: GGUFFile) -> Iterator[tuple[str, list[str]]]:
 def tensor_problems(file: GGUFFile, tensor: TensorInfo, fmt: CBFormat, listed: list[Kernel]) -> list[str]:
     """Kernels that differ from the reference on strips of a tensor."""
     data, k = file.data(tensor), tensor.shape[-1]
-    library = data[-fmt.library_bytes :].view(np.int8)
-    strips = data[: -fmt.library_bytes].reshape(-1, 8 * fmt.row_bytes(k))
-    chosen = strips[np.unique(np.linspace(0, len(strips) - 1, STRIPS).astype(int))]
-    found = problems_against_reference(fmt, chosen, library, activations(k), listed)
+    strips = tensor.weights // k // ROWS
+    chosen = np.unique(np.linspace(0, strips - 1, STRIPS).astype(int)).tolist()
+    parts = [split(some_rows(data, k, fmt, ROWS * i, ROWS * (i + 1)), fmt) for i in chosen]
+    picked = Parts(
+        np.concatenate([part.strips for part in parts]),
+        parts[0].library,
+        np.concatenate([part.second for part in parts]),
+    )
+    found = problems_against_reference(fmt, picked, activations(k), listed)
     return [f"tensor {tensor.name!r}: {problem}" for problem in found]
 
 
@@ -68,14 +73,16 @@ def activations(k: int, seed: int = 1) -> NDArray[np.float32]:
     return ((random_bytes(k, seed).astype(np.float32) - 128) / 32).astype(np.float32)
 
 
-def golden_input(fmt: CBFormat) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """One strip of two super-blocks uint8 (1, bytes), a library int8, a row of activations float32."""
+def golden_input(fmt: CBFormat) -> tuple[Parts, NDArray[Any]]:
+    """One strip of two super-blocks, and a row of activations float32."""
     k = 2 * fmt.sb
-    strip = random_bytes(8 * fmt.row_bytes(k), fmt.type).copy()
+    strip = random_bytes(2 * fmt.block_bytes, fmt.type).copy()
     blocks = strip.view(block_dtype(fmt))
     blocks["d"] = (1 + np.arange(blocks["d"].size).reshape(blocks["d"].shape) / 16) / 64
     library = np.maximum(random_bytes(fmt.library_bytes, fmt.bits).view(np.int8), -127)
-    return strip[None], library, activations(k)
+    return Parts(
+        strip, library.view(np.uint8), random_bytes(2 * fmt.second_bytes, fmt.type + 1)
+    ), activations(k)
 
 
 # ---- kernels against what is right ---------------------------------------------------------
@@ -83,46 +90,37 @@ def golden_input(fmt: CBFormat) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any
 
 def golden_problems(fmt: CBFormat, listed: list[Kernel]) -> list[str]:
     """Kernels that do not give the golden bits, or differ from the reference on the golden input."""
-    strips, library, x = golden_input(fmt)
+    parts, x = golden_input(fmt)
     reference = next(k for k in listed if k.op == "gemv" and k.type == fmt.type and k.set == "ref")
-    y = kernels.gemv(reference, strips, library, *quantized(fmt, x, listed))
-    problems = problems_against_reference(fmt, strips, library, x, listed)
+    y = kernels.gemv(reference, parts, *quantized(fmt, x, listed))
+    problems = problems_against_reference(fmt, parts, x, listed)
     return problems + ([] if bits(y) == GOLDEN[fmt.name] else [f"{reference.name}: not the golden values"])
 
 
 def problems_against_reference(
-    fmt: CBFormat, strips: NDArray[Any], library: NDArray[Any], x: NDArray[Any], listed: list[Kernel]
+    fmt: CBFormat, parts: Parts, x: NDArray[Any], listed: list[Kernel]
 ) -> list[str]:
     """Kernels of ``fmt`` whose results differ from the reference set's in any bit."""
     of_type = [k for k in listed if k.type == (fmt.sb if k.op == "quantize" else fmt.type)]
-    expected = {k.op: result(k, fmt, strips, library, x, listed) for k in of_type if k.set == "ref"}
+    expected = {k.op: result(k, fmt, parts, x, listed) for k in of_type if k.set == "ref"}
     return [
         f"{k.name}: differs from the reference"
         for k in of_type
-        if result(k, fmt, strips, library, x, listed) != expected[k.op]
+        if result(k, fmt, parts, x, listed) != expected[k.op]
     ]
 
 
-def result(
-    k: Kernel,
-    fmt: CBFormat,
-    strips: NDArray[Any],
-    library: NDArray[Any],
-    x: NDArray[Any],
-    listed: list[Kernel],
-) -> bytes:
+def result(k: Kernel, fmt: CBFormat, parts: Parts, x: NDArray[Any], listed: list[Kernel]) -> bytes:
     """What a kernel computes, as bytes."""
     if k.op == "quantize":
         return b"".join(a.tobytes() for a in kernels.quantize(k, x))
     if k.op == "dequantize":
-        return kernels.dequantize(k, strips[0], library, x.size).tobytes()
+        return kernels.dequantize(k, parts, x.size).tobytes()
     column = quantized(fmt, x, listed)
     if k.op == "gemv":
-        return kernels.gemv(k, strips, library, *column).tobytes()
+        return kernels.gemv(k, parts, *column).tobytes()
     # Five columns: more than a tile of any kernel and not a multiple of it.
-    return kernels.gemm(
-        k, strips, library, [quantized(fmt, np.roll(x, i), listed) for i in range(5)]
-    ).tobytes()
+    return kernels.gemm(k, parts, [quantized(fmt, np.roll(x, i), listed) for i in range(5)]).tobytes()
 
 
 def quantized(fmt: CBFormat, x: NDArray[Any], listed: list[Kernel]) -> tuple[NDArray[Any], NDArray[Any]]:

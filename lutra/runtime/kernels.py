@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.family import CB_FORMATS
 from lutra.runtime.native import load, load_backends
 from lutra.runtime.paths import lib_dir
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from gguf_tools.formats.codebook import Parts
 
 OPS = ("gemv", "batch", "gemm", "dequantize", "quantize")  # enum lutra_op
 
@@ -37,12 +40,17 @@ class _Column(ctypes.Structure):
     _fields_ = (("q", ctypes.c_void_p), ("d", ctypes.c_void_p), ("y", ctypes.c_void_p))
 
 
+class _Weights(ctypes.Structure):
+    _fields_ = (("strips", ctypes.c_void_p), ("second", ctypes.c_void_p), ("library", ctypes.c_void_p))
+
+
 _I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
+_AT = ctypes.POINTER(_Weights)
 _FUNCTIONS = {
-    "gemv": ctypes.CFUNCTYPE(None, _I64, _I64, _PTR, _PTR, _PTR, _PTR, _PTR),
-    "batch": ctypes.CFUNCTYPE(None, _I64, _I64, _PTR, _PTR, _I64, ctypes.POINTER(_Column)),
-    "gemm": ctypes.CFUNCTYPE(None, _I64, _I64, _PTR, _PTR, _I64, ctypes.POINTER(_Column)),
-    "dequantize": ctypes.CFUNCTYPE(None, _I64, _PTR, _PTR, _INT, _PTR),
+    "gemv": ctypes.CFUNCTYPE(None, _I64, _I64, _AT, _PTR, _PTR, _PTR),
+    "batch": ctypes.CFUNCTYPE(None, _I64, _I64, _AT, _I64, ctypes.POINTER(_Column)),
+    "gemm": ctypes.CFUNCTYPE(None, _I64, _I64, _AT, _I64, ctypes.POINTER(_Column)),
+    "dequantize": ctypes.CFUNCTYPE(None, _I64, _AT, _INT, _PTR),
     "quantize": ctypes.CFUNCTYPE(None, _I64, _PTR, _PTR, _PTR),
 }
 
@@ -137,42 +145,51 @@ def quantize(kernel: Kernel, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return q, d
 
 
-def gemv(kernel: Kernel, strips: np.ndarray, library: np.ndarray, q: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """y float32 (rows,) of ``strips`` uint8 (strips, bytes per strip) times one quantized activation row."""
+def gemv(kernel: Kernel, parts: Parts, q: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """y float32 (rows,) of whole strips times one quantized activation row."""
     import numpy as np
 
-    y = np.empty(8 * len(strips), np.float32)
-    arrays = (strips, library, q, d, y)
-    _FUNCTIONS["gemv"](kernel.address)(q.size, len(strips), *(a.ctypes.data for a in arrays))
+    strips = _strips(kernel, parts, q.size)
+    y = np.empty(8 * strips, np.float32)
+    arrays = (q, d, y)
+    call = _FUNCTIONS["gemv"](kernel.address)
+    call(q.size, strips, _weights(parts), *(a.ctypes.data for a in arrays))
     return y
 
 
-def gemm(
-    kernel: Kernel, strips: np.ndarray, library: np.ndarray, columns: list[tuple[np.ndarray, np.ndarray]]
-) -> np.ndarray:
+def gemm(kernel: Kernel, parts: Parts, columns: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """y float32 (columns, rows) for activation rows ``columns``, each (q int8 (k,), d float32)."""
     import numpy as np
 
-    y = np.empty((len(columns), 8 * len(strips)), np.float32)
+    k = columns[0][0].size
+    strips = _strips(kernel, parts, k)
+    y = np.empty((len(columns), 8 * strips), np.float32)
     array = (_Column * len(columns))(
         *(
             _Column(q.ctypes.data, d.ctypes.data, row.ctypes.data)
             for (q, d), row in zip(columns, y, strict=True)
         )
     )
-    k = columns[0][0].size
-    _FUNCTIONS["gemm"](kernel.address)(
-        k, len(strips), strips.ctypes.data, library.ctypes.data, len(columns), array
-    )
+    _FUNCTIONS["gemm"](kernel.address)(k, strips, _weights(parts), len(columns), array)
     return y
 
 
-def dequantize(kernel: Kernel, strip: np.ndarray, library: np.ndarray, k: int) -> np.ndarray:
-    """The 8 rows of one strip as float32 (8, k)."""
+def dequantize(kernel: Kernel, parts: Parts, k: int) -> np.ndarray:
+    """The 8 rows of the first strip as float32 (8, k)."""
     import numpy as np
 
     y = np.empty((8, k), np.float32)
     call = _FUNCTIONS["dequantize"](kernel.address)
     for row in range(8):
-        call(k, strip.ctypes.data, library.ctypes.data, row, y[row].ctypes.data)
+        call(k, _weights(parts), row, y[row].ctypes.data)
     return y
+
+
+def _strips(kernel: Kernel, parts: Parts, k: int) -> int:
+    fmt = CB_FORMATS[kernel.type]
+    return parts.strips.size // (fmt.block_bytes * (k // fmt.sb))
+
+
+def _weights(parts: Parts) -> _Weights:
+    """Where the weights lie; ``parts`` must stay alive."""
+    return _Weights(*(part.ctypes.data for part in (parts.strips, parts.second, parts.library)))

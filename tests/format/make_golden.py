@@ -17,7 +17,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # an installed package comes first
 
 from gguf_tools.formats import codebook
-from gguf_tools.formats.family import CB_FORMATS, CHUNK, GROUP, CBFormat
+from gguf_tools.formats.family import CB_FORMATS, CHUNK, GROUP, CBFormat, Codes
 from lutra.measure.conformance import bits, golden_input
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,6 +29,7 @@ COLUMNS = 4
 MEMBERS = [
     *CB_FORMATS.values(),
     *(CBFormat(f"B{bits}P{pair}_64", -1, bits, pair, 64) for bits in (1, 2, 3, 5, 6) for pair in (1, 2)),
+    CBFormat("B4P1_B3P1_64", -1, 4, 1, 64, second=Codes(3, 1)),  # 7 bits
 ]
 
 
@@ -48,18 +49,23 @@ def make(fmt: CBFormat) -> dict[str, np.ndarray]:
     selectors[0] = 7
     d = (rng.standard_normal((ROWS, k // fmt.sb)) * 0.01).astype(np.float16)
     d[1, 0], d[2, 0], d[3, 0] = 0, 6e-8, 65504  # zero, the smallest subnormal, the largest
+    second = {}
+    if layer := fmt.second:
+        second["codes2"] = rng.integers(0, 1 << layer.bits, (ROWS, k // layer.pair), np.uint8)
+        second["library2"] = rng.integers(-127, 128, layer.library_shape).astype(np.int8)
     x = rng.standard_normal((COLUMNS, k)).astype(np.float32)
     x[0] = 3
     x[1, : fmt.sb] = 0
     x[2, : fmt.sb] *= np.float32(1e-32)  # below the smallest amax that is kept
     x[3, 5], x[3, fmt.sb + 9] = np.nan, np.inf
     q, dx = codebook.quantize_x(x, fmt.sb)
-    data = codebook.pack(codes, selectors, d, library, fmt)
+    data = codebook.pack(codes, selectors, d, library, fmt, tuple(second.values()) or None)
     return {
         "codes": codes,
         "selectors": selectors,
         "d": d.view(np.uint16),
         "library": library,
+        **second,
         "x": x,
         "data": data,
         "weights": codebook.dequantize(data, ROWS, k, fmt),
@@ -71,9 +77,8 @@ def make(fmt: CBFormat) -> dict[str, np.ndarray]:
 
 def verify_words(fmt: CBFormat) -> str:
     """The line of ``golden.json``: the dot products of ``golden_input``, as float32 bits."""
-    strips, library, x = golden_input(fmt)
-    data = np.concatenate([strips.reshape(-1), library.view(np.uint8)])
-    y = codebook.gemv(data, 8, x.size, fmt, *codebook.quantize_x(x, fmt.sb))
+    parts, x = golden_input(fmt)
+    y = codebook.gemv(parts.join(), 8, x.size, fmt, *codebook.quantize_x(x, fmt.sb))
     return " ".join(f"{word:08x}" for word in bits(y))
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from make_golden import GOLDEN, MEMBERS, ROWS, VERIFY, columns_of, make, verify_words
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats import codebook
+from gguf_tools.formats import codebook, strip
 from gguf_tools.formats import family as types
 from lutra.runtime.paths import lib_path
 
@@ -59,6 +60,22 @@ def test_unpack_inverts_pack(fmt):
     assert np.array_equal(selectors, g["selectors"])
     assert np.array_equal(d.view(np.uint16), g["d"])
     assert np.array_equal(library, g["library"])
+    if fmt.second:
+        codes, library = codebook.unpack_second(g["data"], ROWS, columns_of(fmt), fmt)
+        assert np.array_equal(codes, g["codes2"])
+        assert np.array_equal(library, g["library2"])
+
+
+def second_of(g):
+    return (g["codes2"], g["library2"]) if "codes2" in g else None
+
+
+@members
+def test_a_tensor_begins_with_its_first_layer(fmt):
+    g = golden(fmt)
+    first = types.first_layer(fmt) if fmt.type >= 0 else dataclasses.replace(fmt, second=None)
+    data = codebook.pack(g["codes"], g["selectors"], g["d"].view(np.float16), g["library"], first)
+    assert np.array_equal(data, g["data"][: len(data)])
 
 
 def test_cb3_table_index_needs_no_shift():
@@ -122,11 +139,13 @@ def test_pack_refuses_what_does_not_fit(fmt):
     g = golden(fmt)
     arrays = [g["codes"], g["selectors"], g["d"].view(np.float16), g["library"]]
     with pytest.raises(ValueError, match="multiple of 8 rows"):
-        codebook.pack(arrays[0][:7], *arrays[1:], fmt)
+        codebook.pack(arrays[0][:7], *arrays[1:], fmt, second_of(g))
     with pytest.raises(ValueError, match="do not fit"):
-        codebook.pack(arrays[0], arrays[1][:8], *arrays[2:], fmt)
+        codebook.pack(arrays[0], arrays[1][:8], *arrays[2:], fmt, second_of(g))
     with pytest.raises(ValueError, match="bits"):
-        codebook.pack(arrays[0] | np.uint8(1 << fmt.bits), *arrays[1:], fmt)
+        codebook.pack(arrays[0] | np.uint8(1 << fmt.bits), *arrays[1:], fmt, second_of(g))
+    with pytest.raises(ValueError, match="layers of codes"):
+        codebook.pack(*arrays, fmt, None if fmt.second else (arrays[0], arrays[3]))
 
 
 # ---- the numbers of cb.h ---------------------------------------------------------------------
@@ -144,7 +163,9 @@ def test_the_constants_repeat_cb_h():
 def test_sizes_are_those_of_the_layout(fmt):
     layout = codebook.block_layout(fmt)
     assert layout.bytes == fmt.block_bytes
-    assert layout.bits / (types.ROWS * fmt.sb) == fmt.bpw
+    second = strip.second(fmt.second.bits, fmt.second.pair, fmt.sb).bits if fmt.second else 0
+    assert second == 8 * fmt.second_bytes
+    assert (layout.bits + second) / (types.ROWS * fmt.sb) == fmt.bpw
     sizes = {part: layout.shape(part) for part in layout.parts}
     assert sizes["code"] == {"row": 8, "group": fmt.sb // 32, "position": 32 // fmt.pair} | (
         {"bit": fmt.bits} if fmt.bits > 1 else {}
@@ -156,7 +177,8 @@ def test_sizes_are_those_of_the_layout(fmt):
 # ---- the C reference -------------------------------------------------------------------------
 
 DECLARATIONS = """
-struct lutra_cb_format { const char *name; int32_t type, bits, pair, sb; };
+struct lutra_cb_format { const char *name; int32_t type, bits, pair, sb, bits2, pair2; };
+struct lutra_weights { const uint8_t *strips, *second; const int8_t *library; };
 struct lutra_column { const int8_t *q; const float *d; float *y; };
 const struct lutra_cb_format *lutra_cb_format_of_type(int32_t type);
 void lutra_cb_pack(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, const uint8_t *codes,
@@ -164,12 +186,16 @@ void lutra_cb_pack(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, c
 void lutra_cb_unpack(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, const uint8_t *strips,
                      uint8_t *codes, uint8_t *selectors, uint16_t *d);
 void lutra_cb_quantize_x(int sb, int64_t k, const float *x, int8_t *q, float *d);
-void lutra_cb_dequantize(const struct lutra_cb_format *f, int64_t k, const uint8_t *strip,
-                         const int8_t *library, int row, float *y);
-void lutra_cb_gemv(const struct lutra_cb_format *f, int64_t k, int64_t n_strips, const uint8_t *strips,
-                   const int8_t *library, const int8_t *q, const float *d, float *y);
-void lutra_cb_gemm(const struct lutra_cb_format *f, int64_t k, int64_t n_strips, const uint8_t *strips,
-                   const int8_t *library, int64_t n, const struct lutra_column *columns);
+void lutra_cb_pack_second(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, const uint8_t *codes,
+                          uint8_t *second);
+void lutra_cb_unpack_second(const struct lutra_cb_format *f, int64_t k, int64_t n_rows, const uint8_t *second,
+                            uint8_t *codes);
+void lutra_cb_dequantize(const struct lutra_cb_format *f, int64_t k, const struct lutra_weights *w, int row,
+                         float *y);
+void lutra_cb_gemv(const struct lutra_cb_format *f, int64_t k, int64_t n_strips,
+                   const struct lutra_weights *w, const int8_t *q, const float *d, float *y);
+void lutra_cb_gemm(const struct lutra_cb_format *f, int64_t k, int64_t n_strips,
+                   const struct lutra_weights *w, int64_t n, const struct lutra_column *columns);
 """
 
 ffi = cffi.FFI()
@@ -193,7 +219,14 @@ def pointer(array):
 @pytest.fixture
 def c_format(fmt):
     name = ffi.new("char[]", fmt.name.encode())
-    return ffi.new("struct lutra_cb_format *", [name, fmt.type, fmt.bits, fmt.pair, fmt.sb])
+    second = [fmt.second.bits, fmt.second.pair] if fmt.second else [0, 0]
+    return ffi.new("struct lutra_cb_format *", [name, fmt.type, fmt.bits, fmt.pair, fmt.sb, *second])
+
+
+def weights_of(parts):
+    """Where the parts of a tensor lie, for C."""
+    return ffi.new("struct lutra_weights *", [pointer(parts.strips), pointer(parts.second),
+                                              ffi.cast("int8_t *", pointer(parts.library))])  # fmt: skip
 
 
 @members
@@ -203,13 +236,14 @@ def test_c_has_the_same_numbers(lib, fmt):
         assert found == ffi.NULL
     else:
         assert (found.bits, found.pair, found.sb) == (fmt.bits, fmt.pair, fmt.sb)
+        assert (found.bits2, found.pair2) == ((fmt.second.bits, fmt.second.pair) if fmt.second else (0, 0))
         assert ffi.string(found.name).decode() == fmt.name
 
 
 @members
 def test_c_packs_and_unpacks_golden(lib, fmt, c_format):
     g, k = golden(fmt), columns_of(fmt)
-    strips = np.full(ROWS * fmt.row_bytes(k), 0xAA, np.uint8)
+    strips = np.full(ROWS // 8 * (k // fmt.sb) * fmt.block_bytes, 0xAA, np.uint8)
     lib.lutra_cb_pack(
         c_format, k, ROWS, pointer(g["codes"]), pointer(g["selectors"]), pointer(g["d"]), pointer(strips)
     )
@@ -219,22 +253,31 @@ def test_c_packs_and_unpacks_golden(lib, fmt, c_format):
     assert np.array_equal(codes, g["codes"])
     assert np.array_equal(selectors, g["selectors"])
     assert np.array_equal(d, g["d"])
+    if fmt.second:
+        second, again = codebook.split(g["data"], fmt).second.copy(), np.full_like(g["codes2"], 0xAA)
+        lib.lutra_cb_unpack_second(c_format, k, ROWS, pointer(second), pointer(again))
+        assert np.array_equal(again, g["codes2"])
+        packed = np.full_like(second, 0xAA)
+        lib.lutra_cb_pack_second(c_format, k, ROWS, pointer(again), pointer(packed))
+        assert np.array_equal(packed, second)
 
 
 @members
 def test_c_computes_golden(lib, fmt, c_format):
     g, k = golden(fmt), columns_of(fmt)
-    library = g["library"].copy()
+    parts = codebook.Parts(*(part.copy() for part in codebook.split(g["data"], fmt)))
+    w = weights_of(parts)
     weights = np.full((ROWS, k), np.nan, np.float32)
     for row in range(ROWS):
-        strip = g["data"][row // 8 * 8 * fmt.row_bytes(k) :].copy()
-        lib.lutra_cb_dequantize(c_format, k, pointer(strip), pointer(library), row % 8, pointer(weights[row]))
+        first = row // 8 * 8
+        strip_ = codebook.split(codebook.some_rows(g["data"], k, fmt, first, first + 8), fmt)
+        lib.lutra_cb_dequantize(c_format, k, weights_of(strip_), row % 8, pointer(weights[row]))
     assert same_bits(weights, g["weights"])
     q, dx, y = np.full_like(g["q"], 99), np.zeros_like(g["dx"]), np.zeros_like(g["y"])
     for column in range(len(q)):
         x = g["x"][column].copy()
         lib.lutra_cb_quantize_x(fmt.sb, k, pointer(x), pointer(q[column]), pointer(dx[column]))
-        arguments = pointer(g["data"]), pointer(library), pointer(q[column]), pointer(dx[column])
+        arguments = w, pointer(q[column]), pointer(dx[column])
         lib.lutra_cb_gemv(c_format, k, ROWS // 8, *arguments, pointer(y[column]))
     assert np.array_equal(q, g["q"])
     assert same_bits(dx, g["dx"])
@@ -244,5 +287,5 @@ def test_c_computes_golden(lib, fmt, c_format):
         "struct lutra_column[]",
         [[pointer(q[c]), pointer(dx[c]), pointer(y_gemm[c])] for c in range(len(q))],
     )
-    lib.lutra_cb_gemm(c_format, k, ROWS // 8, pointer(g["data"]), pointer(library), len(q), columns)
+    lib.lutra_cb_gemm(c_format, k, ROWS // 8, w, len(q), columns)
     assert same_bits(y_gemm, g["y"])

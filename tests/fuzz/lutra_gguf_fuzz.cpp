@@ -79,8 +79,8 @@ static void fill(ggml_tensor *t, Rng &rng) {
     uint8_t *end = data + ggml_nbytes(t);
     std::generate(data, end, [&] { return (uint8_t)rng(); });
     if (const lutra_cb_format *f = lutra_cb_format_of_type(t->type)) {
-        uint8_t *library = end - lutra_cb_library_bytes(f);
-        std::replace(library, end, 0x80, 0);
+        uint8_t *library = data + ggml_nrows(t) * lutra_cb_row_bytes(f, t->ne[0]);
+        std::replace(library, library + lutra_cb_library_bytes(f), 0x80, 0);
         for (uint8_t *block = data; block < library; block += lutra_cb_block_bytes(f)) {
             std::fill_n(block, LUTRA_ROWS * sizeof(ggml_fp16_t), 0x20);
         }
@@ -246,14 +246,13 @@ static void run_kernel(const lutra_kernel *kernel, const ggml_tensor *w) {
     const int64_t k = w->ne[0];
     const int64_t n_strips = ggml_nrows(w) / LUTRA_ROWS;
     const int sb = ggml_blck_size(w->type);
-    const uint8_t *strips = (const uint8_t *)w->data;
-    const int8_t *library = lutra_library(w);
+    const lutra_weights weights = lutra_weights_at(w, 0);
 
     if (kernel->op == LUTRA_OP_DEQUANTIZE) {
         std::vector<float> y(k);
         for (int64_t row = 0; row < n_strips * LUTRA_ROWS; row++) {
-            kernel->fn.dequantize(k, strips + row / LUTRA_ROWS * LUTRA_ROWS * w->nb[1], library,
-                                  row % LUTRA_ROWS, y.data());
+            const lutra_weights strip = lutra_weights_at(w, row / LUTRA_ROWS * LUTRA_ROWS * w->nb[1]);
+            kernel->fn.dequantize(k, &strip, row % LUTRA_ROWS, y.data());
         }
         return;
     }
@@ -265,14 +264,14 @@ static void run_kernel(const lutra_kernel *kernel, const ggml_tensor *w) {
     lutra_kernel_chosen(LUTRA_OP_QUANTIZE, sb)->fn.quantize(k, x.data(), q.data(), d.data());
     if (kernel->op == LUTRA_OP_GEMV) {
         std::vector<float> y(n_strips * LUTRA_ROWS);
-        kernel->fn.gemv(k, n_strips, strips, library, q.data(), d.data(), y.data());
+        kernel->fn.gemv(k, n_strips, &weights, q.data(), d.data(), y.data());
     } else {
         std::vector<std::vector<float>> y(5, std::vector<float>(n_strips * LUTRA_ROWS));
         std::vector<lutra_column> columns;
         for (std::vector<float> &column : y) {
             columns.push_back({q.data(), d.data(), column.data()});
         }
-        kernel->fn.gemm(k, n_strips, strips, library, (int64_t)columns.size(), columns.data());
+        kernel->fn.gemm(k, n_strips, &weights, (int64_t)columns.size(), columns.data());
     }
 }
 

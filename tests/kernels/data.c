@@ -173,9 +173,16 @@ struct tensor tensor_new(const struct lutra_cb_format *f, int64_t k, int64_t n_s
     t.strips = input_new((size_t)rows * lutra_cb_row_bytes(f, k), 1);
     t.library = input_new(lutra_cb_library_bytes(f), 3);
     lutra_cb_pack(f, k, rows, codes, selectors, d, t.strips.data);
+    t.second = input_new((size_t)rows * lutra_cb_second_row_bytes(f, k), 1);
+    for (size_t i = 0; i < (size_t)rows * lutra_cb_second_row_bytes(f, k); i++) { // any bits are codes
+        t.second.data[i] = kind == WEIGHTS_CODES_ZERO   ? 0
+                           : kind == WEIGHTS_CODES_ONES ? 255
+                                                        : (uint8_t)random_bits();
+    }
     for (size_t i = 0; i < lutra_cb_library_bytes(f); i++) {
         t.library.data[i] = (uint8_t)entry_of(kind, i);
     }
+    t.weights = (struct lutra_weights){t.strips.data, t.second.data, (const int8_t *)t.library.data};
     free(codes);
     free(selectors);
     free(d);
@@ -184,6 +191,7 @@ struct tensor tensor_new(const struct lutra_cb_format *f, int64_t k, int64_t n_s
 
 void tensor_free(struct tensor *t) {
     buffer_free(&t->strips);
+    buffer_free(&t->second);
     buffer_free(&t->library);
 }
 

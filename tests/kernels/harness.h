@@ -79,7 +79,9 @@ struct tensor {
     int64_t k;
     int64_t n_strips;
     struct buffer strips;
+    struct buffer second;
     struct buffer library;
+    struct lutra_weights weights; // the three
 };
 
 struct tensor tensor_new(const struct lutra_cb_format *f, int64_t k, int64_t n_strips,

@@ -58,9 +58,9 @@ static void test_gemv(const struct lutra_kernel *kernel, const struct lutra_kern
     struct activations a = activations_new(t->f->sb, t->k, 1, x_kind);
     const size_t n = (size_t)t->n_strips * LUTRA_ROWS;
     struct buffer y = output_new(4 * n, 4), expected = output_new(4 * n, 4);
-    const int8_t *library = (const int8_t *)t->library.data, *q = (const int8_t *)a.q.data;
-    ref->fn.gemv(t->k, t->n_strips, t->strips.data, library, q, (float *)a.d.data, (float *)expected.data);
-    kernel->fn.gemv(t->k, t->n_strips, t->strips.data, library, q, (float *)a.d.data, (float *)y.data);
+    const int8_t *q = (const int8_t *)a.q.data;
+    ref->fn.gemv(t->k, t->n_strips, &t->weights, q, (float *)a.d.data, (float *)expected.data);
+    kernel->fn.gemv(t->k, t->n_strips, &t->weights, q, (float *)a.d.data, (float *)y.data);
     check(same_floats((float *)y.data, (float *)expected.data, n), "%s: differs, %s", kernel->name, what);
     check(output_intact(&y), "%s: wrote outside y, %s", kernel->name, what);
     buffer_free(&y);
@@ -92,9 +92,8 @@ static void test_gemm(const struct lutra_kernel *kernel, const struct lutra_kern
         expected[c] = columns[c];
         expected[c].y = (float *)y_ref[c].data;
     }
-    const int8_t *library = (const int8_t *)t->library.data;
-    product_fn(ref)(t->k, t->n_strips, t->strips.data, library, n, expected);
-    product_fn(kernel)(t->k, t->n_strips, t->strips.data, library, n, columns);
+    product_fn(ref)(t->k, t->n_strips, &t->weights, n, expected);
+    product_fn(kernel)(t->k, t->n_strips, &t->weights, n, columns);
     for (int64_t c = 0; c < n; c++) {
         check(same_floats(columns[c].y, expected[c].y, rows), "%s: column %d of %d differs, %s", kernel->name,
               (int)c, (int)n, what);
@@ -113,9 +112,8 @@ static void test_dequantize(const struct lutra_kernel *kernel, const struct lutr
                             const struct tensor *t, const char *what) {
     for (int row = 0; row < LUTRA_ROWS; row++) {
         struct buffer y = output_new(4 * (size_t)t->k, 4), expected = output_new(4 * (size_t)t->k, 4);
-        const int8_t *library = (const int8_t *)t->library.data;
-        ref->fn.dequantize(t->k, t->strips.data, library, row, (float *)expected.data);
-        kernel->fn.dequantize(t->k, t->strips.data, library, row, (float *)y.data);
+        ref->fn.dequantize(t->k, &t->weights, row, (float *)expected.data);
+        kernel->fn.dequantize(t->k, &t->weights, row, (float *)y.data);
         check(same_floats((float *)y.data, (float *)expected.data, (size_t)t->k), "%s: row %d differs, %s",
               kernel->name, row, what);
         check(output_intact(&y), "%s: wrote outside y, %s", kernel->name, what);
@@ -181,7 +179,6 @@ static void test_wide_rows(const struct lutra_kernel *kernel, const struct lutra
     }
     enum { ROWS = 2 * LUTRA_ROWS };
     struct activations a = activations_new(f->sb, t.k, LUTRA_BATCH, X_RANDOM);
-    const int8_t *library = (const int8_t *)t.library.data;
     struct lutra_column columns[LUTRA_BATCH], expected[LUTRA_BATCH];
     float y[LUTRA_BATCH][ROWS], y_ref[LUTRA_BATCH][ROWS];
     for (int c = 0; c < LUTRA_BATCH; c++) {
@@ -191,10 +188,10 @@ static void test_wide_rows(const struct lutra_kernel *kernel, const struct lutra
         columns[c].y = y[c];
         expected[c].y = y_ref[c];
     }
-    product_fn(ref)(t.k, t.n_strips, t.strips.data, library, LUTRA_BATCH, expected);
+    product_fn(ref)(t.k, t.n_strips, &t.weights, LUTRA_BATCH, expected);
     for (int n = 1; n <= LUTRA_BATCH; n++) {
         memset(y, 0xff, sizeof(y)); // NaN
-        product_fn(kernel)(t.k, t.n_strips, t.strips.data, library, n, columns);
+        product_fn(kernel)(t.k, t.n_strips, &t.weights, n, columns);
         check(same_floats(y[0], y_ref[0], (size_t)n * ROWS), "%s: wide rows differ, %d columns", kernel->name,
               n);
     }

@@ -10,7 +10,13 @@
 
 static const struct lutra_cb_format *family(int bits, int pair, int sb) {
     static struct lutra_cb_format f;
-    f = (struct lutra_cb_format){"", -1, bits, pair, sb};
+    f = (struct lutra_cb_format){"", -1, bits, pair, sb, 0, 0};
+    return &f;
+}
+
+static const struct lutra_cb_format *layered(int bits, int pair, int bits2, int pair2, int sb) {
+    static struct lutra_cb_format f;
+    f = (struct lutra_cb_format){"", -1, bits, pair, sb, bits2, pair2};
     return &f;
 }
 
@@ -117,10 +123,11 @@ static void test_integer_sums(const struct lutra_cb_format *f) {
     }
     struct buffer strip = output_new(lutra_cb_block_bytes(f), 0);
     lutra_cb_pack(f, k, LUTRA_ROWS, codes, selectors, d, strip.data);
-    lutra_cb_gemv(f, k, 1, strip.data, library, q, &x_scale, y);
+    const struct lutra_weights weights = {strip.data, NULL, library};
+    lutra_cb_gemv(f, k, 1, &weights, q, &x_scale, y);
     for (int row = 0; row < LUTRA_ROWS; row++) {
         int32_t sum = 0;
-        lutra_cb_dequantize(f, k, strip.data, library, row, w);
+        lutra_cb_dequantize(f, k, &weights, row, w);
         bool dequantized = true;
         for (int i = 0; i < k; i++) {
             const int group = i / 32, at = i % 32;
@@ -149,12 +156,12 @@ static void test_encode(const struct lutra_cb_format *f) {
     float w[LUTRA_ROWS * 64], again[64], importance[64];
     lutra_cb_unpack(f, k, LUTRA_ROWS, t.strips.data, codes, selectors, d);
     for (int row = 0; row < LUTRA_ROWS; row++) {
-        lutra_cb_dequantize(f, k, t.strips.data, library, row, w + row * k);
+        lutra_cb_dequantize(f, k, &t.weights, row, w + row * k);
     }
     lutra_cb_encode(f, k, LUTRA_ROWS, w, NULL, d, library, codes, selectors);
     lutra_cb_pack(f, k, LUTRA_ROWS, codes, selectors, d, t.strips.data);
     for (int row = 0; row < LUTRA_ROWS; row++) {
-        lutra_cb_dequantize(f, k, t.strips.data, library, row, again);
+        lutra_cb_dequantize(f, k, &t.weights, row, again);
         check(same_floats(again, w + row * k, 64), "encode of exact weights: bits %d pair %d", f->bits,
               f->pair);
     }
@@ -168,7 +175,7 @@ static void test_encode(const struct lutra_cb_format *f) {
     lutra_cb_encode(f, k, LUTRA_ROWS, w, importance, d, library, codes, selectors);
     lutra_cb_pack(f, k, LUTRA_ROWS, codes, selectors, d, t.strips.data);
     for (int row = 0; row < LUTRA_ROWS; row++) {
-        lutra_cb_dequantize(f, k, t.strips.data, library, row, again);
+        lutra_cb_dequantize(f, k, &t.weights, row, again);
         const float scale = lutra_f16_to_f32(d[row]);
         float best = INFINITY;
         for (int table = 0; table < LUTRA_TABLES; table++) {
@@ -182,6 +189,49 @@ static void test_encode(const struct lutra_cb_format *f) {
         check(fabsf(w[row * k + 20] - again[20]) == best, "encode by importance: bits %d pair %d", f->bits,
               f->pair);
     }
+    tensor_free(&t);
+}
+
+// A layered tensor is the sum, modulo 256, of its first layer and of its second one with the same selectors.
+static void test_layers(const struct lutra_cb_format *f) {
+    const int64_t k = 2 * f->sb;
+    enum { MAX_K = 512 };
+    struct tensor t = tensor_new(f, k, 2, WEIGHTS_SCALES_ONE);
+    const int64_t rows = t.n_strips * LUTRA_ROWS;
+    uint8_t *codes = malloc((size_t)(rows * k / f->pair)), *selectors = malloc((size_t)(rows * k));
+    uint8_t *second = malloc((size_t)(rows * k / f->pair2)), *again = malloc(t.second.bytes);
+    uint16_t *d = malloc((size_t)(rows * k));
+    lutra_cb_unpack(f, k, rows, t.strips.data, codes, selectors, d);
+    lutra_cb_unpack_second(f, k, rows, t.second.data, second);
+    lutra_cb_pack_second(f, k, rows, second, again);
+    check(memcmp(again, t.second.data, t.second.bytes) == 0, "second layer, round trip: bits %d pair %d",
+          f->bits2, f->pair2);
+    const int8_t *library2 = (const int8_t *)t.library.data + lutra_cb_first_library(f);
+    struct lutra_cb_format first = *f;
+    first.bits2 = first.pair2 = 0;
+    for (int row = 0; row < rows; row++) {
+        float sum[MAX_K], one[MAX_K];
+        struct lutra_weights strip = t.weights;
+        strip.strips += row / LUTRA_ROWS * LUTRA_ROWS * lutra_cb_row_bytes(f, k);
+        strip.second += row / LUTRA_ROWS * LUTRA_ROWS * lutra_cb_second_row_bytes(f, k);
+        lutra_cb_dequantize(f, k, &strip, row % LUTRA_ROWS, sum);
+        lutra_cb_dequantize(&first, k, &strip, row % LUTRA_ROWS, one);
+        bool right = true;
+        for (int i = 0; i < k; i++) {
+            const int table = selectors[(row * k + i) / 32], at = i % 32;
+            const int entry = f->pair2 == 1 ? library2[(table << f->bits2) + second[row * k + i]]
+                                            : library2[((2 * table + at / 16) << f->bits2) +
+                                                       second[(row * k + i - at) / 2 + at % 16]];
+            right = right && sum[i] == (float)(int8_t)(uint8_t)((int)one[i] + entry);
+        }
+        check(right, "sum of layers: bits %d + %d pair %d sb %d row %d", f->bits, f->bits2, f->pair2, f->sb,
+              row);
+    }
+    free(codes);
+    free(selectors);
+    free(second);
+    free(again);
+    free(d);
     tensor_free(&t);
 }
 
@@ -237,6 +287,8 @@ void test_ref(void) {
             test_integer_sums(family(bits, pair, 256));
             test_integer_sums(family(bits, pair, 64));
             test_encode(family(bits, pair, 64));
+            test_layers(layered(4, 1, bits, pair, 256));
+            test_layers(layered(bits, pair, 3, 1, 64));
         }
     }
 }

@@ -65,10 +65,11 @@ static const lutra_kernel *ref_kernel(lutra_op op, int32_t type) {
 static std::vector<uint8_t> random_data(const ggml_tensor *t) {
     const lutra_cb_format *f = lutra_cb_format_of_type(t->type);
     std::vector<uint8_t> data(ggml_nbytes(t));
-    const size_t rows_end = data.size() - lutra_cb_library_bytes(f);
+    const size_t rows_end = ggml_nrows(t) * lutra_cb_row_bytes(f, t->ne[0]);
+    const size_t libraries_end = rows_end + lutra_cb_library_bytes(f);
     for (size_t i = 0; i < data.size(); i++) {
         data[i] = (uint8_t)rng();
-        if (i >= rows_end && data[i] == 0x80) {
+        if (i >= rows_end && i < libraries_end && data[i] == 0x80) {
             data[i] = 0;
         }
     }
@@ -132,10 +133,9 @@ static void set_random(ggml_tensor *x) {
 // Row r of slice (i2, i3) of w as floats.
 static std::vector<float> weight_row(const ggml_tensor *w, int64_t r, int64_t i2, int64_t i3) {
     std::vector<float> row(w->ne[0]);
-    const uint8_t *strip =
-        (const uint8_t *)w->data + r / LUTRA_ROWS * LUTRA_ROWS * w->nb[1] + i2 * w->nb[2] + i3 * w->nb[3];
-    ref_kernel(LUTRA_OP_DEQUANTIZE, w->type)
-        ->fn.dequantize(w->ne[0], strip, lutra_library(w), r % LUTRA_ROWS, row.data());
+    const lutra_weights strip =
+        lutra_weights_at(w, r / LUTRA_ROWS * LUTRA_ROWS * w->nb[1] + i2 * w->nb[2] + i3 * w->nb[3]);
+    ref_kernel(LUTRA_OP_DEQUANTIZE, w->type)->fn.dequantize(w->ne[0], &strip, r % LUTRA_ROWS, row.data());
     return row;
 }
 
@@ -368,11 +368,13 @@ static void test_data_check(ggml_type type) {
     std::vector<uint8_t> data = random_data(w);
     check(ggml_validate_row_data(type, data.data(), data.size()), "good data", name);
     check(!ggml_validate_row_data(type, data.data(), data.size() - 1), "finds a wrong size", name);
-    data.back() = 0x80;
+    const lutra_cb_format *f = lutra_cb_format_of_type(type);
+    uint8_t *last = &data[16 * lutra_cb_row_bytes(f, w->ne[0]) + lutra_cb_library_bytes(f) - 1];
+    *last = 0x80;
     check(!ggml_validate_row_data(type, data.data(), data.size()), "finds -128 in the library", name);
-    data.back() = 0;
+    *last = 0;
     const uint16_t nan = 0x7e00;
-    memcpy(&data[lutra_cb_block_bytes(lutra_cb_format_of_type(type)) + 2], &nan, 2);
+    memcpy(&data[lutra_cb_block_bytes(f) + 2], &nan, 2);
     check(!ggml_validate_row_data(type, data.data(), data.size()), "finds a scale that is NaN", name);
 }
 
@@ -559,20 +561,20 @@ static float mark(lutra_op op, const float *d) {
     return 1000 * chosen_row[op] + d[0];
 }
 
-static void spy_gemv(int64_t, int64_t n_strips, const uint8_t *, const int8_t *, const int8_t *,
-                     const float *d, float *y) {
+static void spy_gemv(int64_t, int64_t n_strips, const lutra_weights *, const int8_t *, const float *d,
+                     float *y) {
     std::fill(y, y + n_strips * LUTRA_ROWS, mark(LUTRA_OP_GEMV, d));
 }
 
 template <lutra_op OP>
-static void spy_columns(int64_t, int64_t n_strips, const uint8_t *, const int8_t *, int64_t n,
+static void spy_columns(int64_t, int64_t n_strips, const lutra_weights *, int64_t n,
                         const lutra_column *columns) {
     for (int64_t c = 0; c < n; c++) {
         std::fill(columns[c].y, columns[c].y + n_strips * LUTRA_ROWS, mark(OP, columns[c].d));
     }
 }
 
-static void spy_dequantize(int64_t k, const uint8_t *, const int8_t *, int, float *y) {
+static void spy_dequantize(int64_t k, const lutra_weights *, int, float *y) {
     const float none = 0;
     std::fill(y, y + k, mark(LUTRA_OP_DEQUANTIZE, &none));
 }

@@ -84,6 +84,11 @@ def cb_tensor(type_id: int, rows: int, k: int, seed: int = 0) -> tuple[int, tupl
         rng.uniform(0.001, 0.01, (rows, k // fmt.sb)).astype(np.float16),
         rng.integers(-127, 128, fmt.library_shape).astype(np.int8),
         fmt,
+        fmt.second
+        and (
+            rng.integers(0, 1 << fmt.second.bits, (rows, k // fmt.second.pair), np.uint8),
+            rng.integers(-20, 21, fmt.second.library_shape).astype(np.int8),
+        ),
     )
     return type_id, (rows, k), data
 
