@@ -388,7 +388,7 @@ def members_py(types: list[CBFormat]) -> str:
         "",
         "from typing import Any",
         "",
-        "# name, ggml type id, bits per code, weights per code, super-block, type, (bits, weights) of a 2nd layer",
+        "# name, ggml id, bits per code, weights per code, super-block, type, (bits, weights) of layer two",
         "MEMBERS: tuple[tuple[Any, ...], ...] = (",
         *(
             f'    ("{f.name}", {f.type}, {f.bits}, {f.pair}, {f.sb}, "{f.family}"'

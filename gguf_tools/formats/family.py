@@ -107,12 +107,7 @@ CB_FORMATS: dict[int, CBFormat] = {  # by ggml type id
 }
 
 
-def first_layer(fmt: CBFormat) -> CBFormat:
-    """The type that a tensor of ``fmt`` has when it is cut down to its first layer; ``fmt`` if it has one."""
-    if not fmt.second:
-        return fmt
-    return next(
-        f
-        for f in CB_FORMATS.values()
-        if (f.bits, f.pair, f.sb, f.second) == (fmt.bits, fmt.pair, fmt.sb, None)
-    )
+def first_layer(fmt: CBFormat) -> CBFormat | None:
+    """The type of a tensor of ``fmt`` that is cut down to its first layer; None if there is no such type."""
+    alone = (f for f in CB_FORMATS.values() if (f.bits, f.pair, f.sb) == (fmt.bits, fmt.pair, fmt.sb))
+    return next((f for f in alone if not f.second), None)

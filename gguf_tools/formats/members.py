@@ -6,7 +6,7 @@ Written by cpu_kernels/formats/generate.py from cb.toml; do not edit.
 
 from typing import Any
 
-# name, ggml type id, bits per code, weights per code, super-block, type, (bits, weights) of a 2nd layer
+# name, ggml id, bits per code, weights per code, super-block, type, (bits, weights) of layer two
 MEMBERS: tuple[tuple[Any, ...], ...] = (
     ("CB2", 402, 4, 2, 256, "cb2"),
     ("CB3", 403, 3, 1, 256, "cb3"),

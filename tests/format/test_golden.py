@@ -73,7 +73,7 @@ def second_of(g):
 @members
 def test_a_tensor_begins_with_its_first_layer(fmt):
     g = golden(fmt)
-    first = types.first_layer(fmt) if fmt.type >= 0 else dataclasses.replace(fmt, second=None)
+    first = dataclasses.replace(fmt, second=None)
     data = codebook.pack(g["codes"], g["selectors"], g["d"].view(np.float16), g["library"], first)
     assert np.array_equal(data, g["data"][: len(data)])
 

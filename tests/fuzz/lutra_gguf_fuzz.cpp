@@ -37,7 +37,7 @@ extern "C" const char *__ubsan_default_options() {
 using Bytes = std::vector<uint8_t>;
 using Rng = std::mt19937;
 
-#define ROW(NAME, name, bits, pair, sb) GGML_TYPE_##NAME,
+#define ROW(NAME, ...) GGML_TYPE_##NAME,
 static const ggml_type TYPES[] = {LUTRA_CB_TYPES(ROW)};
 #undef ROW
 

@@ -30,7 +30,7 @@
 #include <vector>
 
 static const double TOLERANCE = 2e-6;
-#define ROW(NAME, name, bits, pair, sb) GGML_TYPE_##NAME,
+#define ROW(NAME, ...) GGML_TYPE_##NAME,
 static const ggml_type TYPES[] = {LUTRA_CB_TYPES(ROW)};
 #undef ROW
 
