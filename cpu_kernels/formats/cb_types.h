@@ -131,15 +131,17 @@ struct lutra_cb25_64 { uint16_t d[8]; struct lutra_cb25_chunk chunk[1]; };
 _Static_assert(sizeof(struct lutra_cb2) == 592, "8 x 256 weights at 2.3125 bits");
 _Static_assert(sizeof(struct lutra_cb3) == 848, "8 x 256 weights at 3.3125 bits");
 _Static_assert(sizeof(struct lutra_cb4) == 1104, "8 x 256 weights at 4.3125 bits");
-_Static_assert(sizeof(struct lutra_cb5) == 1104 && 4 * sizeof(struct lutra_cb5_second) == 256, "8 x 256 weights at 5.3125 bits");
-_Static_assert(sizeof(struct lutra_cb6) == 1104 && 4 * sizeof(struct lutra_cb6_second) == 512, "8 x 256 weights at 6.3125 bits");
+_Static_assert(sizeof(struct lutra_cb5) == 1104, "8 x 256 weights, the first layer of 5.3125 bits");
+_Static_assert(sizeof(struct lutra_cb6) == 1104, "8 x 256 weights, the first layer of 6.3125 bits");
 _Static_assert(sizeof(struct lutra_cb25) == 720, "8 x 256 weights at 2.8125 bits");
 _Static_assert(sizeof(struct lutra_cb2_64) == 160, "8 x 64 weights at 2.5 bits");
 _Static_assert(sizeof(struct lutra_cb3_64) == 224, "8 x 64 weights at 3.5 bits");
 _Static_assert(sizeof(struct lutra_cb4_64) == 288, "8 x 64 weights at 4.5 bits");
-_Static_assert(sizeof(struct lutra_cb5_64) == 288 && 1 * sizeof(struct lutra_cb5_second) == 64, "8 x 64 weights at 5.5 bits");
-_Static_assert(sizeof(struct lutra_cb6_64) == 288 && 1 * sizeof(struct lutra_cb6_second) == 128, "8 x 64 weights at 6.5 bits");
+_Static_assert(sizeof(struct lutra_cb5_64) == 288, "8 x 64 weights, the first layer of 5.5 bits");
+_Static_assert(sizeof(struct lutra_cb6_64) == 288, "8 x 64 weights, the first layer of 6.5 bits");
 _Static_assert(sizeof(struct lutra_cb25_64) == 192, "8 x 64 weights at 3 bits");
+_Static_assert(sizeof(struct lutra_cb5_second) == 64, "8 x 64 weights, the second layer");
+_Static_assert(sizeof(struct lutra_cb6_second) == 128, "8 x 64 weights, the second layer");
 #endif
 
 #endif

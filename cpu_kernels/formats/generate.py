@@ -229,9 +229,15 @@ def cb_types_h(types: list[CBFormat]) -> str:
     lines += ["// clang-format on", "", "#ifndef __cplusplus"]
     for f in types:
         size = f"sizeof(struct lutra_{f.name.lower()}) == {f.block_bytes}"
+        lines.append(
+            f'_Static_assert({size}, "8 x {f.sb} weights, the first layer of {f.bpw:g} bits");'
+            if f.second
+            else f'_Static_assert({size}, "8 x {f.sb} weights at {f.bpw:g} bits");'
+        )
+    for family, f in families.items():
         if f.second:
-            size += f" && {f.sb // CHUNK} * sizeof(struct lutra_{f.family}_second) == {f.second_bytes}"
-        lines.append(f'_Static_assert({size}, "8 x {f.sb} weights at {f.bpw:g} bits");')
+            size = f"sizeof(struct lutra_{family}_second) == {f.second.chunk_bytes}"
+            lines.append(f'_Static_assert({size}, "8 x {CHUNK} weights, the second layer");')
     return "\n".join([*lines, "#endif", "", "#endif", ""])
 
 
