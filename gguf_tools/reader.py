@@ -48,10 +48,16 @@ SCALARS: dict[GGUFValueType, str] = {
 }
 
 
+# ggml types that the gguf package does not know yet: name, weights and bytes of a block, by id.
+_LATER = {42: ("Q2_0", 64, 18)}
+
+
 def type_name(type_id: int) -> str:
     """The name of a ggml type ("CB4", "F16"), or its number when nobody here knows it."""
     if type_id in CB_FORMATS:
         return CB_FORMATS[type_id].name
+    if type_id in _LATER:
+        return _LATER[type_id][0]
     try:
         return GGMLQuantizationType(type_id).name
     except ValueError:
@@ -61,7 +67,18 @@ def type_name(type_id: int) -> str:
 def type_id(name: str) -> int:
     """The ggml type of this name, as ``type_name`` has it. KeyError for others."""
     ids = {fmt.name: number for number, fmt in CB_FORMATS.items()}
+    ids |= {later[0]: number for number, later in _LATER.items()}
     return ids[name] if name in ids else int(GGMLQuantizationType[name])
+
+
+def block_size(type_id: int) -> tuple[int, int]:
+    """Weights and bytes of a block of one of upstream's types. ``ValueError`` when it is unknown."""
+    if type_id in _LATER:
+        return _LATER[type_id][1:]
+    try:
+        return GGML_QUANT_SIZES[GGMLQuantizationType(type_id)]
+    except (ValueError, KeyError):
+        raise ValueError(f"ggml type {type_id} is unknown") from None
 
 
 def tensor_nbytes(type_id: int, shape: tuple[int, ...]) -> int:
@@ -78,10 +95,7 @@ def tensor_nbytes(type_id: int, shape: tuple[int, ...]) -> int:
                 f"{fmt.name} needs rows of a multiple of {fmt.sb} weights and 8 rows, not {shape}"
             )
         return fmt.tensor_bytes(rows, k)
-    try:
-        block, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType(type_id)]
-    except (ValueError, KeyError):
-        raise ValueError(f"ggml type {type_id} is unknown") from None
+    block, nbytes = block_size(type_id)
     if k % block:
         raise ValueError(f"{type_name(type_id)} needs rows of a multiple of {block} weights, not {k}")
     return rows * (k // block) * nbytes

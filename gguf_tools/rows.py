@@ -33,6 +33,8 @@ def read_rows(file: GGUFFile, tensor: TensorInfo, start: int, stop: int) -> NDAr
     rows = data.reshape(tensor.weights // k, -1)[start:stop]
     if stored := _STORED.get(tensor.type):
         return to_float32(rows.view(stored), type_name(tensor.type), k)
+    if type_name(tensor.type) == "Q2_0":  # which the gguf package does not know yet
+        return _q2_0(rows, k)
     try:
         return quants.dequantize(rows, GGMLQuantizationType(tensor.type)).astype(np.float32, copy=False)
     except NotImplementedError:
@@ -48,3 +50,12 @@ def _codebook_rows(
     first, last = start // ROWS * ROWS, -(-stop // ROWS) * ROWS
     part = codebook.some_rows(data, k, fmt, first, last)
     return codebook.dequantize(part, last - first, k, fmt)[start - first : stop - first]
+
+
+def _q2_0(rows: NDArray[np.uint8], k: int) -> NDArray[np.float32]:
+    """Blocks of 64 weights: an fp16 scale, then codes of 2 bits for -1, 0, 1 and 2, four to a byte."""
+    blocks = rows.reshape(-1, 18)
+    codes = blocks[:, 2:, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3
+    scale = blocks[:, :2].copy().view("<f2").astype(np.float32)
+    weights: NDArray[np.float32] = (codes.reshape(-1, 64).astype(np.float32) - 1) * scale
+    return weights.reshape(-1, k)

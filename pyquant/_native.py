@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gguf_tools.errors import LutraError
 from gguf_tools.installed import library
 
-ABI = 1  # of quant.h; both go up together when a function that is called here changes
+ABI = 2  # of quant.h; both go up together when a function that is called here changes
 INTERFACE = """
     int lutra_quant_abi(void);
     enum lutra_status { LUTRA_DONE, LUTRA_NO_MEMORY, LUTRA_REFUSED };
@@ -30,6 +30,13 @@ INTERFACE = """
                                    const float *importance, const int8_t *library, int candidates,
                                    int threads, uint8_t *codes, uint16_t *selectors, uint16_t *d,
                                    double *error);
+    enum lutra_status lutra_encode_exact(const struct lutra_shape *, int64_t rows, int64_t k, const float *w,
+                                         const int8_t *library, int threads, uint8_t *codes,
+                                         uint16_t *selectors, uint16_t *d, bool *exact);
+    enum lutra_status lutra_encode_bipolar(const struct lutra_shape *, int bits, int64_t rows, int64_t k,
+                                           const float *w, int scales, const float *scale, int step,
+                                           int tries, int threads, uint8_t *levels, uint16_t *selectors,
+                                           uint16_t *d);
     enum lutra_status lutra_pack(const struct lutra_shape *, int64_t rows, int64_t k, const uint8_t *codes,
                                  const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips);
     struct lutra_group_form { float form[32][32], factor[32][32], weight[32][2], inverse[32][32]; };

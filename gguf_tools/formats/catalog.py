@@ -101,6 +101,17 @@ TYPES: dict[str, Type] = {
         *(_upstream(name, _Q8_0, _FILE_TYPES.get(name)) for name in _OTHERS.split()),
     )
 }
+# What a tensor stays that was trained in it, if no codebook stands for the same numbers; by ggml's names.
+PUBLISHED: dict[str, Type] = {
+    kind.name.upper(): kind
+    for kind in (
+        _upstream("tq1_0", _Q8_0, LlamaFileType.MOSTLY_TQ1_0),
+        _upstream("tq2_0", _Q8_0, LlamaFileType.MOSTLY_TQ2_0),
+        Type("q2_0", {64: 42}, 2.25, fallback=_Q8_0),
+        _upstream("mxfp4", _Q8_0, LlamaFileType.MOSTLY_MXFP4_MOE),
+        TYPES["q4_0"],
+    )
+}
 FLOATS = frozenset(
     GGMLQuantizationType[name] for name in ("F32", "F16", "BF16")
 )  # ids of what is not quantized

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""GGUF files as a source of weights: of F32, F16, BF16 or Q8_0 tensors, of others only when asked for."""
+"""GGUF files as a source of weights: of floats, Q8_0 or ternary tensors, of others only when asked for."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from gguf_tools.reader import GGUFFile, TensorInfo, type_name
 from gguf_tools.rows import read_rows
 from gguf_tools.sources.tensors import EMBEDDING, OUTPUT, Source, SourceTensor, keeps_f32
 
-# Types that lose next to nothing, and by architecture those that the model itself is published in.
-_GOOD = ("F32", "F16", "BF16", "Q8_0")
+# Types that lose next to nothing, those that only ternary models are published in, and by architecture those
+# that the model itself is published in.
+_GOOD = ("F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "Q2_0")
 _PUBLISHED = {"gpt-oss": ("MXFP4",)}
 
 

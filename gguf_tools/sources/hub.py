@@ -27,7 +27,7 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _BESIDE = re.compile(
     r"(?!.*\.index\.json$).*\.(json|jinja|tiktoken|model)|(merges|.*vocab.*)\.txt|README\.md"
 )
-_QUANTIZED = re.compile(r"(ud-)?(i?q[1-6]|tq|cb|[\d.]+bpw)")  # types that no model is published in
+_QUANTIZED = re.compile(r"(?!q2_0$)(ud-)?(i?q[1-6]|cb|[\d.]+bpw)")  # types that no model is published in
 _TO_CONVERT = ("f16", "bf16", "f32", "q8_0")  # types of GGUF files, the first that is there
 _TO_RUN = ("cb4", "q4_k_m")
 _LARGE = 8_000_000  # bytes from which a file is worth going on with in its middle

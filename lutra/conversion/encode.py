@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The bytes of one tensor without calibration: codebooks by k-means, upstream's types by ggml."""
+"""The bytes of one tensor without calibration: codebooks by k-means or exact, upstream's types by ggml."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.family import CBFormat
+from gguf_tools.formats.family import ROWS, CBFormat
 from lutra.conversion.plan import Planned
 from lutra.runtime import quantize
 from pyquant import encode, learn
+from pyquant.exact import encode_exact, grids
 
 BLOCK_WEIGHTS = 1 << 23  # weights in memory at a time, as float32
 
@@ -86,8 +87,36 @@ def codebook(
     return [*strips, library]
 
 
+def is_exact(matrix: Matrix, fmt: CBFormat, threads: int) -> bool:
+    """Whether a codebook can stand for the very same numbers.
+
+    A few rows decide in nearly all cases; zeros alone say nothing.
+    """
+    library, first = grids(fmt), matrix.read(0, ROWS)
+    if not first.any() or encode_exact(first, library, fmt, threads=threads) is None:
+        return False
+    pieces = (encode_exact(rows, library, fmt, threads=threads) for rows, _ in matrix.blocks(None))
+    return all(piece is not None for piece in pieces)
+
+
+def encode_exactly(name: str, matrix: Matrix, fmt: CBFormat, threads: int) -> list[NDArray[Any]]:
+    """A tensor that ``is_exact``, in pieces; the library comes last."""
+    library = grids(fmt)
+    pieces: list[NDArray[Any]] = []
+    for rows, _ in matrix.blocks(None):
+        strips = encode_exact(rows, library, fmt, threads=threads)
+        if strips is None:
+            raise LutraError(f"tensor {name!r}: its file changed while it was read; start again")
+        pieces.append(strips)
+    return [*pieces, library]
+
+
 def stock(p: Planned, importance: NDArray[np.float32] | None, threads: int) -> Iterator[NDArray[np.uint8]]:
     """A tensor of one of upstream's types in pieces."""
+    if p.is_kept:
+        assert p.source.stored
+        yield p.source.stored()
+        return
     for rows, weights in Matrix.of(p).blocks(importance):
         try:
             yield quantize.quantize(rows, p.id, weights, threads)

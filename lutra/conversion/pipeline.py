@@ -21,12 +21,13 @@ from gguf_tools.inspect import read_info
 from gguf_tools.reader import type_id, type_name
 from gguf_tools.sources.gguf import good_types
 from gguf_tools.sources.open import Scratch, open_source
-from gguf_tools.sources.tensors import Source
+from gguf_tools.sources.tensors import Source, SourceTensor
 from lutra.console import progress, say, warn
 from lutra.conversion import llama_quantize, own_text, tune, workdir
 from lutra.conversion.budget import plan_within
 from lutra.conversion.calibrate import bytes_kept, calibrate, matmul_order, token_limit
-from lutra.conversion.encode import Matrix, codebook
+from lutra.conversion.encode import Matrix, codebook, encode_exactly
+from lutra.conversion.imports import take_over, taken_over
 from lutra.conversion.jobs import Jobs
 from lutra.conversion.network import NetworkSampling, network_of
 from lutra.conversion.options import OPTIONS_KEY, TOKENS_KEY, ConversionOptions
@@ -55,13 +56,17 @@ SECONDS = "calibration seconds"  # in the work directory: what all of it takes
 
 @dataclass(frozen=True)
 class ConvertedTensor:
-    """What became of a tensor. ``loss``, if calibrated: the squared error of its outputs relative to them."""
+    """What became of a tensor. ``loss``, if calibrated: the squared error of its outputs relative to them.
+
+    ``exact``: it was taken over, so that it stands for the very same numbers.
+    """
 
     name: str
     type: str
     weights: int
     bytes: int
     loss: float | None
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,15 +98,20 @@ def convert(source: str | Path, options: ConversionOptions, output: str | Path) 
     source = str(source)
     output = require_writable(Path(output), source)
     losses: Mapping[str, float] = {}
+    exact: dict[str, float] = {}  # the losses of what was taken over
     with contextlib.ExitStack() as stack:
         opened = _open(source, options, output, stack, options.least_bytes)
-        _note_losses(opened)
         if options.is_own:
             planned, description = _plan(opened, options, output)
+            _note_losses(opened, [p.source for p in planned if not p.is_lossless])
             if description:
                 print(description, file=sys.stderr)
-            losses = _convert_own(opened, planned, options, output)
+            exact = dict.fromkeys((p.name for p in planned if p.is_lossless), 0.0)
+            if taken := taken_over(planned):
+                say(taken)
+            losses = {**_convert_own(opened, planned, options, output), **exact}
         else:
+            _note_losses(opened, opened.tensors)
             gguf = stack.enter_context(_float_gguf(opened, options, output))
             result = stack.enter_context(temporary(output, "result"))
             words = _llama_words(opened, options)
@@ -110,7 +120,9 @@ def convert(source: str | Path, options: ConversionOptions, output: str | Path) 
             result.replace(output)
     info = read_info(output)
     tensors = tuple(
-        ConvertedTensor(t.name, type_name(t.type), t.weights, t.nbytes, losses.get(t.name))
+        ConvertedTensor(
+            t.name, type_name(t.type), t.weights, t.nbytes, losses.get(t.name), exact=t.name in exact
+        )
         for t in info.tensors
     )
     return Result(output, info.bytes, info.bpw, tensors, opened.gguf is not None and opened.path.is_dir())
@@ -122,12 +134,13 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
     with contextlib.ExitStack() as stack:
         headers = options.is_own and not options.target  # llama-quantize and targets want numbers
         opened = _open(source, options, output, stack, lambda weights: 0, headers)
-        _note_losses(opened)
         if options.is_own:
             planned, description = _plan(opened, options, output)
+            _note_losses(opened, [p.source for p in planned if not p.is_lossless])
             read_importance(planned, options.imatrix)
             calibrated = options.calibration_text is not None
             return "\n".join(filter(None, (description, describe(planned, options.threads, calibrated))))
+        _note_losses(opened, opened.tensors)
         gguf = stack.enter_context(_float_gguf(opened, options, output))
         return llama_quantize.preview(gguf, str(options.type), _llama_words(opened, options))
 
@@ -149,9 +162,9 @@ def _open(
     )
 
 
-def _note_losses(source: Source) -> None:
+def _note_losses(source: Source, tensors: Sequence[SourceTensor]) -> None:
     """Say that a GGUF of quantized tensors, if it is one, is not as good as the original."""
-    kinds = sorted({tensor.dtype for tensor in source.tensors}.difference(good_types(source.architecture)))
+    kinds = sorted({tensor.dtype for tensor in tensors}.difference(good_types(source.architecture)))
     if kinds and source.path.is_file():
         warn(
             f"{source.path} is quantized already ({', '.join(kinds)}): what it lost stays lost, and the loss "
@@ -190,7 +203,7 @@ def _plan(source: Source, options: ConversionOptions, output: Path) -> tuple[lis
     if options.tune:
         tune.require(source)
     rules, description = plan_within(source, options, output) if options.target else (options.rules, "")
-    return plan(source.tensors, rules), description
+    return take_over(plan(source.tensors, rules), rules, options.threads), description
 
 
 def _convert_own(
@@ -206,6 +219,9 @@ def _convert_own(
         return {}
     with WorkDirectory(output, fingerprint(source, planned, options)) as work:
         jobs = Jobs(options.threads, options.cluster)
+        for p in codebooks:
+            if p.fmt and p.exact and p.name not in work:
+                work.save(p.name, encode_exactly(p.name, Matrix.of(p), p.fmt, options.threads), loss=0.0)
         if options.calibration_text:
             _calibrate(work, source, codebooks, options, jobs, output)
         _encode(work, planned, codebooks, importance, options, jobs, output)

@@ -42,12 +42,16 @@ class Rules:
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor and the type it gets; ``id`` is ggml's, ``instead_of`` the type that its shape forbids."""
+    """A tensor and the type it gets; ``id`` is ggml's, ``instead_of`` the type that its shape forbids.
+
+    ``exact``: the codebook stands for the very same numbers.
+    """
 
     source: SourceTensor
     type: Type
     id: int
     instead_of: Type | None = None
+    exact: bool = False
 
     @property
     def name(self) -> str:
@@ -63,6 +67,17 @@ class Planned:
     def is_quantized(self) -> bool:
         """False for types of plain floats."""
         return self.id not in FLOATS
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its bytes are those of a source that is quantized in the same way."""
+        same = self.source.stored is not None and self.type_name == self.source.dtype
+        return same and self.is_quantized and not self.fmt
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether it was taken over from a source of few bits."""
+        return self.exact or self.is_kept
 
     @property
     def type_name(self) -> str:
@@ -153,16 +168,18 @@ def describe(planned: Sequence[Planned], threads: int, calibrated: bool = False)
     for p in planned:
         shape = " x ".join(map(str, p.source.shape))
         note = f"cannot be {p.instead_of.name.upper()}" if p.instead_of else ""
+        note = "exact" if p.exact else "as it is" if p.is_kept else note
         rows.append((p.name, shape, p.type_name, str(p.nbytes), note))
     weights, nbytes = sum(p.weights for p in planned), sum(p.nbytes for p in planned)
-    learned = sum(p.weights for p in planned if p.fmt)
+    learned = sum(p.weights for p in planned if p.fmt and not p.exact)
     seconds = learned / (CALIBRATED_SPEED if calibrated else SPEED) / threads
     bpw = 8 * nbytes / weights
     totals = [
         f"{len(planned)} tensors, {weights / 1e6:.1f} M weights: {mib(nbytes)}, {bpw:.2f} bits per weight"
     ]
+    if codebooks := sum(p.weights for p in planned if p.fmt):
+        totals.append(f"{codebooks / weights:.1%} of the weights in codebooks")
     if learned:
-        totals.append(f"{learned / weights:.1%} of the weights in codebooks")
         how = "with calibration" if calibrated else "without calibration"
         totals.append(f"expected: {seconds:.0f} s with {threads} threads, {how} (an estimate)")
     return "\n".join([table(rows, right=(3,)), "", *totals])

@@ -11,7 +11,7 @@
 #include "lutra_ref.h"
 
 // Goes up with every change of a function that Python calls: pyquant/_native.py refuses other numbers.
-enum { LUTRA_QUANT_ABI = 1 };
+enum { LUTRA_QUANT_ABI = 2 };
 int lutra_quant_abi(void);
 
 struct lutra_shape {
@@ -81,6 +81,24 @@ enum lutra_status lutra_learner_step(struct lutra_learner *learner, int64_t firs
 enum lutra_status lutra_encode(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
                                const float *importance, const int8_t *library, int candidates, int threads,
                                uint8_t *codes, uint16_t *selectors, uint16_t *d, double *error);
+
+// ---- exact.c -------------------------------------------------------------------------------
+
+// Codes, selectors and scales as above that stand for exactly these weights. Where there are none, `exact` is
+// false and what was written has no meaning. sb: at most 256.
+enum lutra_status lutra_encode_exact(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
+                                     const int8_t *library, int threads, uint8_t *codes, uint16_t *selectors,
+                                     uint16_t *d, bool *exact);
+
+// ---- bipolar.c -----------------------------------------------------------------------------
+
+// The weights as d * scale[selector] * (2 * level - (2^bits - 1)), levels [rows][k] from 0 to 2^bits - 1.
+// scale [scales]: falling, from 2^-10 to 127. Of each group the smallest that cuts nothing off is tried, and
+// every step-th after it, `tries` in all: the one with the least squared error is taken. Of the shape group
+// and sb count.
+enum lutra_status lutra_encode_bipolar(const struct lutra_shape *shape, int bits, int64_t rows, int64_t k,
+                                       const float *w, int scales, const float *scale, int step, int tries,
+                                       int threads, uint8_t *levels, uint16_t *selectors, uint16_t *d);
 
 // ---- pack.c --------------------------------------------------------------------------------
 

@@ -322,6 +322,44 @@ def awq(rng, rows, k):
     return stored, np.ascontiguousarray(weights.T, np.float32)
 
 
+# ---- BitNet ----------------------------------------------------------------------------------
+
+
+def bitnet_form(name: str, weight: Callable[[np.float32], float], **settings: object) -> None:
+    """Register a form of BitNet whose scale means what ``weight`` makes of it."""
+
+    def make(rng, rows, k):
+        trits, (scale, number) = rng.integers(-1, 2, (rows, k)), bf16(rng, (1,))
+        codes = np.zeros((rows // 4, k), np.uint8)
+        for i in range(rows):
+            codes[i % (rows // 4)] |= (trits[i] + 1 << 2 * (i // (rows // 4))).astype(np.uint8)
+        stored = {"weight": ("U8", codes), "weight_scale": ("BF16", scale)}
+        return stored, (trits * np.float32(weight(number[0]))).astype(np.float32)
+
+    form(name, quant_method="bitnet", **settings)(make)
+
+
+bitnet_form("bitnet", lambda scale: np.float16(1 / scale))
+bitnet_form("bitnet of AutoBitLinear", lambda scale: scale, linear_class="autobitlinear")
+
+
+@form(
+    "bitnet that is not rounded",
+    quant_method="bitnet",
+    linear_class="autobitlinear",
+    quantization_mode="online",
+)
+def bitnet_online(rng, rows, k):
+    stored = to_bf16(rng.standard_normal((rows, k)) * 0.05)
+    w = (stored.astype(np.uint32) << 16).view(np.float32)
+    scale = np.float32(1) / np.float32(np.abs(w).astype(np.float64).mean())
+    third = np.float32(1) / scale  # the size of a weight, in bfloat16
+    near = (np.array([third]).view(np.uint32) + 0x8000 & 0xFFFF0000).view(np.float32)[0]
+    return {"weight": ("BF16", stored)}, np.where(abs(w * scale) > 0.5, np.sign(w) * near, 0).astype(
+        np.float32
+    )
+
+
 # ---- models ----------------------------------------------------------------------------------
 
 # Blocks of 128 are cut off at the ends, groups of 64 are not.

@@ -18,7 +18,7 @@ from gguf_tools.reader import GGUFFile
 from gguf_tools.sources.open import open_source
 from lutra.conversion.options import OPTIONS_KEY
 
-GOOD = ("F32", "F16", "BF16", "Q8_0")
+GOOD = ("F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0")
 QUANTIZED = [kind for kind in gguf.quants._type_traits if kind.name not in GOOD]
 
 

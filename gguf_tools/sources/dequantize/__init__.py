@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.floats import STORED
-from gguf_tools.sources.dequantize import awq, compressed_tensors, fp8, gptq, modelopt
+from gguf_tools.sources.dequantize import awq, bitnet, compressed_tensors, fp8, gptq, modelopt
 from gguf_tools.sources.dequantize.checkpoint import Checkpoint
 from gguf_tools.sources.safetensors import StoredTensor
 from gguf_tools.sources.weights import Weights
@@ -24,6 +24,7 @@ METHODS: dict[str, Callable[[StoredTensor, Checkpoint], Weights | None]] = {
     "compressed-tensors": compressed_tensors.restore,
     "gptq": gptq.restore,
     "awq": awq.restore,
+    "bitnet": bitnet.restore,
 }
 
 # Of inputs and of the memory of attention, which are not quantized here.
