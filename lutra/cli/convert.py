@@ -46,10 +46,10 @@ text that the model writes, or of --calibration FILE. That takes longer than cal
 away; a GPU has time for 30 times as much text. It needs torch, and for most of the families that lutra reads
 itself transformers (pip install "lutra-llm[hf]" has both); other families cannot be tuned.
 
-Checkpoints that are saved quantized (FP8, FP4, compressed-tensors, GPTQ, AWQ, BitNet) are dequantized exactly.
-Matrices that are ternary, MXFP4 or few integers are taken over with the very same numbers. GGUF files of
-other types than floats, Q8_0 and ternary ones are refused: what they lost stays lost. --allow-requantize
-takes them.
+Checkpoints that are saved quantized (FP8, FP4, compressed-tensors, GPTQ, AWQ, BitNet) are dequantized
+exactly. Matrices that are ternary, MXFP4 or few integers are taken over with the very same numbers. GGUF
+files of other types than floats, Q8_0 and ternary ones are refused: what they lost stays lost.
+--allow-requantize takes them.
 
 Families that lutra does not read itself go through llama.cpp's converter (pip install "lutra-llm[hf]"), by
 way of an F16 file of the whole model beside OUT.
