@@ -54,6 +54,8 @@ _IGNORED = (
     r"vision_tower\.",
     r"multi_modal_projector\.",
 )
+# What llama.cpp's graph computes of models that its converter takes whatever their config.json says.
+_ACTIVATIONS = {"BitNetForCausalLM": "silu"}
 _TIED = r"lm_head\.\w+$"  # where it is the token embeddings
 
 # The families in few words, without the numbers of their generations.
@@ -101,6 +103,12 @@ def require_readable(directory: Path, unfamiliar: str = "") -> bool:
     names = _architectures(raw)
     if not names:
         raise LutraError(f"{because}; give config.json the architectures of the model's original")
+    computed, wanted = _ACTIVATIONS.get(names[0]), raw.get("hidden_act")
+    if computed and wanted and wanted != computed:
+        raise LutraError(
+            f"{directory / 'config.json'}: its activation is {wanted!r}, but llama.cpp computes {computed!r} "
+            f"in a {names[0]}: its answers would be noise"
+        )
     llama_converter.require(directory, names, because)
     return False
 

@@ -46,6 +46,9 @@ text that the model writes, or of --calibration FILE. That takes longer than cal
 away; a GPU has time for 30 times as much text. It needs torch, and for most of the families that lutra reads
 itself transformers (pip install "lutra-llm[hf]" has both); other families cannot be tuned.
 
+--codebook bipolar takes no text, and seconds: tables are odd integers times scales. For types of few bits
+learned ones are much better.
+
 Checkpoints that are saved quantized (FP8, FP4, compressed-tensors, GPTQ, AWQ, BitNet) are dequantized
 exactly. Matrices that are ternary, MXFP4 or few integers are taken over with the very same numbers. GGUF
 files of other types than floats, Q8_0 and ternary ones are refused: what they lost stays lost.
@@ -95,6 +98,8 @@ def add_options(add: Callable[..., object]) -> None:
     add("--pure", action="store_true", help="every matrix gets T, embeddings and output too")
     add("--calibration", type=Path, metavar="FILE",
         help="text to calibrate codebooks with, or self; see below")  # fmt: skip
+    add("--codebook", choices=("learned", "bipolar"), default="learned",
+        help="bipolar: tables are odd integers, nothing is learned; see below")  # fmt: skip
     add("--no-calibration", action="store_true", help="no importance of any kind; many times faster")
     add("--allow-requantize", action="store_true",
         help="take a GGUF that is quantized: its loss stays, and that of T comes on top")  # fmt: skip
@@ -138,6 +143,7 @@ def options_of(args: argparse.Namespace, kind: str | None, target: Target | None
         imatrix=args.imatrix,
         calibration=args.calibration,
         calibrate=not args.no_calibration,
+        codebook=args.codebook,
         tune=getattr(args, "tune", False),
         allow_requantize=args.allow_requantize,
         device=getattr(args, "device", "auto"),

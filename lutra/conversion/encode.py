@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The bytes of one tensor without calibration: codebooks by k-means or exact, upstream's types by ggml."""
+"""The bytes of one tensor without calibration.
+
+Codebooks by k-means, exact, or with tables of odd integers; upstream's types by ggml.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from gguf_tools.formats.family import ROWS, CBFormat
 from lutra.conversion.plan import Planned
 from lutra.runtime import quantize
 from pyquant import encode, learn
+from pyquant.bipolar import encode_bipolar, libraries
 from pyquant.exact import encode_exact, grids
 
 BLOCK_WEIGHTS = 1 << 23  # weights in memory at a time, as float32
@@ -109,6 +113,15 @@ def encode_exactly(name: str, matrix: Matrix, fmt: CBFormat, threads: int) -> li
             raise LutraError(f"tensor {name!r}: its file changed while it was read; start again")
         pieces.append(strips)
     return [*pieces, library]
+
+
+def bipolar(name: str, matrix: Matrix, fmt: CBFormat, threads: int) -> list[NDArray[Any]]:
+    """A tensor whose tables are odd integers times scales, in pieces; the library comes last."""
+    try:
+        strips = [encode_bipolar(rows, fmt, threads=threads) for rows, _ in matrix.blocks(None)]
+    except ValueError as error:
+        raise LutraError(f"tensor {name!r}: {error}") from None
+    return [*strips, *libraries(fmt)]
 
 
 def stock(p: Planned, importance: NDArray[np.float32] | None, threads: int) -> Iterator[NDArray[np.uint8]]:

@@ -13,17 +13,20 @@ from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.catalog import RECIPES
+from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.sources.hub import is_name
 from gguf_tools.sources.hub_cache import model_name
 from lutra.conversion.llama_quantize import llama_file_types
 from lutra.conversion.plan import Rules, parse_tensor_type, tensor_type
 from lutra.conversion.text import CALIBRATION_TEXT, read_documents
 from lutra.runtime.threads import checked_threads, default_threads
+from pyquant.bipolar import has_integers
 
 OPTIONS_KEY = "lutra.convert.options"
 TOKENS_KEY = "lutra.convert.calibration_tokens"
 # Arguments of --calibration beside files: the text that comes along, what the model writes itself.
 DEFAULT, SELF = Path("default"), Path("self")
+LEARNED, BIPOLAR = CODEBOOKS = ("learned", "bipolar")  # arguments of --codebook
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -79,7 +82,8 @@ class ConversionOptions:
     text that comes along, which codebooks are calibrated with where neither this nor ``imatrix`` is given,
     unless ``calibrate`` is False. ``tune`` takes what the model writes, unless ``calibration`` is a file;
     ``device`` ("cpu", "cuda" or "auto") and ``tune_tokens``, at most, belong to it. ``cluster``: the address
-    of a Dask scheduler. ``threads`` default to the fast cores. ``allow_requantize``: a GGUF may be quantized
+    of a Dask scheduler. ``codebook``: "learned", or "bipolar" for tables of odd integers, which take no text
+    and next to no time. ``threads`` default to the fast cores. ``allow_requantize``: a GGUF may be quantized
     already.
 
     Raises LutraError, naming the option of the command line, for what cannot be: no source is needed to know.
@@ -94,6 +98,7 @@ class ConversionOptions:
     imatrix: Path | None = None
     calibration: Path | None = None
     calibrate: bool = True
+    codebook: str = LEARNED
     tune: bool = False
     allow_requantize: bool = False
     device: str = "auto"
@@ -115,6 +120,10 @@ class ConversionOptions:
         if self.pure and (self.target or (self.type in RECIPES and RECIPES[self.type].is_mix)):
             several = self.target.option if self.target else f"--type {self.type}"
             raise LutraError(f"--pure gives every matrix one --type, {several} several; drop one of them")
+        if self.codebook not in CODEBOOKS:
+            raise LutraError(f"--codebook {self.codebook}: choose one of {', '.join(CODEBOOKS)}")
+        if self.is_bipolar:
+            self._check_bipolar()
         if self.tune and not self.calibration_text:
             raise LutraError(
                 f"--tune needs codebooks and a text: a type of cb2 to cb4, --calibration {DEFAULT}"
@@ -142,6 +151,27 @@ class ConversionOptions:
             require_torch()
             device_of(self.device)
 
+    def _check_bipolar(self) -> None:
+        given = {"--imatrix": self.imatrix, "--calibration": self.calibration, "--tune": self.tune}
+        if option := next((option for option, value in given.items() if value), None):
+            raise LutraError(
+                f"--codebook {BIPOLAR} learns nothing, {option} is for what does; drop one of them"
+            )
+        if self.target or not self.is_own or not self.rules.may_have_codebooks:
+            raise LutraError(f"--codebook {BIPOLAR} needs a --type of codebooks, e.g. cb4")
+        ids = (number for kind in self.rules.types for number in kind.ids.values())
+        if fmt := next(
+            (CB_FORMATS[i] for i in ids if i in CB_FORMATS and not has_integers(CB_FORMATS[i])), None
+        ):
+            raise LutraError(
+                f"--codebook {BIPOLAR}: {fmt.family} has no whole bits per weight; choose another type"
+            )
+
+    @property
+    def is_bipolar(self) -> bool:
+        """Whether tables are odd integers, and nothing is learned."""
+        return self.codebook == BIPOLAR
+
     @property
     def is_own(self) -> bool:
         """Whether Lutra makes the file; llama-quantize makes the others."""
@@ -162,6 +192,8 @@ class ConversionOptions:
     def calibration_text(self) -> Path | None:
         """The text that codebooks are calibrated with; None without calibration or without codebooks."""
         if not self.is_own or not (self.target or self.rules.may_have_codebooks) or not self.calibrate:
+            return None
+        if self.is_bipolar:
             return None
         if self.calibration in (DEFAULT, SELF) or not (self.calibration or self.imatrix):
             return CALIBRATION_TEXT
@@ -196,6 +228,7 @@ class ConversionOptions:
         if self.calibration_text and calibrated:
             words += ["--calibration", (self.calibration or DEFAULT).name]
         words += [] if self.calibrate else ["--no-calibration"]
+        words += ["--codebook", self.codebook] if self.codebook != LEARNED else []
         words += ["--tune"] if self.tune else []
         words += ["--allow-requantize"] if self.allow_requantize else []
         words += ["--tune-tokens", str(self.tune_tokens)] if self.tune and self.tune_tokens else []

@@ -26,7 +26,7 @@ from lutra.console import progress, say, warn
 from lutra.conversion import llama_quantize, own_text, tune, workdir
 from lutra.conversion.budget import plan_within
 from lutra.conversion.calibrate import bytes_kept, calibrate, matmul_order, token_limit
-from lutra.conversion.encode import Matrix, codebook, encode_exactly
+from lutra.conversion.encode import Matrix, bipolar, codebook, encode_exactly
 from lutra.conversion.imports import take_over, taken_over
 from lutra.conversion.jobs import Jobs
 from lutra.conversion.network import NetworkSampling, network_of
@@ -220,8 +220,10 @@ def _convert_own(
     with WorkDirectory(output, fingerprint(source, planned, options)) as work:
         jobs = Jobs(options.threads, options.cluster)
         for p in codebooks:
-            if p.fmt and p.exact and p.name not in work:
-                work.save(p.name, encode_exactly(p.name, Matrix.of(p), p.fmt, options.threads), loss=0.0)
+            if p.fmt and p.name not in work and (p.exact or options.is_bipolar):
+                encode = encode_exactly if p.exact else bipolar
+                parts = encode(p.name, Matrix.of(p), p.fmt, options.threads)
+                work.save(p.name, parts, loss=0.0 if p.exact else nan)
         if options.calibration_text:
             _calibrate(work, source, codebooks, options, jobs, output)
         _encode(work, planned, codebooks, importance, options, jobs, output)
@@ -419,6 +421,7 @@ def fingerprint(source: Source, planned: Sequence[Planned], options: ConversionO
     return {
         "source": workdir.source_files(source),
         "types": [(p.name, p.type_name) for p in planned if p.fmt],
+        "codebook": options.codebook,
         "seed": options.seed,
         "calibration text": workdir.file_digest(options.calibration_text),
         "calibration with the model's own text": options.calibrates_with_own_text,

@@ -36,8 +36,17 @@ class Rules:
     @property
     def may_have_codebooks(self) -> bool:
         """Whether a tensor can become a codebook under these rules."""
+        return any(kind.is_codebook for kind in (self.recipe.base, *self._named))
+
+    @property
+    def types(self) -> list[Type]:
+        """All that tensors can be under these rules, fallbacks aside."""
+        return [self.recipe.base, *(kind for _, kind in self.recipe.exceptions), *self._named]
+
+    @property
+    def _named(self) -> list[Type]:
         named = (self.output_type, self.embedding_type, *(kind for _, kind in self.tensor_types))
-        return self.recipe.base.is_codebook or any(kind and kind.is_codebook for kind in named)
+        return [kind for kind in named if kind]
 
 
 @dataclass(frozen=True)

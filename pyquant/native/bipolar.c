@@ -12,8 +12,8 @@ enum { LANES = 16, MAX_SCALES = 256 };
 
 struct bipolar {
     int64_t k;
-    int sb, group, bits, scales, step, tries;
-    const float *w, *scale; // of the tables, falling
+    int sb, group, bits, scales, one, step, tries; // one: the number of the scale 1, or -1
+    const float *w, *scale;                        // of the tables, falling
     uint8_t *levels;
     uint16_t *selectors, *d;
 };
@@ -56,6 +56,28 @@ INLINE float largest_of(const float *w, int n) {
     return found;
 }
 
+// The levels of a super-block that needs no rounding; false for one that does.
+static bool on_grid(const struct bipolar *b, const float *w, uint8_t *levels, uint16_t *selectors,
+                    uint16_t *d) {
+    const int largest = (1 << b->bits) - 1;
+    int8_t q[LUTRA_MAX_BLOCK];
+    // Nearly always the first group says that there is no grid.
+    if (b->one < 0 || b->sb > LUTRA_MAX_BLOCK || !lutra_multiples(w, b->group, q, d) ||
+        !lutra_multiples(w, b->sb, q, d)) {
+        return false;
+    }
+    for (int j = 0; j < b->sb; j++) {
+        if (q[j] % 2 == 0 || q[j] > largest || q[j] < -largest) {
+            return false;
+        }
+        levels[j] = (uint8_t)((q[j] + largest) / 2);
+    }
+    for (int g = 0; g < b->sb / b->group; g++) {
+        selectors[g] = (uint16_t)b->one;
+    }
+    return true;
+}
+
 LUTRA_CLONES
 static void encode_row(void *context, int64_t row) {
     const struct bipolar *b = context;
@@ -65,9 +87,13 @@ static void encode_row(void *context, int64_t row) {
     uint16_t *selectors = b->selectors + row * (b->k / b->group);
     float level[2][LUTRA_MAX_GROUP];
     for (int64_t start = 0; start < b->k; start += b->sb) {
+        uint16_t *const of_block = &b->d[row * (b->k / b->sb) + start / b->sb];
+        if (on_grid(b, w + start, levels + start, selectors + start / b->group, of_block)) {
+            continue;
+        }
         const uint16_t half = lutra_f16(largest_of(w + start, b->sb) / (largest * b->scale[0]));
         const float d = lutra_f16_to_f32(half);
-        b->d[row * (b->k / b->sb) + start / b->sb] = half;
+        *of_block = half;
         for (int64_t at = start; at < start + b->sb; at += b->group) {
             int first = 0, best = 0, kept = 0; // the smallest scale that cuts nothing off, and what is tried
             if (d == 0.0f) {
@@ -110,6 +136,7 @@ enum lutra_status lutra_encode_bipolar(const struct lutra_shape *shape, int bits
                         .group = shape->group,
                         .bits = bits,
                         .scales = scales,
+                        .one = -1,
                         .step = step,
                         .tries = tries,
                         .w = w,
@@ -117,6 +144,9 @@ enum lutra_status lutra_encode_bipolar(const struct lutra_shape *shape, int bits
                         .levels = levels,
                         .selectors = selectors,
                         .d = d};
+    for (int i = 0; i < scales; i++) {
+        b.one = scale[i] == 1.0f ? i : b.one;
+    }
     lutra_parallel(rows, threads, encode_row, &b);
     return LUTRA_DONE;
 }

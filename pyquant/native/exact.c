@@ -10,11 +10,10 @@
 #include <string.h>
 
 enum {
-    LARGEST = 127,  // entry
-    MANTISSA = 11,  // bits of a half
-    BITS = 31,      // of a weight in units: at most 127 times 24 bits
-    VALUES = 256,   // of an entry, as a byte
-    MAX_BLOCK = 256 // weights of a super-block
+    LARGEST = 127, // entry
+    MANTISSA = 11, // bits of a half
+    BITS = 31,     // of a weight in units: at most 127 times 24 bits
+    VALUES = 256,  // of an entry, as a byte
 };
 
 struct exact {
@@ -49,11 +48,9 @@ static uint32_t gcd(uint32_t a, uint32_t b) {
     return a;
 }
 
-// The weights of a super-block as multiples q of d, the largest that there is; false where these are too
-// large, or d is no half.
-static bool multiples(const float *w, int n, int8_t *q, uint16_t *d) {
-    uint32_t odd[MAX_BLOCK];
-    int exponent[MAX_BLOCK], least = 1 << 10;
+bool lutra_multiples(const float *w, int n, int8_t *q, uint16_t *d) {
+    uint32_t odd[LUTRA_MAX_BLOCK];
+    int exponent[LUTRA_MAX_BLOCK], least = 1 << 10;
     for (int i = 0; i < n; i++) {
         odd[i] = 0;
         q[i] = 0;
@@ -134,8 +131,8 @@ static bool in_table(const struct exact *e, int table, const int8_t *q, uint8_t 
 static bool encode_block(const struct exact *e, const float *w, int *table, uint8_t *codes,
                          uint16_t *selectors, uint16_t *d) {
     const struct lutra_shape *f = e->shape;
-    int8_t q[MAX_BLOCK];
-    if (!multiples(w, f->sb, q, d)) {
+    int8_t q[LUTRA_MAX_BLOCK];
+    if (!lutra_multiples(w, f->sb, q, d)) {
         return false;
     }
     for (int g = 0; g < f->sb / f->group; g++) {
@@ -172,7 +169,7 @@ static void encode_row(void *context, int64_t row) {
 enum lutra_status lutra_encode_exact(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
                                      const int8_t *library, int threads, uint8_t *codes, uint16_t *selectors,
                                      uint16_t *d, bool *exact) {
-    if (!lutra_valid_matrix(shape, rows, k) || shape->sb > MAX_BLOCK ||
+    if (!lutra_valid_matrix(shape, rows, k) || shape->sb > LUTRA_MAX_BLOCK ||
         !lutra_valid_library(shape, library) || !lutra_valid_weights(rows * k, w, NULL, 0)) {
         return LUTRA_REFUSED;
     }

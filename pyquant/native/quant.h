@@ -26,6 +26,7 @@ enum {
     LUTRA_MAX_GROUP = 64,
     LUTRA_MAX_ENTRIES = 64,
     LUTRA_MAX_TABLES = 1024,
+    LUTRA_MAX_BLOCK = 256, // weights of a super-block on a grid
 };
 
 #define LUTRA_MAX_WEIGHTS (INT64_C(1) << 48)
@@ -85,16 +86,21 @@ enum lutra_status lutra_encode(const struct lutra_shape *shape, int64_t rows, in
 // ---- exact.c -------------------------------------------------------------------------------
 
 // Codes, selectors and scales as above that stand for exactly these weights. Where there are none, `exact` is
-// false and what was written has no meaning. sb: at most 256.
+// false and what was written has no meaning. sb: at most LUTRA_MAX_BLOCK.
 enum lutra_status lutra_encode_exact(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
                                      const int8_t *library, int threads, uint8_t *codes, uint16_t *selectors,
                                      uint16_t *d, bool *exact);
 
+// n weights, at most LUTRA_MAX_BLOCK, as multiples q of d, the largest that there is; false where these are
+// beyond -127 and 127, or d is no half.
+bool lutra_multiples(const float *w, int n, int8_t *q, uint16_t *d);
+
 // ---- bipolar.c -----------------------------------------------------------------------------
 
 // The weights as d * scale[selector] * (2 * level - (2^bits - 1)), levels [rows][k] from 0 to 2^bits - 1.
-// scale [scales]: falling, from 2^-10 to 127. Of each group the smallest that cuts nothing off is tried, and
-// every step-th after it, `tries` in all: the one with the least squared error is taken. Of the shape group
+// scale [scales]: falling, from 2^-10 to 127. Super-blocks that are odd integers times a half have that as d,
+// and the scale 1, if there is one. Of other groups the smallest scale that cuts nothing off is tried, and
+// every step-th after it, `tries` in all: the one with the least squared error is taken. Of the shape, group
 // and sb count.
 enum lutra_status lutra_encode_bipolar(const struct lutra_shape *shape, int bits, int64_t rows, int64_t k,
                                        const float *w, int scales, const float *scale, int step, int tries,
