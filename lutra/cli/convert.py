@@ -26,9 +26,12 @@ ORG/MODEL:TYPE chooses), or a GGUF of F32, F16, BF16 or Q8_0.
 T is cb2, cb3 or cb4 (codebooks of 2.3, 3.3 and 4.3 bits per weight), f16, bf16, or any type of
 llama-quantize in lower case, which then does the work. cb2_m, cb3_m and cb4_m give a few small matrices more.
 
---target-bpw and --target-size choose the type of each tensor: noise in one after the other shows, on a part
-of the calibration text, what errors in it cost, and the types that cost least within the target are taken.
-That takes a minute, or a few; --tensor-type and the like stay in force, --dry-run prints the plan only.
+Targets choose the type of each tensor. A sample of it is encoded in every type, and what such errors cost is
+measured on a part of the calibration text. --target-bpw and --target-size take the types of least loss,
+--max-loss (perplexity) and --max-kld (divergence from the original's predictions) the smallest file within
+the loss, with --for the fastest there: pi5, graviton3, graviton4 are modelled. The file is then measured on
+text that was kept aside; where a bound is overshot, types change and are converted again. That takes a few
+minutes; --tensor-type and the like stay in force, --dry-run prints the plan only.
 
 The token embeddings and the output matrix get more bits: cb4 with cb2 and cb3, q6_k with cb4 if their rows
 allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows not a multiple of 64, not a
@@ -63,6 +66,7 @@ examples:
   lutra convert models/tiny-chat --type cb4
   lutra convert model-f16.gguf --type cb3 --imatrix model.imatrix --tensor-type ffn_down=cb4 -o out.gguf
   lutra convert models/tiny-chat --target-bpw 3.5 --dry-run
+  lutra convert models/tiny-chat --max-loss 1%
 """
 
 
@@ -76,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bits per weight of the whole: each tensor gets the type that serves it best")  # fmt: skip
     what("--target-size", dest="target", metavar="SIZE", type=parsed(_size),
         help="the same for bytes of the file, e.g. 400M or 1.5G (powers of ten), 400MiB")  # fmt: skip
+    what("--max-loss", dest="target", metavar="P%", type=parsed(_loss),
+        help="the smallest file whose perplexity rises by at most so much, e.g. 1%%")  # fmt: skip
+    what("--max-kld", dest="target", metavar="NATS", type=parsed(_kld),
+        help="the same for the KL divergence to the original's predictions, e.g. 0.02")  # fmt: skip
+    add("--for", dest="board", metavar="MACHINE",
+        help="with a loss: the fastest file on pi5, graviton3 or graviton4, not the smallest")  # fmt: skip
     add("-o", "--output", type=Path, metavar="OUT", help="output file (default: ./<name of SRC>-<T>.gguf)")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--tune", action="store_true", help="tune codebooks on the model's predictions (torch); see below")
@@ -136,6 +146,7 @@ def options_of(args: argparse.Namespace, kind: str | None, target: Target | None
     return ConversionOptions(
         type=kind,
         target=target,
+        board=getattr(args, "board", None),
         pure=args.pure,
         tensor_types=tuple(args.tensor_type),
         output_type=args.output_tensor_type,
@@ -169,3 +180,15 @@ def _size(text: str) -> Target:
     from lutra.conversion.options import Target
 
     return Target.parse_size(text)
+
+
+def _loss(text: str) -> Target:
+    from lutra.conversion.options import Target
+
+    return Target.parse_loss(text)
+
+
+def _kld(text: str) -> Target:
+    from lutra.conversion.options import Target
+
+    return Target.parse_kld(text)

@@ -16,6 +16,7 @@ from gguf_tools.formats.catalog import RECIPES
 from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.sources.hub import is_name
 from gguf_tools.sources.hub_cache import model_name
+from lutra.conversion.boards import BOARDS, HERE
 from lutra.conversion.llama_quantize import llama_file_types
 from lutra.conversion.plan import Rules, parse_tensor_type, tensor_type
 from lutra.conversion.text import CALIBRATION_TEXT, read_documents
@@ -33,26 +34,29 @@ _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2*
 
 @dataclass(frozen=True)
 class Target:
-    """A size to meet, ``text`` as it was given: bits per weight of all tensors, or bytes of the file."""
+    """What the types of a file have to meet, ``text`` as it was given; one of the others.
+
+    ``bpw``: bits per weight of all tensors; ``nbytes`` of the file; ``loss``: rise of the perplexity (0.01 is
+    1%); ``kld``: KL divergence to the original's predictions, nats per token.
+    """
 
     text: str
     bpw: float | None = None
     nbytes: int | None = None
+    loss: float | None = None
+    kld: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.bpw is None) == (self.nbytes is None) or (self.bpw or self.nbytes or 0) <= 0:
-            raise LutraError(f"'{self.text}': a target is bits per weight or bytes, one of the two, above 0")
+        given = [value for value in (self.bpw, self.nbytes, self.loss, self.kld) if value is not None]
+        if len(given) != 1 or given[0] <= 0:
+            raise LutraError(
+                f"'{self.text}': a target is bits per weight, bytes or a loss, one of them, above 0"
+            )
 
     @classmethod
     def parse_bpw(cls, text: str) -> Target:
         """From text such as "3.0". Raises LutraError."""
-        try:
-            bpw = float(text)
-        except ValueError:
-            bpw = 0.0
-        if not 0.0 < bpw < math.inf:
-            raise LutraError(f"'{text}' is no number of bits per weight, e.g. 3.0")
-        return cls(text, bpw=bpw)
+        return cls(text, bpw=_number(text, "number of bits per weight, e.g. 3.0"))
 
     @classmethod
     def parse_size(cls, text: str) -> Target:
@@ -62,21 +66,54 @@ class Target:
             raise LutraError(f"'{text}' is no size, e.g. 400M, 1.5G or 400MiB")
         return cls(text, nbytes=int(size))
 
+    @classmethod
+    def parse_loss(cls, text: str) -> Target:
+        """From text such as "1%". Raises LutraError."""
+        what = "rise of the perplexity, e.g. 1%"
+        if not text.endswith("%"):
+            raise LutraError(f"'{text}' is no {what}")
+        return cls(text, loss=_number(text[:-1], what) / 100)
+
+    @classmethod
+    def parse_kld(cls, text: str) -> Target:
+        """From text such as "0.02". Raises LutraError."""
+        return cls(text, kld=_number(text, "KL divergence in nats per token, e.g. 0.02"))
+
+    @property
+    def bound(self) -> float | None:
+        """Nats per token that may be lost; None if a size is the target."""
+        return math.log1p(self.loss) if self.loss else self.kld
+
     @property
     def option(self) -> str:
         """Its name on the command line."""
-        return "--target-bpw" if self.bpw else "--target-size"
+        given = {"bpw": self.bpw, "size": self.nbytes, "loss": self.loss, "kld": self.kld}
+        name = next(name for name, value in given.items() if value is not None)
+        return f"--target-{name}" if name in ("bpw", "size") else f"--max-{name}"
 
     def __str__(self) -> str:
         """For the name of a file."""
+        if self.bound:
+            return f"{self.option.removeprefix('--')}-{self.text.rstrip('%')}"
         return f"{self.text}bpw" if self.bpw else self.text
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < math.inf:
+        raise LutraError(f"'{text}' is no {what}")
+    return value
 
 
 @dataclass(frozen=True)
 class ConversionOptions:
     """How to convert a model; the options of ``lutra convert`` have the same meaning.
 
-    Either ``type`` (a type of Lutra's or of llama-quantize, lower case) or ``target`` is given.
+    Either ``type`` (a type of Lutra's or of llama-quantize, lower case) or ``target`` is given. ``board``,
+    with a target that bounds the loss: the machine that the file shall be fast on, one of ``boards``.
     ``tensor_types`` are "REGEX=TYPE", the first that matches a name counts. ``imatrix``: a file of
     llama-imatrix. ``calibration``: a text file, "self" for what the model writes itself, or "default" for the
     text that comes along, which codebooks are calibrated with where neither this nor ``imatrix`` is given,
@@ -91,6 +128,7 @@ class ConversionOptions:
 
     type: str | None = None
     target: Target | None = None
+    board: str | None = None
     pure: bool = False
     tensor_types: Sequence[str] = ()
     output_type: str | None = None
@@ -114,6 +152,12 @@ class ConversionOptions:
         object.__setattr__(self, "tensor_types", tuple(self.tensor_types))
         if (self.type is None) == (self.target is None):
             raise LutraError("a conversion needs a type or a target, one of the two")
+        if self.board and (self.target is None or self.target.bound is None):
+            raise LutraError(f"--for {self.board} belongs to --max-loss or --max-kld: a size is no time")
+        if self.board and self.board not in (HERE, *BOARDS):
+            raise LutraError(
+                f"--for {self.board}: no such machine; choose one of {', '.join((*BOARDS, HERE))}"
+            )
         if not self.calibrate and (self.imatrix or self.calibration):
             option = "--imatrix" if self.imatrix else "--calibration"
             raise LutraError(f"{option} and --no-calibration contradict each other; drop one of them")
@@ -200,6 +244,16 @@ class ConversionOptions:
         return self.calibration
 
     @property
+    def text(self) -> Path:
+        """The text that the model computes, to calibrate or to measure."""
+        return self.calibration_text or CALIBRATION_TEXT
+
+    @property
+    def text_origin(self) -> str:
+        """What kind of text that is, behind a number of tokens."""
+        return "that the model wrote" if self.calibrates_with_own_text else f"of {self.text}"
+
+    @property
     def calibrates_with_own_text(self) -> bool:
         """Whether the model writes the text; the one that comes along gives beginnings."""
         return self.calibration == SELF
@@ -223,6 +277,7 @@ class ConversionOptions:
         ``calibrated``: whether there were codebooks that the text served for.
         """
         words = [self.target.option, self.target.text] if self.target else ["--type", str(self.type)]
+        words += ["--for", self.board] if self.board else []
         words += ["--seed", str(self.seed)]
         words += ["--imatrix", self.imatrix.name] if self.imatrix else []
         if self.calibration_text and calibrated:

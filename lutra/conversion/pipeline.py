@@ -24,8 +24,10 @@ from gguf_tools.sources.open import Scratch, open_source
 from gguf_tools.sources.tensors import Source, SourceTensor
 from lutra.console import progress, say, warn
 from lutra.conversion import llama_quantize, own_text, tune, workdir
-from lutra.conversion.budget import plan_within
+from lutra.conversion.boards import board_of
 from lutra.conversion.calibrate import bytes_kept, calibrate, matmul_order, token_limit
+from lutra.conversion.divergence import TOKENS as ASIDE_TOKENS
+from lutra.conversion.divergence import Divergence, divergence
 from lutra.conversion.encode import Matrix, bipolar, codebook, encode_exactly
 from lutra.conversion.imports import take_over, taken_over
 from lutra.conversion.jobs import Jobs
@@ -40,7 +42,8 @@ from lutra.conversion.output import (
     write_floats,
 )
 from lutra.conversion.plan import Planned, Rules, describe, is_tied, plan
-from lutra.conversion.text import piece_length, read_pieces
+from lutra.conversion.search import Search
+from lutra.conversion.text import keep_aside, piece_length, read_pieces, spread
 from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime import crash
@@ -102,14 +105,12 @@ def convert(source: str | Path, options: ConversionOptions, output: str | Path) 
     with contextlib.ExitStack() as stack:
         opened = _open(source, options, output, stack, options.least_bytes)
         if options.is_own:
-            planned, description = _plan(opened, options, output)
-            _note_losses(opened, [p.source for p in planned if not p.is_lossless])
-            if description:
-                print(description, file=sys.stderr)
+            if options.tune:
+                tune.require(opened)
+            convert_one = _convert_searched if options.target else _convert_planned
+            planned, losses = convert_one(opened, options, output)
             exact = dict.fromkeys((p.name for p in planned if p.is_lossless), 0.0)
-            if taken := taken_over(planned):
-                say(taken)
-            losses = {**_convert_own(opened, planned, options, output), **exact}
+            losses = {**losses, **exact}
         else:
             _note_losses(opened, opened.tensors)
             gguf = stack.enter_context(_float_gguf(opened, options, output))
@@ -135,10 +136,18 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
         headers = options.is_own and not options.target  # llama-quantize and targets want numbers
         opened = _open(source, options, output, stack, lambda weights: 0, headers)
         if options.is_own:
-            planned, description = _plan(opened, options, output)
+            calibrated = options.calibration_text is not None
+            if not options.target:
+                chosen, description = plan(opened.tensors, options.rules), ""
+            else:
+                beside = output.with_name(f"{output.name}.plan")  # a conversion's own work stays
+                work = stack.enter_context(WorkDirectory(beside, fingerprint(opened, [], options)))
+                found, _ = _search(work, opened, options, Jobs(options.threads, options.cluster), beside)
+                chosen = found.planned()
+                description = found.describe(chosen) + "\n"
+            planned = take_over(chosen, options.rules, options.threads)
             _note_losses(opened, [p.source for p in planned if not p.is_lossless])
             read_importance(planned, options.imatrix)
-            calibrated = options.calibration_text is not None
             return "\n".join(filter(None, (description, describe(planned, options.threads, calibrated))))
         _note_losses(opened, opened.tensors)
         gguf = stack.enter_context(_float_gguf(opened, options, output))
@@ -198,49 +207,125 @@ def _llama_words(source: Source, options: ConversionOptions) -> list[str]:
 # ---- our own types -------------------------------------------------------------------------
 
 
-def _plan(source: Source, options: ConversionOptions, output: Path) -> tuple[list[Planned], str]:
-    """The type of every tensor and, if a target asks for it, a description of what was measured."""
-    if options.tune:
-        tune.require(source)
-    rules, description = plan_within(source, options, output) if options.target else (options.rules, "")
-    return take_over(plan(source.tensors, rules), rules, options.threads), description
+Made = tuple[Sequence[Planned], Mapping[str, float]]
+"""The type of every tensor, and the losses of calibrated ones by name."""
 
 
-def _convert_own(
-    source: Source, planned: Sequence[Planned], options: ConversionOptions, output: Path
-) -> Mapping[str, float]:
-    """Write ``output``; returns the losses of calibrated tensors by name."""
-    importance = read_importance(planned, options.imatrix)
-    codebooks = [p for p in planned if p.fmt]
-    file_type = None if options.target else RECIPES[str(options.type)].base.file_type
-    if not codebooks:
-        values = metadata(source, planned, options.record(calibrated=False), file_type)
-        write(output, source, planned, values, options.threads, importance)
-        return {}
+def _convert_planned(source: Source, options: ConversionOptions, output: Path) -> Made:
+    """Write ``output`` with the types of the rules."""
+    planned = take_over(plan(source.tensors, options.rules), options.rules, options.threads)
+    _note_origin(source, planned)
+    if not any(p.fmt for p in planned):
+        _write_stock(source, planned, options, output)
+        return planned, {}
     with WorkDirectory(output, fingerprint(source, planned, options)) as work:
         jobs = Jobs(options.threads, options.cluster)
-        for p in codebooks:
-            if p.fmt and p.name not in work and (p.exact or options.is_bipolar):
-                encode = encode_exactly if p.exact else bipolar
-                parts = encode(p.name, Matrix.of(p), p.fmt, options.threads)
-                work.save(p.name, parts, loss=0.0 if p.exact else nan)
-        if options.calibration_text:
-            _calibrate(work, source, codebooks, options, jobs, output)
-        _encode(work, planned, codebooks, importance, options, jobs, output)
-        losses = {p.name: work.load(p.name)[1] for p in codebooks}
-        uncalibrated = [p for p in codebooks if isnan(losses[p.name])]
-        values = metadata(source, planned, options.record(), file_type)
-        if work.tokens:
-            values[TOKENS_KEY] = GGUFValue(work.tokens, GGUFValueType.UINT32)
-        if options.calibration_text and uncalibrated:
-            _note_uncalibrated(uncalibrated, values, options)
-        warn_uncovered([p for p in planned if isnan(losses.get(p.name, nan))], options.imatrix, importance)
+        path = work.temporary("untuned.gguf") if options.tune else output
+        losses = _make(work, source, planned, options, jobs, output, path)
         if options.tune:
-            untuned = work.temporary("untuned.gguf")
-            write(untuned, source, planned, values, options.threads, importance, work)
-            _tune(work, untuned, source, codebooks, options, output)
+            _tune(work, path, source, [p for p in planned if p.fmt], options, output)
+    return planned, losses
+
+
+def _convert_searched(source: Source, options: ConversionOptions, output: Path) -> Made:
+    """Write ``output`` with the types that meet the target. Raises LutraError when it cannot be met."""
+    with WorkDirectory(output, fingerprint(source, [], options)) as work:
+        jobs = Jobs(options.threads, options.cluster)
+        found, model = _search(work, source, options, jobs, output)
+        for before in work.cached("rounds", list):
+            found.met(found.planned(), Divergence(**before))
+        made = work.temporary("made.gguf")
+        is_met = False
+        while not is_met:
+            chosen = found.planned()
+            say(f"round {len(found.rounds) + 1}\n\n{found.describe(chosen)}\n")
+            planned = take_over(chosen, options.rules, options.threads)
+            if not found.rounds:
+                _note_origin(source, planned)
+            work.drop({p.name: p.nbytes for p in planned if p.fmt})
+            losses = _make(work, source, planned, options, jobs, output, made)
+            if not found.aside:
+                break
+            measured = divergence(model, made, found.aside, options.threads)
+            say(f"predicted {found.predicted(chosen):.5f}, measured on text kept aside: {measured}")
+            is_met = found.met(chosen, measured)
+            work.keep("rounds", [asdict(measured) for measured in found.rounds])
+        if options.tune:
+            _tune(work, made, source, [p for p in planned if p.fmt], options, output)
         else:
-            write(output, source, planned, values, options.threads, importance, work)
+            made.replace(output)
+    return planned, losses
+
+
+def _note_origin(source: Source, planned: Sequence[Planned]) -> None:
+    """Say what of the source is quantized already, and what of that loses nothing more."""
+    _note_losses(source, [p.source for p in planned if not p.is_lossless])
+    if taken := taken_over(planned):
+        say(taken)
+
+
+def _search(
+    work: WorkDirectory, source: Source, options: ConversionOptions, jobs: Jobs, output: Path
+) -> tuple[Search, Path]:
+    """What is measured of ``source`` and planned, and its F16 model, which stays in ``work``."""
+    assert options.target
+    found = Search(source, options, board_of(options.board, options.threads))
+    found.refuse_what_cannot_be()
+    model = _f16_model(work, source, [], options, output)
+    with Model(model, threads=1, n_ctx=32, weights=False) as tokenizer:
+        length = piece_length(tokenizer)
+        limit = token_limit(source, length, bytes_kept(model, length, options.threads))
+        pieces, found.aside = _pieces(work, model, tokenizer, limit, options)
+    if options.target.bound and not found.aside:
+        raise LutraError(
+            f"{options.text}: too short to keep a part aside for {options.target.option}; it needs "
+            f"two sequences of {length} tokens"
+        )
+    found.measure(work, model, pieces, jobs)
+    return found, model
+
+
+def _write_stock(source: Source, planned: Sequence[Planned], options: ConversionOptions, path: Path) -> None:
+    """Write ``path``, which has no codebooks."""
+    importance = read_importance(planned, options.imatrix)
+    file_type = None if options.target else RECIPES[str(options.type)].base.file_type
+    values = metadata(source, planned, options.record(calibrated=False), file_type)
+    write(path, source, planned, values, options.threads, importance)
+
+
+def _make(
+    work: WorkDirectory,
+    source: Source,
+    planned: Sequence[Planned],
+    options: ConversionOptions,
+    jobs: Jobs,
+    output: Path,
+    path: Path,
+) -> Mapping[str, float]:
+    """Write ``path``, on the way to ``output``; returns the losses of calibrated tensors by name."""
+    codebooks = [p for p in planned if p.fmt]
+    if not codebooks:
+        _write_stock(source, planned, options, path)
+        return {}
+    importance = read_importance(planned, options.imatrix)
+    file_type = None if options.target else RECIPES[str(options.type)].base.file_type
+    for p in codebooks:
+        if p.fmt and p.name not in work and (p.exact or options.is_bipolar):
+            encode = encode_exactly if p.exact else bipolar
+            parts = encode(p.name, Matrix.of(p), p.fmt, options.threads)
+            work.save(p.name, parts, loss=0.0 if p.exact else nan)
+    if options.calibration_text:
+        _calibrate(work, source, codebooks, options, jobs, output)
+    _encode(work, planned, codebooks, importance, options, jobs, output)
+    losses = {p.name: work.load(p.name)[1] for p in codebooks}
+    uncalibrated = [p for p in codebooks if isnan(losses[p.name])]
+    values = metadata(source, planned, options.record(), file_type)
+    if work.tokens:
+        values[TOKENS_KEY] = GGUFValue(work.tokens, GGUFValueType.UINT32)
+    if options.calibration_text and uncalibrated:
+        _note_uncalibrated(uncalibrated, values, options)
+    warn_uncovered([p for p in planned if isnan(losses.get(p.name, nan))], options.imatrix, importance)
+    write(path, source, planned, values, options.threads, importance, work)
     return {name: loss for name, loss in losses.items() if not isnan(loss)}
 
 
@@ -273,7 +358,6 @@ def _calibrate(
     output: Path,
 ) -> None:
     """Finish in ``work`` what the model multiplies by. Raises LutraError when it cannot be computed."""
-    assert options.calibration_text
     planned = {p.name: p for p in codebooks}
     if all(name in work for name in planned):
         return
@@ -294,7 +378,8 @@ def _calibrate(
             raise LutraError(
                 f"nothing to calibrate, the model does not multiply by {names}; add --no-calibration"
             )
-        pieces = _pieces(work, model, tokenizer, token_limit(source, length, kept), options)
+        pieces, _ = _pieces(work, model, tokenizer, token_limit(source, length, kept), options)
+        say(f"calibrating with {sum(map(len, pieces))} tokens {options.text_origin}")
     work.tokens = sum(map(len, pieces))
     left = [name for group in groups for name in group if name not in work]
     started = time.monotonic()
@@ -312,25 +397,29 @@ def _calibrate(
     )
     whole = sum(planned[name].weights for group in groups for name in group)
     work.number(SECONDS, lambda: seconds * whole / max(weights, 1))
-    if model.parent == work.path:
+    if model.parent == work.path and not options.target:
         model.unlink()
 
 
 def _pieces(
     work: WorkDirectory, model: Path, tokenizer: Model, limit: int, options: ConversionOptions
-) -> list[list[int]]:
-    """The sequences to calibrate with: of the text, or the model's own, which ``work`` keeps."""
-    assert options.calibration_text
-    if not options.calibrates_with_own_text:
-        pieces = read_pieces(options.calibration_text, tokenizer, limit)
-        say(f"calibrating with {sum(map(len, pieces))} tokens of {options.calibration_text}")
-        return pieces
-    pieces = work.tokens_of(
-        "own-text",
-        lambda: own_text.write_on_cpu(model, tokenizer, limit, seed=options.seed, threads=options.threads),
-    )
-    say(f"calibrating with {sum(map(len, pieces))} tokens that the model wrote")
-    return pieces
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The sequences to calibrate with, at most ``limit`` tokens of the text, or the model's own, which
+    ``work`` keeps; and where there is a target others, kept aside for measuring.
+    """
+    if options.calibrates_with_own_text:
+        pieces = work.tokens_of(
+            "own-text",
+            lambda: own_text.write_on_cpu(
+                model, tokenizer, limit, seed=options.seed, threads=options.threads
+            ),
+        )
+        return keep_aside(pieces) if options.target else (pieces, [])
+    if not options.target:
+        return read_pieces(options.text, tokenizer, limit), []
+    pieces, aside = keep_aside(read_pieces(options.text, tokenizer, sys.maxsize))
+    length = len(pieces[0])
+    return spread(pieces, limit // length), spread(aside, ASIDE_TOKENS // length)
 
 
 def _decibel(loss: float) -> str:
@@ -417,13 +506,14 @@ def _tune(
 
 
 def fingerprint(source: Source, planned: Sequence[Planned], options: ConversionOptions) -> dict[str, object]:
-    """What the bytes of a codebook tensor depend on."""
+    """What the bytes of a codebook tensor depend on; with a target, beside its type."""
     return {
         "source": workdir.source_files(source),
+        "options": options.record() if options.target else None,
         "types": [(p.name, p.type_name) for p in planned if p.fmt],
         "codebook": options.codebook,
         "seed": options.seed,
-        "calibration text": workdir.file_digest(options.calibration_text),
+        "calibration text": workdir.file_digest(options.text if options.target else options.calibration_text),
         "calibration with the model's own text": options.calibrates_with_own_text,
         "importance matrix": workdir.file_digest(options.imatrix),
         "version of lutra or numpy": workdir.software(),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from lutra.runtime.model import Model
     from lutra.runtime.template import Message
 
-__all__ = ["CALIBRATION_TEXT", "TOKENS", "piece_length", "read_documents", "read_pieces"]
+__all__ = [
+    "CALIBRATION_TEXT", "TOKENS", "keep_aside", "piece_length", "read_documents", "read_pieces", "spread",
+]  # fmt: skip
+
+T = TypeVar("T")
 
 PIECE = 256  # tokens of a sequence, fewer if the model's context is shorter
 TOKENS = 16384  # calibration tokens, at most
+ASIDE = 5  # of so many sequences one is kept aside, where a loss is measured
 
 
 def read_pieces(path: Path, model: Model, limit: int) -> list[list[int]]:
@@ -41,6 +46,21 @@ def read_pieces(path: Path, model: Model, limit: int) -> list[list[int]]:
     count = min(limit // length, -(-len(tokens) // length))
     starts = np.linspace(0, len(tokens) - length, count).astype(int)
     return [tokens[start : start + length] for start in starts]
+
+
+def keep_aside(pieces: Sequence[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """The sequences to calibrate with, and every fifth, to measure with: none where there is one only."""
+    every = min(ASIDE, len(pieces))
+    aside = [i % every == every - 1 and every > 1 for i in range(len(pieces))]
+    return [p for p, out in zip(pieces, aside, strict=True) if not out], [
+        p for p, out in zip(pieces, aside, strict=True) if out
+    ]
+
+
+def spread(pieces: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` of ``pieces``, at least one if there is one, evenly spread."""
+    chosen = np.linspace(0, len(pieces) - 1, min(len(pieces), max(1, count))).astype(int)
+    return [pieces[i] for i in chosen]
 
 
 def piece_length(model: Model) -> int:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 SIGNATURE = "fingerprint.json"
 TOKENS = "tokens"
+LOSS_BYTES = 8  # behind the bytes of a tensor
 
 
 class WorkDirectory:
@@ -97,7 +98,7 @@ class WorkDirectory:
             else:
                 os.close(lock)
         self._begin()
-        if self.done():
+        if self.done() or self._measured():
             self._keep()
         else:
             for path in (self.path, self.path / SIGNATURE, self.path / TOKENS):
@@ -118,13 +119,14 @@ class WorkDirectory:
         self._empty.close()
         crash.kept("")
         done = len(self.done()) if error else 0
-        if not done:
+        keeps = bool(done or (error and self._measured()))
+        if not keeps:
             shutil.rmtree(self.path, ignore_errors=True)
             if self.path.exists():
                 warn(f"{self.path}: cannot be removed; nothing in it is needed")
         os.close(self._lock)
         self._lock = None
-        if done:
+        if keeps:
             kept = f"{done} {self._kept}"
             if isinstance(error, LutraError):
                 raise LutraError(f"{error} ({kept})") from None
@@ -151,6 +153,10 @@ class WorkDirectory:
     def done(self) -> list[Path]:
         """The files of finished tensors."""
         return list(self.path.glob("*.tensor"))
+
+    def _measured(self) -> list[Path]:
+        """The files of what is ``cached``."""
+        return [path for path in self.path.glob("*.json") if path.name != SIGNATURE]
 
     def __contains__(self, name: str) -> bool:
         return self._file(name).exists()
@@ -202,10 +208,30 @@ class WorkDirectory:
             partial.replace(path)
         return float(path.read_text())
 
+    def cached(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What is kept as JSON under ``name``, or else what ``compute`` gives, which is kept from now on."""
+        path = self.path / f"{name}.json"
+        if not path.exists():
+            self.keep(name, compute())
+        return json.loads(path.read_text())
+
+    def keep(self, name: str, value: Any) -> None:
+        """Keep a value as JSON under ``name``, in the place of what was there."""
+        partial = self.path / f"{name}.partial"
+        partial.write_text(json.dumps(value))
+        partial.replace(self.path / f"{name}.json")
+        self._keep()
+
+    def drop(self, nbytes: Mapping[str, int]) -> None:
+        """Remove finished tensors that have not so many bytes: they get another type now."""
+        for name, size in nbytes.items():
+            if name in self and self._file(name).stat().st_size != size + LOSS_BYTES:
+                self._file(name).unlink()
+
     def load(self, name: str) -> tuple[NDArray[np.uint8], float]:
         """The bytes of a finished tensor (mapped from the file) and its loss."""
         data = np.memmap(self._file(name), np.uint8, "r")
-        return data[:-8], float(data[-8:].view("<f8")[0])
+        return data[:-LOSS_BYTES], float(data[-LOSS_BYTES:].view("<f8")[0])
 
     @property
     def tokens(self) -> int | None:
@@ -231,7 +257,7 @@ class WorkDirectory:
             if done := len(self.done()):
                 print(f"lutra: going on: {done} tensors were finished before", file=sys.stderr)
             return
-        if before and self.done():
+        if before and (self.done() or self._measured()):
             changed = [key for key, value in self._fingerprint.items() if before.get(key) != value]
             warn(f"starting anew, another conversion's work is in {self.path}: not the same {changed[0]}")
         for path in self.path.iterdir():

@@ -69,7 +69,7 @@ def test_paths_may_be_text_and_lists_do_not_stay_lists(tmp_path):
 
 @pytest.mark.parametrize("size", [{}, {"bpw": 3.0, "nbytes": 5}, {"bpw": -3.0}, {"nbytes": 0}])
 def test_a_target_is_one_positive_size(size):
-    with pytest.raises(LutraError, match="one of the two, above 0"):
+    with pytest.raises(LutraError, match="one of them, above 0"):
         Target("3.0", **size)
 
 
