@@ -66,75 +66,141 @@
     ROW(dequantize, NEON, LUTRA_TYPE_CB2,     lutra_dequantize_cb2_1x1_neon) \
     ROW(dequantize, NEON, LUTRA_TYPE_CB3,     lutra_dequantize_cb3_1x1_neon) \
     ROW(dequantize, NEON, LUTRA_TYPE_CB4,     lutra_dequantize_cb4_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB5,     lutra_dequantize_cb5_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB6,     lutra_dequantize_cb6_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB25,    lutra_dequantize_cb25_1x1_neon) \
     ROW(dequantize, NEON, LUTRA_TYPE_CB2_64,  lutra_dequantize_cb2_64_1x1_neon) \
     ROW(dequantize, NEON, LUTRA_TYPE_CB3_64,  lutra_dequantize_cb3_64_1x1_neon) \
     ROW(dequantize, NEON, LUTRA_TYPE_CB4_64,  lutra_dequantize_cb4_64_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB5_64,  lutra_dequantize_cb5_64_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB6_64,  lutra_dequantize_cb6_64_1x1_neon) \
+    ROW(dequantize, NEON, LUTRA_TYPE_CB25_64, lutra_dequantize_cb25_64_1x1_neon) \
     ROW(gemv,       NEON, LUTRA_TYPE_CB2,     lutra_gemv_cb2_8x1_neon) \
     ROW(gemv,       NEON, LUTRA_TYPE_CB3,     lutra_gemv_cb3_8x1_neon) \
     ROW(gemv,       NEON, LUTRA_TYPE_CB4,     lutra_gemv_cb4_8x1_neon) \
+    ROW(gemv,       NEON, LUTRA_TYPE_CB5,     lutra_gemv_cb5_8x1_neon) \
+    ROW(gemv,       NEON, LUTRA_TYPE_CB6,     lutra_gemv_cb6_8x1_neon) \
+    ROW(gemv,       NEON, LUTRA_TYPE_CB25,    lutra_gemv_cb25_8x1_neon) \
     ROW(gemv,       NEON, LUTRA_TYPE_CB2_64,  lutra_gemv_cb2_64_8x1_neon) \
     ROW(gemv,       NEON, LUTRA_TYPE_CB3_64,  lutra_gemv_cb3_64_8x1_neon) \
     ROW(gemv,       NEON, LUTRA_TYPE_CB4_64,  lutra_gemv_cb4_64_8x1_neon) \
+    ROW(gemv,       NEON, LUTRA_TYPE_CB5_64,  lutra_gemv_cb5_64_8x1_neon) \
+    ROW(gemv,       NEON, LUTRA_TYPE_CB6_64,  lutra_gemv_cb6_64_8x1_neon) \
+    ROW(gemv,       NEON, LUTRA_TYPE_CB25_64, lutra_gemv_cb25_64_8x1_neon) \
     ROW(batch,      NEON, LUTRA_TYPE_CB2,     lutra_batch_cb2_2x8_neon) \
     ROW(batch,      NEON, LUTRA_TYPE_CB3,     lutra_batch_cb3_2x8_neon) \
     ROW(batch,      NEON, LUTRA_TYPE_CB4,     lutra_batch_cb4_2x8_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB5,     lutra_batch_cb5_2x8_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB6,     lutra_batch_cb6_2x8_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB25,    lutra_batch_cb25_2x8_neon) \
     ROW(batch,      NEON, LUTRA_TYPE_CB2_64,  lutra_batch_cb2_64_2x8_neon) \
     ROW(batch,      NEON, LUTRA_TYPE_CB3_64,  lutra_batch_cb3_64_2x8_neon) \
     ROW(batch,      NEON, LUTRA_TYPE_CB4_64,  lutra_batch_cb4_64_2x8_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB5_64,  lutra_batch_cb5_64_2x8_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB6_64,  lutra_batch_cb6_64_2x8_neon) \
+    ROW(batch,      NEON, LUTRA_TYPE_CB25_64, lutra_batch_cb25_64_2x8_neon) \
     ROW(gemm,       NEON, LUTRA_TYPE_CB2,     lutra_gemm_cb2_8x1_neon) \
     ROW(gemm,       NEON, LUTRA_TYPE_CB3,     lutra_gemm_cb3_8x1_neon) \
     ROW(gemm,       NEON, LUTRA_TYPE_CB4,     lutra_gemm_cb4_8x1_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB5,     lutra_gemm_cb5_8x1_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB6,     lutra_gemm_cb6_8x1_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB25,    lutra_gemm_cb25_8x1_neon) \
     ROW(gemm,       NEON, LUTRA_TYPE_CB2_64,  lutra_gemm_cb2_64_8x1_neon) \
     ROW(gemm,       NEON, LUTRA_TYPE_CB3_64,  lutra_gemm_cb3_64_8x1_neon) \
-    ROW(gemm,       NEON, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_8x1_neon)
+    ROW(gemm,       NEON, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_8x1_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB5_64,  lutra_gemm_cb5_64_8x1_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB6_64,  lutra_gemm_cb6_64_8x1_neon) \
+    ROW(gemm,       NEON, LUTRA_TYPE_CB25_64, lutra_gemm_cb25_64_8x1_neon)
 
 #define LUTRA_KERNELS_NEON_DOTPROD(ROW) \
     ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB2,     lutra_gemv_cb2_8x1_neon_dotprod) \
     ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB3,     lutra_gemv_cb3_8x1_neon_dotprod) \
     ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB4,     lutra_gemv_cb4_8x1_neon_dotprod) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB5,     lutra_gemv_cb5_8x1_neon_dotprod) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB6,     lutra_gemv_cb6_8x1_neon_dotprod) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB25,    lutra_gemv_cb25_8x1_neon_dotprod) \
     ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB2_64,  lutra_gemv_cb2_64_8x1_neon_dotprod) \
     ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB3_64,  lutra_gemv_cb3_64_8x1_neon_dotprod) \
     ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB4_64,  lutra_gemv_cb4_64_8x1_neon_dotprod) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB5_64,  lutra_gemv_cb5_64_8x1_neon_dotprod) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB6_64,  lutra_gemv_cb6_64_8x1_neon_dotprod) \
+    ROW(gemv,       NEON_DOTPROD, LUTRA_TYPE_CB25_64, lutra_gemv_cb25_64_8x1_neon_dotprod) \
     ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB2,     lutra_batch_cb2_2x8_neon_dotprod) \
     ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB3,     lutra_batch_cb3_2x8_neon_dotprod) \
     ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB4,     lutra_batch_cb4_2x8_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB5,     lutra_batch_cb5_2x8_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB6,     lutra_batch_cb6_2x8_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB25,    lutra_batch_cb25_2x8_neon_dotprod) \
     ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB2_64,  lutra_batch_cb2_64_2x8_neon_dotprod) \
     ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB3_64,  lutra_batch_cb3_64_2x8_neon_dotprod) \
     ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB4_64,  lutra_batch_cb4_64_2x8_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB5_64,  lutra_batch_cb5_64_2x8_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB6_64,  lutra_batch_cb6_64_2x8_neon_dotprod) \
+    ROW(batch,      NEON_DOTPROD, LUTRA_TYPE_CB25_64, lutra_batch_cb25_64_2x8_neon_dotprod) \
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB2,     lutra_gemm_cb2_8x8_neon_dotprod) \
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB3,     lutra_gemm_cb3_8x8_neon_dotprod) \
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB4,     lutra_gemm_cb4_8x8_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB5,     lutra_gemm_cb5_8x8_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB6,     lutra_gemm_cb6_8x8_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB25,    lutra_gemm_cb25_8x8_neon_dotprod) \
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB2_64,  lutra_gemm_cb2_64_8x8_neon_dotprod) \
     ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB3_64,  lutra_gemm_cb3_64_8x8_neon_dotprod) \
-    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_8x8_neon_dotprod)
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_8x8_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB5_64,  lutra_gemm_cb5_64_8x8_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB6_64,  lutra_gemm_cb6_64_8x8_neon_dotprod) \
+    ROW(gemm,       NEON_DOTPROD, LUTRA_TYPE_CB25_64, lutra_gemm_cb25_64_8x8_neon_dotprod)
 
 #define LUTRA_KERNELS_NEON_I8MM(ROW) \
     ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB2,     lutra_batch_cb2_4x8_neon_i8mm) \
     ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB3,     lutra_batch_cb3_4x8_neon_i8mm) \
     ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB4,     lutra_batch_cb4_4x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB5,     lutra_batch_cb5_4x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB6,     lutra_batch_cb6_4x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB25,    lutra_batch_cb25_4x8_neon_i8mm) \
     ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB2_64,  lutra_batch_cb2_64_4x8_neon_i8mm) \
     ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB3_64,  lutra_batch_cb3_64_4x8_neon_i8mm) \
     ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB4_64,  lutra_batch_cb4_64_4x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB5_64,  lutra_batch_cb5_64_4x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB6_64,  lutra_batch_cb6_64_4x8_neon_i8mm) \
+    ROW(batch,      NEON_I8MM, LUTRA_TYPE_CB25_64, lutra_batch_cb25_64_4x8_neon_i8mm) \
     ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB2,     lutra_gemm_cb2_8x8_neon_i8mm) \
     ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB3,     lutra_gemm_cb3_8x8_neon_i8mm) \
     ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB4,     lutra_gemm_cb4_8x8_neon_i8mm) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB5,     lutra_gemm_cb5_8x8_neon_i8mm) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB6,     lutra_gemm_cb6_8x8_neon_i8mm) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB25,    lutra_gemm_cb25_8x8_neon_i8mm) \
     ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB2_64,  lutra_gemm_cb2_64_8x8_neon_i8mm) \
     ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB3_64,  lutra_gemm_cb3_64_8x8_neon_i8mm) \
-    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_8x8_neon_i8mm)
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_8x8_neon_i8mm) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB5_64,  lutra_gemm_cb5_64_8x8_neon_i8mm) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB6_64,  lutra_gemm_cb6_64_8x8_neon_i8mm) \
+    ROW(gemm,       NEON_I8MM, LUTRA_TYPE_CB25_64, lutra_gemm_cb25_64_8x8_neon_i8mm)
 
 #define LUTRA_KERNELS_SVE256(ROW) \
     ROW(batch,      SVE256, LUTRA_TYPE_CB2,     lutra_batch_cb2_8x8_sve256) \
     ROW(batch,      SVE256, LUTRA_TYPE_CB3,     lutra_batch_cb3_8x8_sve256) \
     ROW(batch,      SVE256, LUTRA_TYPE_CB4,     lutra_batch_cb4_8x8_sve256) \
+    ROW(batch,      SVE256, LUTRA_TYPE_CB5,     lutra_batch_cb5_8x8_sve256) \
+    ROW(batch,      SVE256, LUTRA_TYPE_CB6,     lutra_batch_cb6_8x8_sve256) \
+    ROW(batch,      SVE256, LUTRA_TYPE_CB25,    lutra_batch_cb25_8x8_sve256) \
     ROW(batch,      SVE256, LUTRA_TYPE_CB2_64,  lutra_batch_cb2_64_8x8_sve256) \
     ROW(batch,      SVE256, LUTRA_TYPE_CB3_64,  lutra_batch_cb3_64_8x8_sve256) \
     ROW(batch,      SVE256, LUTRA_TYPE_CB4_64,  lutra_batch_cb4_64_8x8_sve256) \
+    ROW(batch,      SVE256, LUTRA_TYPE_CB5_64,  lutra_batch_cb5_64_8x8_sve256) \
+    ROW(batch,      SVE256, LUTRA_TYPE_CB6_64,  lutra_batch_cb6_64_8x8_sve256) \
+    ROW(batch,      SVE256, LUTRA_TYPE_CB25_64, lutra_batch_cb25_64_8x8_sve256) \
     ROW(gemm,       SVE256, LUTRA_TYPE_CB2,     lutra_gemm_cb2_8x24_sve256) \
     ROW(gemm,       SVE256, LUTRA_TYPE_CB3,     lutra_gemm_cb3_8x24_sve256) \
     ROW(gemm,       SVE256, LUTRA_TYPE_CB4,     lutra_gemm_cb4_8x24_sve256) \
+    ROW(gemm,       SVE256, LUTRA_TYPE_CB5,     lutra_gemm_cb5_8x24_sve256) \
+    ROW(gemm,       SVE256, LUTRA_TYPE_CB6,     lutra_gemm_cb6_8x24_sve256) \
+    ROW(gemm,       SVE256, LUTRA_TYPE_CB25,    lutra_gemm_cb25_8x24_sve256) \
     ROW(gemm,       SVE256, LUTRA_TYPE_CB2_64,  lutra_gemm_cb2_64_8x24_sve256) \
     ROW(gemm,       SVE256, LUTRA_TYPE_CB3_64,  lutra_gemm_cb3_64_8x24_sve256) \
-    ROW(gemm,       SVE256, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_8x24_sve256)
+    ROW(gemm,       SVE256, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_8x24_sve256) \
+    ROW(gemm,       SVE256, LUTRA_TYPE_CB5_64,  lutra_gemm_cb5_64_8x24_sve256) \
+    ROW(gemm,       SVE256, LUTRA_TYPE_CB6_64,  lutra_gemm_cb6_64_8x24_sve256) \
+    ROW(gemm,       SVE256, LUTRA_TYPE_CB25_64, lutra_gemm_cb25_64_8x24_sve256)
 
 #define LUTRA_KERNELS_AVX2(ROW) \
     ROW(quantize,   AVX2, 256,                lutra_quantize_q8_256_1x1_avx2) \

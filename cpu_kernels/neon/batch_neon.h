@@ -62,6 +62,8 @@ LUTRA_INLINE void batch_2xn(int cb, int sb, int n, int64_t k, int64_t n_strips, 
 
 LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n,
                         const struct lutra_column *columns) {
+    int8x16x2_t tables[LUTRA_TABLES];
+    w = cb_prepare(cb, w, tables);
     LUTRA_CONSTANT(n, LUTRA_BATCH, batch_2xn(cb, sb, N, k, n_strips, w, columns))
 }
 

@@ -31,10 +31,12 @@ LUTRA_INLINE int8x16_t table16(const int8_t *library, size_t selector) {
 
 // The 64 entries of one row of a chunk, in order: w[i] = 16 i .. 16 i + 15.
 
-LUTRA_INLINE void cb2_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
+// 4-bit pairs: CB2's, and those of CB6's second layer.
+LUTRA_INLINE void pair_row(const uint8_t *chunk, const uint8_t *codes, const int8_t *library, int row,
+                           int8x16_t w[4]) {
     const int8x16x2_t table0 = vld1q_s8_x2(library + (size_t)32 * chunk[2 * row]); // T_a, T_b of group 0
     const int8x16x2_t table1 = vld1q_s8_x2(library + (size_t)32 * chunk[2 * row + 1]);
-    const uint8x16_t v = vld1q_u8(chunk + 2 * LUTRA_ROWS + 16 * row);
+    const uint8x16_t v = vld1q_u8(codes);
     const uint8x16_t low = low_nibbles(v), high = high_nibbles(v);
     w[0] = vqtbl1q_s8(table0.val[0], low);
     w[1] = vqtbl1q_s8(table0.val[1], low);
@@ -95,11 +97,110 @@ LUTRA_INLINE void cb3_row(const uint8_t *chunk, const int8_t *library, int row, 
     }
 }
 
+// The nibbles of v with a fifth bit each: bit 2 pair of `bits` for the low ones, bit 2 pair + 1 for the high
+// ones. SRI wants its bit at 4, SLI at 0, and each overwrites what the other one needs; so the bits of two
+// pairs are spread crosswise, for both to be free when the next pair comes.
+LUTRA_INLINE void five_bits(uint8x16_t v, uint8x16_t bits, int pair, uint8x16_t index[2]) {
+    static const uint8_t spread[2][16] = {
+        {0, 0, 16, 16, 1, 1, 17, 17, 0, 0, 16, 16, 1, 1, 17, 17}, // of a nibble bit 1 to 4 and bit 2 to 0
+        {0, 1, 0, 1, 0, 1, 0, 1, 16, 17, 16, 17, 16, 17, 16, 17}, // bit 3 to 4 and bit 0 to 0
+    };
+    const uint8x16_t nibbles = pair < 2 ? low_nibbles(bits) : high_nibbles(bits);
+    index[1] = vsriq_n_u8(vqtbl1q_u8(vld1q_u8(spread[pair % 2]), nibbles), v, 4);
+#if !defined(__clang__)
+    __asm__("" : "+w"(v), "+w"(index[1])); // gcc would turn the two around, and copy v
+#endif
+    index[0] = vsliq_n_u8(v, vqtbl1q_u8(vld1q_u8(spread[1 - pair % 2]), nibbles), 4);
+}
+
+// CB5's sums T1 + T2[0] | T1 + T2[1] of each selector, made once per call: a table of 32 entries, whose index
+// is both codes.
+LUTRA_INLINE void cb5_tables(const int8_t *library, int8x16x2_t tables[LUTRA_TABLES]) {
+    const int8_t *second = library + 16 * LUTRA_TABLES;
+    for (int left = LUTRA_TABLES; left != 0; left -= 2) { // two selectors
+        const int8x16x2_t base = vld1q_s8_x2(library);
+        const int8x16x4_t added = vld4q_dup_s8(second);
+        const int8x16x4_t sums = {{
+            vaddq_s8(base.val[0], added.val[0]),
+            vaddq_s8(base.val[0], added.val[1]),
+            vaddq_s8(base.val[1], added.val[2]),
+            vaddq_s8(base.val[1], added.val[3]),
+        }};
+        vst1q_s8_x4((int8_t *)tables, sums);
+        library += 32, second += 4, tables += 2;
+        __asm__("" : "+r"(left)); // gcc would count addresses, for two instructions more
+    }
+}
+
+LUTRA_INLINE void cb5_row(const uint8_t *chunk, const uint8_t *second, const int8_t *tables, int row,
+                          int8x16_t w[4]) {
+    const uint8_t *codes = chunk + 2 * LUTRA_ROWS + 32 * row;
+    const uint8x16_t bits = vld1q_u8(second + 16 * (row / 2));
+    for (int g = 0; g < 2; g++) {
+        const int8x16x2_t table = vld1q_s8_x2(tables + (size_t)32 * chunk[2 * row + g]);
+        uint8x16_t index[2];
+        five_bits(vld1q_u8(codes + 16 * g), bits, 2 * (row % 2) + g, index);
+        w[2 * g] = vqtbl2q_s8(table, index[0]);
+        w[2 * g + 1] = vqtbl2q_s8(table, index[1]);
+    }
+}
+
+// `library` is the second one, right behind the first.
+LUTRA_INLINE void cb6_row(const uint8_t *chunk, const uint8_t *second, const int8_t *library, int row,
+                          int8x16_t w[4]) {
+    int8x16_t added[4];
+    cb4_row(chunk, library - 16 * LUTRA_TABLES, row, w);
+    pair_row(chunk, second + 16 * row, library, row, added);
+    for (int i = 0; i < 4; i++) {
+        w[i] = vaddq_s8(w[i], added[i]);
+    }
+}
+
+// One group in two tables of 32 entries, T_a and T_b. gcc would copy pairs out of four registers.
+LUTRA_INLINE void lookup2(const int8_t *tables, uint8x16_t index, int8x16_t w[2]) {
+    const int8x16x4_t t = vld1q_s8_x4(tables);
+#if defined(__clang__)
+    w[0] = vqtbl2q_s8((int8x16x2_t){{t.val[0], t.val[1]}}, index);
+    w[1] = vqtbl2q_s8((int8x16x2_t){{t.val[2], t.val[3]}}, index);
+#else
+    __asm__("tbl %0.16b, {%S1.16b, %T1.16b}, %2.16b" : "=w"(w[0]) : "w"(t), "w"(index));
+    __asm__("tbl %0.16b, {%U1.16b, %V1.16b}, %2.16b" : "=w"(w[1]) : "w"(t), "w"(index));
+#endif
+}
+
+LUTRA_INLINE void cb25_row(const uint8_t *chunk, const int8_t *library, int row, int8x16_t w[4]) {
+    const uint8_t *codes = chunk + 2 * LUTRA_ROWS + 80 * (row / 4);
+    uint8x16_t index[2];
+    five_bits(vld1q_u8(codes + 16 * (row % 4)), vld1q_u8(codes + 64), row % 4, index);
+    for (int g = 0; g < 2; g++) {
+        lookup2(library + (size_t)64 * chunk[2 * row + g], index[g], w + 2 * g);
+    }
+}
+
+// Where the rows of a call look: in the library, for CB5 in sums of its tables, for CB6 in the second
+// library, because addresses of two tables have no offset.
+LUTRA_INLINE struct lutra_weights cb_prepare(int cb, struct lutra_weights w,
+                                             int8x16x2_t tables[LUTRA_TABLES]) {
+    if (cb == 5) {
+        cb5_tables(w.library, tables);
+        w.library = (const int8_t *)tables;
+    } else if (cb == 6) {
+        w.library += 16 * LUTRA_TABLES;
+    }
+    return w;
+}
+
 LUTRA_INLINE void cb_row(int cb, struct lutra_weights chunk, int row, int8x16_t w[4]) {
     if (cb == 2) {
-        cb2_row(chunk.strips, chunk.library, row, w);
+        pair_row(chunk.strips, chunk.strips + 2 * LUTRA_ROWS + 16 * row, chunk.library, row, w);
     } else if (cb == 3) {
         cb3_row(chunk.strips, chunk.library, row, w);
+    } else if (cb == 5) {
+        cb5_row(chunk.strips, chunk.second, chunk.library, row, w);
+    } else if (cb == 6) {
+        cb6_row(chunk.strips, chunk.second, chunk.library, row, w);
+    } else if (cb == 25) {
+        cb25_row(chunk.strips, chunk.library, row, w);
     } else {
         cb4_row(chunk.strips, chunk.library, row, w);
     }

@@ -14,7 +14,9 @@ LUTRA_INLINE void dequantize_16(int8x16_t entries, float d, float *y) {
     vst1q_f32(y + 12, vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(high)), d));
 }
 
-LUTRA_INLINE void dequantize(int cb, int sb, int64_t k, struct lutra_weights block, int row, float *y) {
+LUTRA_INLINE void dequantize(int cb, int sb, int64_t k, struct lutra_weights w, int row, float *y) {
+    int8x16x2_t tables[LUTRA_TABLES];
+    struct lutra_weights block = cb_prepare(cb, w, tables);
     for (int64_t s = 0; s < k / sb; s++, block = cb_block(cb, sb, block, 1)) {
         float d_of_row[LUTRA_ROWS];
         vst1q_f32(d_of_row, load_d(block.strips));

@@ -45,6 +45,8 @@ LUTRA_INLINE void gemm_tile(int sb, int64_t s, const struct gemm_panel *panel,
 LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n,
                        const struct lutra_column *columns) {
     struct gemm_panel panel;
+    int8x16x2_t tables[LUTRA_TABLES];
+    w = cb_prepare(cb, w, tables);
     for (int64_t first = 0; first < n; first += GEMM_BLOCK) {
         const int64_t end = first + GEMM_BLOCK < n ? first + GEMM_BLOCK : n;
         struct lutra_weights block = w;

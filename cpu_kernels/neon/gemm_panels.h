@@ -43,6 +43,8 @@ LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, struct lutra
                        const struct lutra_column *columns) {
     struct gemm_panel panels[GEMM_STRIPS];
     gemm_sums sums[GEMM_STRIPS];
+    int8x16x2_t tables[LUTRA_TABLES];
+    w = cb_prepare(cb, w, tables);
     for (; n > 0; n -= GEMM_COLUMNS, columns += GEMM_COLUMNS) {
         const int64_t width = n < GEMM_COLUMNS ? n : GEMM_COLUMNS;
         for (int64_t strip = 0; strip < n_strips; strip += GEMM_STRIPS) {

@@ -113,8 +113,10 @@ LUTRA_INLINE void gemv_chunks(int cb, int chunks, struct lutra_weights *block, c
     }
 }
 
-LUTRA_INLINE void gemv(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights block,
-                       const int8_t *q, const float *d, float *y) {
+LUTRA_INLINE void gemv(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, const int8_t *q,
+                       const float *d, float *y) {
+    int8x16x2_t tables[LUTRA_TABLES];
+    struct lutra_weights block = cb_prepare(cb, w, tables);
     // acc is never reset: modulo 2^32, the sum of a super-block is what the sums have grown by
     int32x4_t acc[LUTRA_ROWS], before0 = vdupq_n_s32(0), before1 = vdupq_n_s32(0);
 #pragma GCC unroll 8

@@ -78,6 +78,8 @@ LUTRA_INLINE void batch_4xn(int cb, int sb, int width, int64_t k, int64_t n_stri
 
 LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n,
                         const struct lutra_column *columns) {
+    int8x16x2_t tables[LUTRA_TABLES];
+    w = cb_prepare(cb, w, tables);
     LUTRA_CONSTANT((n + 1) / 2, LUTRA_BATCH / 2, batch_4xn(cb, sb, 2 * N, k, n_strips, w, n, columns))
 }
 

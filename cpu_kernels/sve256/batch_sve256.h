@@ -91,6 +91,8 @@ LUTRA_INLINE void batch_store(int n, float (*const sums)[2][8], const struct lut
 LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w,
                         int64_t n_columns, const struct lutra_column *columns) {
     struct batch_block b;
+    int8x16x2_t tables[LUTRA_TABLES];
+    w = cb_prepare(cb, w, tables);
     const int n = (int)n_columns;
     for (int64_t first = 0; first < n_strips; first += BATCH_STRIPS) {
         const int count = n_strips - first < BATCH_STRIPS ? (int)(n_strips - first) : BATCH_STRIPS;

@@ -76,6 +76,48 @@ LUTRA_INLINE void cb3_row_pair(const uint8_t *codes, const int8_t *library, uint
     w[1][1] = svtbl(cb3_table32(library, selectors, 3), nibbles(v012, 7));
 }
 
+// Low and high nibbles as in nibbles(), with a fifth bit each: bits 2 pair and 2 pair + 1 of `bits`.
+LUTRA_INLINE svuint8_t five_bits32(const uint8_t *codes, const uint8_t *bits, int pair) {
+    const svuint8_t masks =
+        svsel(LOWER_HALF, svdup_u8((uint8_t)(1 << 2 * pair)), svdup_u8((uint8_t)(2 << 2 * pair)));
+    const svbool_t set = svcmpne(ALL, svand_x(ALL, svld1rq(ALL, bits), masks), 0);
+    return svorr_m(set, nibbles(svld1rq(ALL, codes), 15), 16);
+}
+
+LUTRA_INLINE void cb5_row_pair(const uint8_t *codes, const uint8_t *second, const int8_t *tables,
+                               uint32_t selectors, int8x32 w[2][2]) {
+    for (int i = 0; i < 4; i++) {
+        const svint8_t table = svld1(ALL, tables + table_offset(selectors, i, 5));
+        w[i / 2][i % 2] = svtbl(table, five_bits32(codes + 16 * i, second, i));
+    }
+}
+
+// `library` is the second one, right behind the first.
+LUTRA_INLINE void cb6_row_pair(const uint8_t *codes, const uint8_t *second, const int8_t *library,
+                               uint32_t selectors, int8x32 w[2][2]) {
+    int8x32 added[2][2];
+    cb4_row_pair(codes, library - 16 * LUTRA_TABLES, selectors, w);
+    cb2_row_pair(second, library, selectors, added);
+    for (int i = 0; i < 4; i++) {
+        w[i / 2][i % 2] = svadd_x(ALL, w[i / 2][i % 2], added[i / 2][i % 2]);
+    }
+}
+
+LUTRA_INLINE void cb25_row_pair(const uint8_t *codes, const int8_t *library, int pair, uint32_t selectors,
+                                int8x32 w[2][2]) {
+    for (int row = 0; row < 2; row++) {
+        const int i = 2 * (pair % 2) + row; // of the 4 rows that share vector 4
+        const svuint8_t index = five_bits32(codes + 16 * i, codes + 64, i); // of group 0, of group 1
+        const svuint8_t swapped = svext(index, index, 16);
+        const int8_t *tables0 = library + table_offset(selectors, 2 * row, 6); // T_a, T_b
+        const int8_t *tables1 = library + table_offset(selectors, 2 * row + 1, 6);
+        w[row][0] =
+            svsel(LOWER_HALF, svtbl(svld1(ALL, tables0), index), svtbl(svld1(ALL, tables0 + 32), swapped));
+        w[row][1] =
+            svsel(LOWER_HALF, svtbl(svld1(ALL, tables1), swapped), svtbl(svld1(ALL, tables1 + 32), index));
+    }
+}
+
 LUTRA_INLINE void cb_row_pair(int cb, struct lutra_weights chunk, int pair, int8x32 w[2][2]) {
     uint32_t selectors;
     memcpy(&selectors, chunk.strips + 4 * pair, 4);
@@ -85,6 +127,12 @@ LUTRA_INLINE void cb_row_pair(int cb, struct lutra_weights chunk, int pair, int8
         cb2_row_pair(codes + 32 * pair, library, selectors, w);
     } else if (cb == 3) {
         cb3_row_pair(codes + 48 * pair, library, selectors, w);
+    } else if (cb == 5) {
+        cb5_row_pair(codes + 64 * pair, chunk.second + 16 * pair, library, selectors, w);
+    } else if (cb == 6) {
+        cb6_row_pair(codes + 64 * pair, chunk.second + 32 * pair, library, selectors, w);
+    } else if (cb == 25) {
+        cb25_row_pair(codes + 80 * (pair / 2), library, pair, selectors, w);
     } else {
         cb4_row_pair(codes + 64 * pair, library, selectors, w);
     }

@@ -131,6 +131,8 @@ LUTRA_INLINE void store_columns(int n, float (*sums)[LUTRA_ROWS / 2][8], const s
 LUTRA_INLINE void gemm(int cb, int sb, int64_t k, int64_t n_strips, struct lutra_weights w, int64_t n_columns,
                        const struct lutra_column *columns) {
     struct gemm_block b;
+    int8x16x2_t tables[LUTRA_TABLES];
+    w = cb_prepare(cb, w, tables);
     for (int64_t column = 0; column < n_columns; column += 4 * GEMM_QUADS) {
         const int n = n_columns - column < 4 * GEMM_QUADS ? (int)(n_columns - column) : 4 * GEMM_QUADS;
         const int all = (n + 3) / 4;
