@@ -56,7 +56,8 @@ static double fastest(const struct bench_kernel *kernel, const struct operands *
 static void list(const struct bench_kernel *kernels) {
     for (const struct bench_kernel *kernel = kernels; kernel->name; kernel++) {
         const struct bench_block *b = &kernel->block;
-        const double bytes = b->bytes ? 32.0 * (double)b->bytes / (double)(b->weights * b->rows) : 0;
+        const double bytes =
+            b->bytes ? 32.0 * (double)(b->bytes + b->second) / (double)(b->weights * b->rows) : 0;
         printf("%s\t%s\t%s\t%s\t%g\n", kernel->name, kernel->set, op_names[kernel->op], kernel->type, bytes);
     }
 }

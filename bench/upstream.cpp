@@ -199,6 +199,17 @@ void add_all() {
     PLAIN("Q8_0", q8_0, q8_0, 32, 1);
 #endif
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    REPACKED("Q5_K", q5_K, q8_K, 8, 8, block_q5_Kx8, 256, 16);
+    REPACKED("Q6_K", q6_K, q8_K, 8, 8, block_q6_Kx8, 256, 8);
+#elif defined(__ARM_FEATURE_DOTPROD)
+    REPACKED("Q5_K", q5_K, q8_K, 8, 4, block_q5_Kx8, 256, 16);
+    REPACKED("Q6_K", q6_K, q8_K, 8, 4, block_q6_Kx8, 256, 8);
+#else
+    PLAIN("Q5_K", q5_K, q8_K, 256, 2);
+    PLAIN("Q6_K", q6_K, q8_K, 256, 1);
+#endif
+
     PLAIN("Q3_K", q3_K, q8_K, 256, 1);
     PLAIN("IQ2_XS", iq2_xs, q8_K, 256, 1);
     PLAIN("IQ2_S", iq2_s, q8_K, 256, 1);
@@ -207,6 +218,8 @@ void add_all() {
     DEQUANTIZE("Q4_0", q4_0, 32, 1);
     DEQUANTIZE("IQ4_NL", iq4_nl, 32, 1);
     DEQUANTIZE("Q8_0", q8_0, 32, 1);
+    DEQUANTIZE("Q6_K", q6_K, 256, 1);
+    DEQUANTIZE("Q5_K", q5_K, 256, 2);
     DEQUANTIZE("Q4_K", q4_K, 256, 2);
     DEQUANTIZE("Q3_K", q3_K, 256, 1);
     DEQUANTIZE("Q2_K", q2_K, 256, 2);
