@@ -24,11 +24,12 @@ from gguf_tools.sources.open import Scratch, open_source
 from gguf_tools.sources.tensors import Source, SourceTensor
 from lutra.console import progress, say, warn
 from lutra.conversion import llama_quantize, own_text, tune, workdir
-from lutra.conversion.boards import board_of
+from lutra.conversion.boards import BOARDS, HERE, Board
 from lutra.conversion.calibrate import bytes_kept, calibrate, matmul_order, token_limit
 from lutra.conversion.divergence import TOKENS as ASIDE_TOKENS
 from lutra.conversion.divergence import Divergence, divergence
 from lutra.conversion.encode import Matrix, bipolar, codebook, encode_exactly
+from lutra.conversion.here import measure_here
 from lutra.conversion.imports import take_over, taken_over
 from lutra.conversion.jobs import Jobs
 from lutra.conversion.network import NetworkSampling, network_of
@@ -42,7 +43,7 @@ from lutra.conversion.output import (
     write_floats,
 )
 from lutra.conversion.plan import Planned, Rules, describe, is_tied, plan
-from lutra.conversion.search import Search
+from lutra.conversion.search import Search, possible
 from lutra.conversion.text import keep_aside, piece_length, read_pieces, spread
 from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
 from lutra.conversion.workdir import WorkDirectory
@@ -269,8 +270,15 @@ def _search(
 ) -> tuple[Search, Path]:
     """What is measured of ``source`` and planned, and its F16 model, which stays in ``work``."""
     assert options.target
-    found = Search(source, options, board_of(options.board, options.threads))
+    found = Search(source, options)
     found.refuse_what_cannot_be()
+    if options.board == HERE:
+        kinds = list({p.type: None for t in source.tensors if not t.keeps_f32 for p in possible(t, found)})
+        speed = work.temporary("speed.gguf")
+        per_weight, per_byte = work.cached("speed", lambda: measure_here(kinds, options.threads, speed))
+        found.board = Board(HERE, per_weight, per_byte)
+    elif options.board:
+        found.board = BOARDS[options.board]
     model = _f16_model(work, source, [], options, output)
     with Model(model, threads=1, n_ctx=32, weights=False) as tokenizer:
         length = piece_length(tokenizer)

@@ -179,9 +179,8 @@ class Search:
         """Bytes, or seconds per token on the board."""
         if not self.board:
             return padded(p.nbytes)
-        return self.board.seconds(p.type.name, 8 * p.nbytes / p.weights, self._multiplied(p)) + (
-            KEPT * p.nbytes / (self.board.gb_per_s * 1e9)
-        )
+        reading = KEPT * p.nbytes * self.board.per_byte
+        return self._multiplied(p) * self.board.per_weight[p.type.name] + reading
 
     def _multiplied(self, p: Planned) -> float:
         """Weights that a token is multiplied by: none of what is looked up, a part of stacked experts."""

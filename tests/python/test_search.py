@@ -20,8 +20,9 @@ from gguf_tools.inspect import read_info
 from gguf_tools.reader import GGUFFile, type_name
 from gguf_tools.sources.open import open_source
 from gguf_tools.sources.tensors import Source
-from lutra.conversion.boards import BOARDS, Board
+from lutra.conversion.boards import BOARDS, CYCLES, Board, modelled
 from lutra.conversion.divergence import Divergence
+from lutra.conversion.here import measure_here
 from lutra.conversion.jobs import Jobs
 from lutra.conversion.losses import Losses, measure_losses
 from lutra.conversion.options import ConversionOptions, Target
@@ -196,11 +197,10 @@ def test_a_board_takes_types_that_are_fast_on_it():
     def types(board: Board) -> set[str]:
         return {p.type_name for p in searching(Target.parse_kld("0.05"), board).planned()}
 
-    cycles = {kind.name: 1.0 for kind in TYPES.values()}
-    assert types(Board("computes", 1.0, 1, 1e6, cycles | {"cb2": 9.0, "cb3": 9.0, "cb4": 9.0})).isdisjoint(
-        {"CB2", "CB3", "CB4"}
-    )
-    assert types(Board("reads", 1e6, 1, 1.0, cycles)) >= {"CB4"}
+    slow = modelled("computes", 1.0, 1e6, *(9.0 if "cb" in name else 1.0 for name in CYCLES))
+    fast = modelled("reads", 1e6, 1.0, *(1.0 for _ in CYCLES))
+    assert types(slow).isdisjoint({"CB2", "CB3", "CB4"})
+    assert types(fast) >= {"CB4"}
 
 
 def test_what_is_only_looked_up_takes_no_time():
@@ -217,8 +217,21 @@ def test_what_is_only_looked_up_takes_no_time():
 @pytest.mark.parametrize("board", BOARDS.values(), ids=lambda board: board.name)
 def test_boards_are_those_of_the_documents(board):
     text = (Path(__file__).parents[2] / "docs" / "RECIPES.md").read_text()
-    cycles = " ".join(f"{cycles:.2f}" for cycles in board.cycles.values())
-    assert re.search(rf"`{board.name}` \|.*\| {cycles} \|", text), cycles
+    row = re.search(rf"`{board.name}` \| .* \| ([\d.]+) GHz, ([\d.]+) GB/s \| ([\d. ]+) \|", text)
+    assert row
+    ghz, gb_per_s, cycles = float(row[1]), float(row[2]), map(float, row[3].split())
+    assert board == modelled(board.name, ghz, gb_per_s, *cycles)
+
+
+def test_this_machine_is_measured(tmp_path):
+    require_built("llama-bench")
+    kinds = [TYPES["cb4"], TYPES["q8_0"]]
+    per_weight, per_byte = measure_here(kinds, 1, tmp_path / "speed.gguf")
+    assert list(per_weight) == ["cb4", "q8_0"]
+    assert min(per_weight.values()) > 1e-12
+    assert max(per_weight.values()) < 1e-7
+    assert per_byte <= per_weight["q8_0"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_ranges():
