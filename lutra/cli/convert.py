@@ -29,8 +29,8 @@ llama-quantize in lower case, which then does the work. cb2_m, cb3_m and cb4_m g
 Targets choose the type of each tensor. A sample of it is encoded in every type, and what such errors cost is
 measured on a part of the calibration text. --target-bpw and --target-size take the types of least loss,
 --max-loss (perplexity) and --max-kld (divergence from the original's predictions) the smallest file within
-the loss, with --for the fastest there: pi5, graviton3, graviton4 are modelled. The file is then measured on
-text that was kept aside; where a bound is overshot, types change and are converted again. That takes a few
+the loss, with --for the fastest there: pi5, graviton3, graviton4 (modelled), here. The file is then measured
+on text that was kept aside; where a bound is overshot, types change and are converted again. That takes a few
 minutes; --tensor-type and the like stay in force, --dry-run prints the plan only.
 
 The token embeddings and the output matrix get more bits: cb4 with cb2 and cb3, q6_k with cb4 if their rows
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what("--max-kld", dest="target", metavar="NATS", type=parsed(_kld),
         help="the same for the KL divergence to the original's predictions, e.g. 0.02")  # fmt: skip
     add("--for", dest="board", metavar="MACHINE",
-        help="with a loss: the fastest file on pi5, graviton3 or graviton4, not the smallest")  # fmt: skip
+        help="with a loss, the fastest file there: pi5, graviton3, graviton4, here")  # fmt: skip
     add("-o", "--output", type=Path, metavar="OUT", help="output file (default: ./<name of SRC>-<T>.gguf)")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--tune", action="store_true", help="tune codebooks on the model's predictions (torch); see below")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -62,34 +63,19 @@ def write_model(path: Path, kind: Type) -> int:
     with GGUFWriter(path, values, specs) as writer:
         for spec in specs:
             writer.write(np.zeros(spec.nbytes, np.uint8))
-    return sum(
-        spec.shape[0] * spec.shape[1]
-        for spec in specs
-        if spec.name.startswith("blk.") and len(spec.shape) == 2
-    )
+    multiplied = (spec.shape for spec in specs if spec.name.startswith("blk.") and len(spec.shape) == 2)
+    return sum(map(prod, multiplied))
 
 
 def _seconds(path: Path, threads: int) -> float:
     """Of a token, the fastest of a few runs."""
-    arguments = [
-        "-m",
-        str(path),
-        "-t",
-        str(threads),
-        "-p",
-        "0",
-        "-n",
-        str(TOKENS),
-        "-r",
-        str(RUNS),
-        "-o",
-        "jsonl",
-    ]
+    arguments = ["-m", str(path), "-t", str(threads), "-o", "jsonl"]
+    arguments += ["-p", "0", "-n", str(TOKENS), "-r", str(RUNS)]
     output = run_tool("llama-bench", arguments)
     records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     if len(records) != 1:
         raise LutraError(f"--for {HERE}: llama-bench: {failure(output, 0)}")
-    return min(records[0]["samples_ns"]) / 1e9 / TOKENS
+    return float(min(records[0]["samples_ns"])) / 1e9 / TOKENS
 
 
 def _tensors(kind: Type) -> Iterator[tuple[str, int, tuple[int, ...]]]:
