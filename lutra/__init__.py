@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from lutra.conversion.export import export
     from lutra.conversion.options import ConversionOptions, Target
     from lutra.conversion.pipeline import Result, convert
+    from lutra.conversion.slice import slice_file
     from lutra.runtime.model import Model
 
 __version__ = "0.1.0"
 
-__all__ = ["ConversionOptions", "LutraError", "Model", "Result", "Target", "convert", "export"]
+__all__ = ["ConversionOptions", "LutraError", "Model", "Result", "Target", "convert", "export", "slice_file"]
 
 # Loaded when first asked for: `lutra --help` needs none of what they import. Type checkers do not see this:
 # they would take any name for one of ours.
@@ -37,6 +38,7 @@ if not TYPE_CHECKING:
         "Result": ".conversion.pipeline",
         "convert": ".conversion.pipeline",
         "export": ".conversion.export",
+        "slice_file": ".conversion.slice",
     }
 
     def __getattr__(name):

@@ -26,3 +26,13 @@ const struct lutra_cb_format *lutra_cb_format_of_name(const char *name) {
     }
     return NULL;
 }
+
+const struct lutra_cb_format *lutra_cb_first_layer(const struct lutra_cb_format *f) {
+    for (int i = 0; i < FORMATS && f->bits2; i++) {
+        const struct lutra_cb_format *g = &formats[i];
+        if (g->bits == f->bits && g->pair == f->pair && g->sb == f->sb && !g->bits2) {
+            return g;
+        }
+    }
+    return f;
+}

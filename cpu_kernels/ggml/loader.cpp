@@ -34,8 +34,10 @@ void lutra_check_file(const gguf_context *metadata, const std::map<ggml_type, ui
             continue;
         }
         check_layout_version(metadata);
-        if (const char *error = lutra_kernels_error()) {
-            throw std::runtime_error(error);
+        for (const char *error : {lutra_kernels_error(), lutra_layers_error()}) {
+            if (error) {
+                throw std::runtime_error(error);
+            }
         }
         LLAMA_LOG_INFO("lutra: %s: %u tensors, %s, %s\n", cb->name, n,
                        lutra_kernel_chosen(LUTRA_OP_GEMV, type)->name,

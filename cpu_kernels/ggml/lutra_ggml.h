@@ -36,6 +36,13 @@ struct lutra_weights;
 // Where the strip begins that lies `offset` bytes behind the start of a CB tensor or view, as ggml counts.
 GGML_API struct lutra_weights lutra_weights_at(const struct ggml_tensor *tensor, size_t offset);
 
+// The type that a tensor of a file gets when it is loaded. With LUTRA_LAYERS=1 in the environment that is its
+// first layer alone, whose bytes come first.
+GGML_API enum ggml_type lutra_loaded_type(enum ggml_type type);
+
+// NULL, or why LUTRA_LAYERS cannot be obeyed.
+GGML_API const char *lutra_layers_error(void);
+
 // False, with the reason in the log, for a CB tensor that is empty or whose rows do not fill strips.
 GGML_API bool lutra_check_shape(const struct ggml_tensor *tensor);
 

@@ -7,6 +7,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 bool lutra_is_cb(enum ggml_type type) {
@@ -41,6 +42,19 @@ struct lutra_weights lutra_weights_at(const struct ggml_tensor *tensor, size_t o
                            : NULL,
         .library = library,
     };
+}
+
+enum ggml_type lutra_loaded_type(enum ggml_type type) {
+    const char *layers = getenv("LUTRA_LAYERS");
+    const struct lutra_cb_format *f = lutra_is_cb(type) ? lutra_cb_format_of_type(type) : NULL;
+    return f && layers && strcmp(layers, "1") == 0 ? (enum ggml_type)lutra_cb_first_layer(f)->type : type;
+}
+
+const char *lutra_layers_error(void) {
+    const char *layers = getenv("LUTRA_LAYERS");
+    return !layers || strcmp(layers, "1") == 0 || strcmp(layers, "2") == 0
+               ? NULL
+               : "LUTRA_LAYERS is neither 1 nor 2: a tensor has two layers at most";
 }
 
 bool lutra_check_shape(const struct ggml_tensor *tensor) {

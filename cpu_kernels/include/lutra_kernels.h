@@ -88,6 +88,10 @@ struct lutra_kernel {
 const struct lutra_cb_format *lutra_cb_format_of_type(int32_t type);
 const struct lutra_cb_format *lutra_cb_format_of_name(const char *name);
 
+// The type of a tensor that is cut down to its first layer: f itself if it has no other, or if there is no
+// such type.
+const struct lutra_cb_format *lutra_cb_first_layer(const struct lutra_cb_format *f);
+
 int lutra_kernel_count(void);                      // compiled into this build
 const struct lutra_kernel *lutra_kernel_at(int i); // i < lutra_kernel_count()
 const char *lutra_set_name(enum lutra_set set);    // "neon_dotprod"

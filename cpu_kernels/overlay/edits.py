@@ -85,6 +85,16 @@ HOOKS: tuple[Edit, ...] = (
     Edit(
         "ggml/src/gguf.cpp",
         "static struct gguf_context * gguf_init_from_reader(",
+        "struct ggml_tensor * cur = ggml_new_tensor(ctx_data, info.t.type, GGML_MAX_DIMS, info.t.ne);",
+        "instead",
+        """\
+            struct ggml_tensor * cur =
+                ggml_new_tensor(ctx_data, lutra_loaded_type(info.t.type), GGML_MAX_DIMS, info.t.ne);
+""",
+    ),
+    Edit(
+        "ggml/src/gguf.cpp",
+        "static struct gguf_context * gguf_init_from_reader(",
         "// check that the size of the tensor in bytes is representable",
         "before",
         """\

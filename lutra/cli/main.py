@@ -41,6 +41,7 @@ VERBS = {
     "doctor": "find what makes this machine slow, or a file on it",
     "verify": "check a file and this machine's kernels",
     "export": "make a GGUF for unmodified llama.cpp from one with codebooks",
+    "slice": "cut a file of two layers down to its first one",
     "card": "write the model card of GGUF files for a hub of models",
     "ls": "list the models in the hub's cache and the files here",
     "rm": "remove one of these",
