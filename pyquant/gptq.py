@@ -60,7 +60,7 @@ _GROUP_FORM = np.dtype(
 class Encoded:
     """A matrix as codes, selectors, scales and library.
 
-    ``loss``: sum of e H e^T relative to w H w^T, after GPTQ and after every round.
+    ``loss``: sum of e H e^T relative to w H w^T, which is ``energy``, after GPTQ and after every round.
     """
 
     fmt: CBFormat
@@ -69,6 +69,7 @@ class Encoded:
     d: NDArray[np.float16]  # (n, k / sb)
     library: NDArray[np.int8]
     loss: list[float]
+    energy: float
 
     def weights(self, rows: slice = slice(None)) -> Array:
         """What it stands for, float32 (n, k); of some rows only, if wanted."""
@@ -115,10 +116,25 @@ def quantize(
         raise ValueError(f"{rounds} rounds: needed 0 or more")
     with threadpool_limits(1, user_api="blas"):
         problem = _Problem.of(w, hessian, fmt)
-        pieces: dict[tuple[int, int], _Piece] = {}
+        pieces: Pieces = {}
         if library is None:
             library, pieces = _learn_library(problem, row_weight, rounds, seed, threads)
         return _encode(problem, check_library(library, Shape.of(fmt)), pieces, rounds, threads)
+
+
+def learn_library(
+    w: NDArray[Any] | Rows,
+    hessian: NDArray[Any],
+    fmt: CBFormat,
+    *,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    threads: int | None = None,
+) -> NDArray[np.int8]:
+    """The library that ``quantize`` would learn, for a matrix of which ``w`` is a part. Raises as it does."""
+    threads = thread_count(threads)
+    with threadpool_limits(1, user_api="blas"):
+        return _learn_library(_Problem.of(w, hessian, fmt), None, rounds, seed, threads)[0]
 
 
 # ---- matrices, the same bits for any number of threads -------------------------------------
@@ -388,10 +404,13 @@ class _Piece:
         m.d = np.where(d16 > 0, d16, m.d)
 
 
+Pieces = dict[tuple[int, int], _Piece]  # by expert and column block
+
+
 def _encode(
     p: _Problem,
     library: NDArray[np.int8],
-    pieces: dict[tuple[int, int], _Piece],
+    pieces: Pieces,
     rounds: int,
     threads: int,
 ) -> Encoded:
@@ -428,7 +447,7 @@ def _encode(
                 codes[rows, columns.start // fmt.pair : columns.stop // fmt.pair] = m.codes
                 selectors[rows, columns.start // GROUP : columns.stop // GROUP] = m.selectors
                 d[rows, columns.start // fmt.sb : columns.stop // fmt.sb] = m.d
-    return Encoded(fmt, codes, selectors, d, library, (losses / (total or 1.0)).tolist())
+    return Encoded(fmt, codes, selectors, d, library, (losses / (total or 1.0)).tolist(), total * p.mean)
 
 
 # ---- the library ---------------------------------------------------------------------------
@@ -456,7 +475,7 @@ def _sample(p: _Problem, row_weight: Array | None) -> tuple[NDArray[np.intp], Ar
 
 def _learn_library(
     p: _Problem, row_weight: Array | None, rounds: int, seed: int, threads: int
-) -> tuple[NDArray[np.int8], dict[tuple[int, int], _Piece]]:
+) -> tuple[NDArray[np.int8], Pieces]:
     """The library, and the pieces of the sample by expert and block if it is the whole matrix."""
     shape = Shape.of(p.fmt)
     rows, weight = _sample(p, row_weight)
@@ -467,7 +486,8 @@ def _learn_library(
         for b, columns in enumerate(p.blocks):
             diagonal[e, columns] = np.diag(p.damped(e, b))
     library = learn_shape(w, shape, importance=weight[:, None] * diagonal[expert], seed=seed, threads=threads)
-    pieces, weights = {}, []
+    pieces: Pieces = {}
+    weights = []
     for e in np.unique(expert).tolist():
         own = expert == e
         for b, columns in enumerate(p.blocks):

@@ -9,86 +9,62 @@ that the original has (half of the way: all of it would fit the noise of a small
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats import codebook
-from gguf_tools.formats.family import ROWS, CBFormat
+from gguf_tools.formats.family import ROWS
 from gguf_tools.sources.tensors import EMBEDDING, OUTPUT, Source
 from lutra.console import warn
+from lutra.conversion.experts import Experts, encode_divided
+from lutra.conversion.footprint import Footprint
 from lutra.conversion.jobs import Jobs
 from lutra.conversion.plan import Planned
 from lutra.conversion.statistics import Array, Statistics
+from lutra.conversion.targets import encode, targets
 from lutra.conversion.text import TOKENS
 from lutra.conversion.workdir import WorkDirectory
-from lutra.runtime.matmul_inputs import Capture, MatmulInputs
-from pyquant.gptq import SLAB, Encoded, column_blocks, multiply, quantize
+from lutra.runtime.matmul_inputs import Capture, MatmulInputs, bytes_needed
+from pyquant.gptq import SLAB, column_blocks
 
 SMALL = 1 << 25  # weights of a model that is done in a minute with twice as many, and a second round
 OUTPUT_SHARE = 0.8  # of tied embeddings' Hessian: blocks make up for errors of inputs, not of outputs
 LOGITS = 1 << 27  # predictions that the runtime keeps at most, half a gigabyte; nobody reads them
 SEQUENCES = 256  # that llama.cpp holds at most (LLAMA_MAX_SEQ)
-MEMORY = 3 << 30  # bytes of both copies' activations, keys and values
-AT_ONCE = 2  # matrices that are encoded together in one process; each may take a gigabyte
+MEMORY = 3 << 30  # bytes of both copies' activations, keys and values, and recurrent states
 
 
-def bytes_kept(model: Path, length: int, threads: int) -> int:
-    """What the runtime keeps of a sequence of ``length`` tokens: keys and values, and recurrent states.
+def copy_bytes(model: Path, length: int) -> Callable[[int], int]:
+    """What one copy of the model takes, beside its weights, for a number of sequences of ``length`` tokens.
 
-    Raises LutraError when the runtime cannot compute the model.
+    It raises LutraError when the runtime cannot hold them.
     """
-    with Capture(model, [[0] * length], set(), threads=threads, predictions=1) as capture:
-        for _ in capture:
-            pass  # of no name: the graph is left at once
-        return capture.bytes_kept()
+
+    def needed(sequences: int) -> int:
+        return bytes_needed(model, sequences, length, predictions=LOGITS)
+
+    return needed
 
 
-def token_limit(source: Source, length: int, kept: int) -> int:
-    """Tokens to calibrate a model with: as many as help, but activations of both copies stay within MEMORY.
+def token_limit(source: Source, length: int, needed: Callable[[int], int]) -> int:
+    """Tokens to calibrate a model with: as many as help, but both copies of the model stay within MEMORY.
 
-    Per sequence of ``length`` tokens and copy the runtime has ``kept`` bytes, and per token in single
-    precision about three vectors as wide as the blocks' widest matrix and four of the residual stream.
+    ``needed``: ``copy_bytes`` for sequences of ``length`` tokens.
     """
-    of_blocks = [t for t in source.tensors if t.name.startswith("blk.") and not t.keeps_f32]
-    experts = source.metadata.get(f"{source.architecture}.expert_used_count")
-    used = int(experts.value) if experts else 1
-    stream = max((t.k for t in source.tensors if t.name == EMBEDDING), default=0)
-    widest = max((max(t.shape[-2:]) * (used if len(t.shape) > 2 else 1) for t in of_blocks), default=0)
-    fitting = MEMORY // (2 * (kept + 4 * length * (3 * widest + 4 * stream)) or 1)
     is_small = sum(t.rows * t.k for t in source.tensors) <= SMALL
     wanted = 2 * TOKENS if is_small else TOKENS
-    return max(length, min(wanted, fitting * length, SEQUENCES * length))
+    sequences = max(1, min(wanted // length, SEQUENCES))
+    while sequences > 1 and (both := 2 * needed(sequences)) > MEMORY:
+        sequences = max(1, min(sequences - 1, sequences * MEMORY // both))  # they grow alike
+    return sequences * length
 
 
 # ---- the pass ------------------------------------------------------------------------------
-
-
-def targets(p: Planned, corrections: Array | None, threads: int) -> NDArray[np.float16]:
-    """The weights to aim at, (rows, k): those of ``p`` with corrections (experts, blocks, b, b), if any.
-
-    Half precision is a hundred times finer than any codebook, and halves what large matrices take.
-    """
-    assert p.fmt
-    out = np.empty((p.source.rows, p.source.k), np.float16)
-    blocks = column_blocks(p.source.k, p.fmt)
-    rows = len(out) // (1 if corrections is None else len(corrections))
-    step = min(rows, max(1, SLAB // p.source.k))
-    for first in range(0, len(out), rows):
-        for start in range(first, first + rows, step):
-            stop = min(start + step, first + rows)
-            out[start:stop] = w = p.source.read(start, stop)
-            if corrections is None:
-                continue
-            for columns, correction in zip(blocks, corrections[first // rows], strict=True):
-                m = columns.stop - columns.start
-                out[start:stop, columns] = w[:, columns] + multiply(
-                    w[:, columns], correction[:m, :m], threads
-                )
-    return out
 
 
 def matmul_order(model: Path, names: set[str], tokens: Sequence[int], threads: int) -> list[list[str]]:
@@ -175,17 +151,9 @@ def calibrate(
             group = group_of.pop(now.name, [])  # tied embeddings come again as the output matrix
             left = [p for p in group if p.name not in work]
             if left:
-                hessian, corrections = _problem(before, now, group[0], embedding, threads)
-                calls = (
-                    (p.name, targets(p, corrections, threads), hessian, p.fmt,
-                     _row_weight(p, pieces), rounds, seed)
-                    for p in left
-                )  # fmt: skip
-                results = jobs.run(encode, calls, at_once=min(AT_ONCE, len(left)))
-                for p, encoded in zip(left, results, strict=True):
-                    parts = encoded.strips(threads), encoded.library
-                    work.save(p.name, parts, encoded.loss[-1])
-                del hessian, corrections
+                results = _encoded(before, now, left, embedding, pieces, jobs, rounds, seed, threads)
+                for p, (parts, loss) in zip(left, results, strict=True):
+                    work.save(p.name, parts, loss)
             if now.experts is not None and group:
                 idle += [f"{p.name} {e}" for p in group for e in _idle(now.experts, p)]
             yield from group
@@ -203,70 +171,52 @@ def _row_weight(p: Planned, pieces: Sequence[Sequence[int]]) -> Array | None:
     return weight
 
 
-def encode(
-    name: str,
-    target: NDArray[np.float16],
-    hessian: Array,
-    fmt: CBFormat,
-    row_weight: Array | None,
+def _encoded(
+    before: MatmulInputs,
+    now: MatmulInputs,
+    group: Sequence[Planned],
+    embedding: Array | None,
+    pieces: Sequence[Sequence[int]],
+    jobs: Jobs,
     rounds: int,
     seed: int,
-    *,
     threads: int,
-) -> Encoded:
-    """The job: ``quantize``. Raises LutraError with the tensor's name for what cannot be encoded."""
-    try:
-        return quantize(
-            target, hessian, fmt, rounds=rounds, seed=seed, threads=threads, row_weight=row_weight
-        )
-    except ValueError as error:
-        raise LutraError(f"tensor {name!r}: {error}; --no-calibration does without the text") from None
+) -> Iterator[tuple[list[NDArray[Any]], float]]:
+    """The bytes of each matrix in ``group``, which have the same inputs, in parts, and its loss."""
+    footprint = Footprint(group[0], 0 if now.inputs is None else now.inputs.nbytes)
+    if footprint.is_divided and now.experts is not None:
+        experts = Experts.of(before, now, group[0], threads)
+        yield from encode_divided(experts, group, footprint, jobs, rounds, seed)
+        return
+    hessian, corrections = _problem(before, now, group[0], embedding, threads)
+    calls = (
+        (p.name, targets(p, corrections, threads), hessian, p.fmt, _row_weight(p, pieces), rounds, seed)
+        for p in group
+    )
+    for encoded in jobs.run(encode, calls, at_once=min(footprint.at_once, len(group))):
+        yield [encoded.strips(threads), encoded.library], encoded.loss[-1]
 
 
 def _problem(
     before: MatmulInputs, now: MatmulInputs, p: Planned, embedding: Array | None, threads: int
 ) -> tuple[Array, Array | None]:
-    """Hessian and corrections of ``p`` and of all with the same inputs.
-
-    Per expert in a stack, where an expert of few tokens leans on those of all.
-    """
+    """Hessian and corrections of ``p`` and of all with the same inputs, per expert in a stack."""
     if now.inputs is None or before.inputs is None:
         assert embedding is not None  # the only matrix that is looked up
         return embedding if len(embedding) > 1 else embedding[0], None
     assert p.fmt
+    if now.experts is not None:
+        experts = Experts.of(before, now, p, threads)
+        count = p.source.shape[0]
+        hessian = experts.room(count)
+        corrections = np.empty((count, *experts.every.hessian.shape), np.float32)
+        for expert in range(count):
+            hessian[expert], corrections[expert : expert + 1] = experts.problem(expert)
+        return hessian, corrections
     blocks = column_blocks(p.source.k, p.fmt)
-    originals = _originals(before, now)
-    every = Statistics.of(now.inputs, originals, blocks, threads)
-    if now.experts is None:
-        hessian = every.hessian if len(blocks) > 1 else every.hessian[0]
-        return hessian, every.correction(blocks)[None]
-    shape = (p.source.shape[0], *every.hessian.shape)
-    hessian, corrections = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    for expert in range(len(hessian)):
-        token, slot = np.nonzero(now.experts == expert)
-        per_token = len(now.inputs) // len(now.experts)
-        rows = token * per_token + (slot if per_token > 1 else 0)
-        own = Statistics.of(now.inputs[rows], originals[rows], blocks, threads).blended(every)
-        hessian[expert], corrections[expert] = own.hessian, own.correction(blocks)
-    return hessian if len(blocks) > 1 else hessian[:, 0], corrections
-
-
-def _originals(before: MatmulInputs, now: MatmulInputs) -> Array:
-    """The inputs of the original model, row by row beside those of ``now``.
-
-    Where each expert has inputs of its own and the original model asked another expert, there are none: then
-    those of ``now``, which is no drift.
-    """
-    assert now.inputs is not None
-    assert before.inputs is not None
-    if now.experts is None or before.experts is None or len(now.inputs) == len(now.experts):
-        return before.inputs
-    used = now.experts.shape[1]
-    same = now.experts[:, :, None] == before.experts[:, None, :]
-    token, slot = np.nonzero(same.any(axis=2))
-    out: Array = now.inputs.copy()
-    out[token * used + slot] = before.inputs[token * used + same.argmax(axis=2)[token, slot]]
-    return out
+    every = Statistics.of(now.inputs, before.inputs, blocks, threads)
+    hessian = every.hessian if len(blocks) > 1 else every.hessian[0]
+    return hessian, every.correction(blocks)[None]
 
 
 def _idle(experts: NDArray[np.int32], p: Planned) -> list[int]:

@@ -25,10 +25,11 @@ from gguf_tools.sources.tensors import Source, SourceTensor
 from lutra.console import progress, say, warn
 from lutra.conversion import llama_quantize, own_text, tune, workdir
 from lutra.conversion.boards import BOARDS, HERE, Board
-from lutra.conversion.calibrate import bytes_kept, calibrate, matmul_order, token_limit
+from lutra.conversion.calibrate import calibrate, copy_bytes, matmul_order, token_limit
 from lutra.conversion.divergence import TOKENS as ASIDE_TOKENS
 from lutra.conversion.divergence import Divergence, divergence
 from lutra.conversion.encode import Matrix, bipolar, codebook, encode_exactly
+from lutra.conversion.footprint import require_memory
 from lutra.conversion.here import measure_here
 from lutra.conversion.imports import take_over, taken_over
 from lutra.conversion.jobs import Jobs
@@ -282,7 +283,7 @@ def _search(
     model = _f16_model(work, source, [], options, output)
     with Model(model, threads=1, n_ctx=32, weights=False) as tokenizer:
         length = piece_length(tokenizer)
-        limit = token_limit(source, length, bytes_kept(model, length, options.threads))
+        limit = token_limit(source, length, copy_bytes(model, length))
         pieces, found.aside = _pieces(work, model, tokenizer, limit, options)
     if options.target.bound and not found.aside:
         raise LutraError(
@@ -376,7 +377,6 @@ def _calibrate(
             tokens = tokenizer.tokenize("The graph in short.")
             groups = matmul_order(model, set(planned), tokens, options.threads)
             length = piece_length(tokenizer)
-            kept = bytes_kept(model, length, options.threads)
         except LutraError as error:
             raise LutraError(
                 f"the model cannot be calibrated: {error}; --no-calibration quantizes it without"
@@ -386,7 +386,12 @@ def _calibrate(
             raise LutraError(
                 f"nothing to calibrate, the model does not multiply by {names}; add --no-calibration"
             )
-        pieces, _ = _pieces(work, model, tokenizer, token_limit(source, length, kept), options)
+        needed = copy_bytes(model, length)
+        pieces, _ = _pieces(work, model, tokenizer, token_limit(source, length, needed), options)
+        require_memory(
+            2 * needed(len(pieces)), [[planned[name] for name in group] for group in groups],
+            sum(map(len, pieces)), _experts_used(source),
+        )  # fmt: skip
         say(f"calibrating with {sum(map(len, pieces))} tokens {options.text_origin}")
     work.tokens = sum(map(len, pieces))
     left = [name for group in groups for name in group if name not in work]
@@ -407,6 +412,12 @@ def _calibrate(
     work.number(SECONDS, lambda: seconds * whole / max(weights, 1))
     if model.parent == work.path and not options.target:
         model.unlink()
+
+
+def _experts_used(source: Source) -> int:
+    """How many experts of a mixture each token meets."""
+    value = source.metadata.get(f"{source.architecture}.expert_used_count")
+    return int(value.value) if value else 1
 
 
 def _pieces(

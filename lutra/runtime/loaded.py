@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from lutra.runtime.native import llama, load_backends
 from lutra.runtime.workers import Devices
 
 _LONG = 32  # tokens at once that may take a while
+# In llama.cpp's log: keys and values, recurrent states, and what the nodes of the largest graph need at once.
+_MEBIBYTES = re.compile(r"(?:llama_\w+: size|compute buffer size) = +([\d.]+) MiB")
 
 _Self = TypeVar("_Self", bound="Closing")
 
@@ -61,6 +64,7 @@ class Loaded(Closing):
         self._api = llama()
         self._model = self._ctx = None
         self.path = path
+        self.context_bytes = 0  # of the context, without the logits that it gives out
         self._verbose = verbose
         self._weights = weights
         self._advice = advice or f"'lutra verify {path}' checks the file"
@@ -105,12 +109,18 @@ class Loaded(Closing):
 
     @shielded
     def start(self, params: Any, advice: str) -> None:
-        """Make the context. Raises LutraError, with ``advice``, when there cannot be one of this size."""
-        with log.listening(self._verbose) as errors:
+        """Make the context; without weights, only see how large it would be.
+
+        Raises LutraError, with ``advice``, when there cannot be one of this size.
+        """
+        lines: list[str] = []
+        with log.listening(self._verbose, lines) as errors:
             self._ctx = self._api.llama_init_from_model(self.model, params)
         if not self._ctx:
             reason = log.reason(errors)
             raise LutraError(f"{self.path}: no context of {params.n_ctx} tokens: {reason}; {advice}")
+        sizes = _MEBIBYTES.findall("".join(lines))
+        self.context_bytes = int(sum(map(float, sizes)) * (1 << 20))
 
     @shielded
     def decode(self, batch: Any) -> None:

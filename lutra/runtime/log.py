@@ -21,23 +21,24 @@ class _Call(threading.local):
 
     verbose = False
     errors: list[str] | None = None
+    lines: list[str] | None = None
 
 
 _call = _Call()
 
 
 @contextmanager
-def listening(verbose: bool = False) -> Iterator[list[str]]:
+def listening(verbose: bool = False, lines: list[str] | None = None) -> Iterator[list[str]]:
     """For one call of this thread: the errors in its log. ``verbose`` shows all of the log on stderr.
 
-    Lutra's own lines are always shown, the rest never.
+    Lutra's own lines are always shown, the rest never; all of them are added to ``lines``.
     """
-    before = _call.verbose, _call.errors
-    _call.verbose, _call.errors = verbose, []
+    before = _call.verbose, _call.errors, _call.lines
+    _call.verbose, _call.errors, _call.lines = verbose, [], lines
     try:
         yield _call.errors
     finally:
-        _call.verbose, _call.errors = before
+        _call.verbose, _call.errors, _call.lines = before
 
 
 def install() -> None:
@@ -61,5 +62,7 @@ def _on_line(level: int, text: bytes, _: object) -> None:
     if _call.verbose or line.startswith("lutra:"):
         sys.stderr.write(line)
         sys.stderr.flush()
+    if _call.lines is not None:
+        _call.lines.append(line)
     if level == _ERROR and _call.errors is not None:
         _call.errors.append(line)

@@ -96,6 +96,29 @@ class MatmulInputs:
             self._own = None
 
 
+def bytes_needed(path: Path, sequences: int, length: int, *, predictions: int) -> int:
+    """What ``Capture`` takes for so many sequences, beside the weights: keys and values, recurrent states,
+    and what the graph computes. Only the header is read.
+
+    Raises LutraError when there cannot be such a context.
+    """
+    with Loaded(path, weights=False, advice=_ADVICE) as loaded:
+        loaded.start(_context(loaded, sequences, length, predictions), _ADVICE)
+        return loaded.context_bytes
+
+
+def _context(loaded: Loaded, sequences: int, length: int, predictions: int) -> Any:
+    """llama_context_params for all of ``sequences`` in one graph."""
+    api, n = llama(), sequences * length
+    vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(loaded.model))
+    params = api.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = n
+    params.n_seq_max, params.kv_unified = sequences, False
+    outputs = min(n, max(sequences, predictions // max(1, vocabulary)))  # llama.cpp wants one of each
+    params.n_outputs_max = params.n_outputs_max_per_seq = outputs
+    return params
+
+
 class Capture(Closing):
     """A model of F16 matrices computing ``pieces`` (sequences, tokens), all of one length.
 
@@ -135,20 +158,15 @@ class Capture(Closing):
     def _start(self, pieces: Sequence[Sequence[int]], threads: int, predictions: int) -> None:
         api, length = self._api, len(pieces[0])
         n = len(pieces) * length
-        vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._loaded.model))
-        outputs = min(n, max(len(pieces), predictions // max(1, vocabulary)))  # llama.cpp wants one of each
         self._callback = api.ggml_backend_sched_eval_callback(self._on_node)
-        params = api.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = n
-        params.n_seq_max, params.kv_unified = len(pieces), False
-        params.n_outputs_max = params.n_outputs_max_per_seq = outputs
+        params = _context(self._loaded, len(pieces), length, predictions)
         params.n_threads = params.n_threads_batch = threads
         params.cb_eval = self._callback
         self._loaded.start(params, _ADVICE)
         self._batch = api.llama_batch_init(n, 0, 1)
         # The last layer computes only what is asked for: evenly spread tokens, few if the vocabulary is
         # large.
-        every = -(-n // outputs)
+        every = -(-n // params.n_outputs_max)
         for i, token in enumerate(t for piece in pieces for t in piece):
             self._batch.token[i], self._batch.pos[i] = token, i % length
             self._batch.n_seq_id[i], self._batch.seq_id[i][0] = 1, i // length
@@ -172,9 +190,10 @@ class Capture(Closing):
             yield seen
             self._go.put(None)
 
-    def bytes_kept(self) -> int:
-        """Of the first sequence, as far as it was computed: keys and values, or a recurrent state."""
-        return int(self._api.llama_state_seq_get_size(self._loaded.ctx, 0))
+    @property
+    def bytes(self) -> int:
+        """What the model takes beside its weights: see ``bytes_needed``."""
+        return self._loaded.context_bytes
 
     @shielded
     def close(self) -> None:

@@ -19,7 +19,8 @@ from gguf_samples import random_model, u32
 
 from gguf_tools.reader import GGUFFile, type_name
 from gguf_tools.sources.open import open_source
-from lutra.conversion.calibrate import bytes_kept, matmul_order
+from lutra.conversion.calibrate import matmul_order
+from lutra.runtime.matmul_inputs import Capture, bytes_needed
 
 HIDDEN, FFN, VOCAB = 256, 256, 4096
 TEXT = "The old man said to the boy that the sea was calm, and that the night would be long and cold. "
@@ -249,11 +250,20 @@ def test_a_table_that_is_only_looked_up_becomes_a_codebook_without_a_hessian(f16
     assert "token_embd.weight" in matmul_order(f16("gemma4"), {table, "token_embd.weight"}, [1, 2], 1)[0]
 
 
-def test_states_of_sequences_are_counted(f16):
+def test_what_a_model_takes_is_known_before_it_is_loaded(f16):
+    """Each sequence's keys, values and recurrent states, and the graph of all of them."""
+
+    def needed(name, sequences):
+        return bytes_needed(f16(name), sequences, CONTEXT, predictions=1)
+
     state = 4 * VALUE_HEADS * STATE * STATE + 4 * 3 * MIXED  # of the one recurrent layer
-    short, long = (bytes_kept(f16("qwen35"), length, threads=1) for length in (64, 256))
-    assert abs((long - short) / 192 - 2 * 2 * 64) < 32  # keys and values of the other, in half precision
-    assert abs(short - 64 * (long - short) / 192 - state) < 0.02 * state
+    cached = 2 * 2 * 64 * 256  # keys and values of the other, in half precision; llama.cpp's least context
+    stream = 4 * CONTEXT * (2 * HIDDEN + FFN)  # of the graph, at least
+    more = (needed("qwen35", 64) - needed("qwen35", 32)) / 32
+    assert state + cached + stream < more < 5 * (state + cached + stream)
+    for name in MODELS:
+        with Capture(f16(name), [[1] * CONTEXT] * 3, set(), threads=1, predictions=1) as capture:
+            assert capture.bytes == needed(name, 3)
 
 
 COMPUTE = """

@@ -11,9 +11,12 @@ import pytest
 
 from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.sources.open import Source
-from gguf_tools.sources.tensors import SourceTensor, keeps_f32
-from lutra.conversion.calibrate import _originals, targets, token_limit
+from gguf_tools.sources.tensors import SourceTensor
+from lutra.conversion.calibrate import MEMORY, token_limit
+from lutra.conversion.experts import originals
 from lutra.conversion.statistics import PRIOR, Statistics
+from lutra.conversion.targets import targets
+from lutra.conversion.text import TOKENS
 
 RNG = np.random.default_rng(0)
 
@@ -71,25 +74,20 @@ def test_experts_are_compared_with_the_same_experts():
     now = SimpleNamespace(inputs=x, experts=np.array([[0, 1], [2, 3], [1, 2]]))
     before = SimpleNamespace(inputs=original, experts=np.array([[1, 0], [2, 0], [3, 0]]))
     expected = np.stack([original[1], original[0], original[2], x[3], x[4], x[5]])
-    assert np.array_equal(_originals(before, now), expected)
+    assert np.array_equal(originals(before, now), expected)
 
 
-def test_tokens_shrink_with_the_model():
-    def limit(layers: int, hidden: int, ffn: int, cached: int, state: int = 0) -> int:
-        shapes = {"token_embd.weight": (128256, hidden)}
-        shapes |= {f"blk.{i}.ffn_up.weight": (ffn, hidden) for i in range(layers)}
-        tensors = [
-            SourceTensor(
-                n, s, "F16", Path("x"), lambda a, b: np.zeros((0, 0), np.float32), keeps_f32=keeps_f32(n, s)
-            )
-            for n, s in shapes.items()
-        ]
-        kept = 256 * layers * 2 * 2 * cached + layers * state  # half precision; bytes
-        return token_limit(Source(Path("x"), "llama", {}, tensors), 256, kept)
+def test_tokens_shrink_with_what_the_model_takes():
+    def limit(sequence: int, weights: int = 1 << 30, once: int = 0) -> int:
+        shape = (weights // 256, 256)
+        tensor = SourceTensor(
+            "x", shape, "F16", Path("x"), lambda a, b: np.zeros((0, 0), np.float32), keeps_f32=False
+        )
+        return token_limit(Source(Path("x"), "llama", {}, [tensor]), 256, lambda n: once + n * sequence)
 
-    small, one, eight = limit(4, 256, 768, 64), limit(16, 2048, 8192, 512), limit(32, 4096, 14336, 1024)
-    assert small == 16384  # its embedding makes it no small model
-    assert 8192 < one < 16384
-    assert 4096 <= eight < one
-    hybrid = limit(36, 1536, 4096, 64, state=4 * 3072 * 128)  # Granite 4 H, 1B: 57 MB for each sequence
-    assert 256 * 8 <= hybrid < 256 * (3 << 30) // (2 * 36 * 4 * 3072 * 128)
+    assert limit(1 << 20) == TOKENS
+    assert limit(1 << 20, weights=1 << 20) == 2 * TOKENS
+    large = limit(57 << 20)  # Granite 4 H, 1B: recurrent states of each sequence
+    assert large == MEMORY // (2 * (57 << 20)) * 256
+    assert limit(57 << 20, once=512 << 20) < large
+    assert limit(4 << 30) == 256  # at least one
