@@ -33,7 +33,7 @@ def open_gguf(path: Path, *, quantized: bool = False) -> Source:
     """
     with ExitStack() as resources:
         first = resources.enter_context(GGUFFile(path))
-        files = [first, *(resources.enter_context(GGUFFile(part)) for part in _other_parts(first))]
+        files = [first, *(resources.enter_context(GGUFFile(part)) for part in other_parts(first))]
         if not first.architecture:
             raise LutraError(f"{path}: has no general.architecture, so it is no language model")
         good = None if quantized else good_types(first.architecture)
@@ -82,7 +82,7 @@ def _require_different_tokens(file: GGUFFile) -> None:
             )
 
 
-def _other_parts(first: GGUFFile) -> list[Path]:
+def other_parts(first: GGUFFile) -> list[Path]:
     """The files of a split model but the first; none when the model is not split."""
     count, path = first.get("split.count", 1), first.path
     if not isinstance(count, int) or count <= 1:

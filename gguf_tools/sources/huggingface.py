@@ -20,7 +20,7 @@ import numpy as np
 from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
-from gguf_tools.errors import LutraError, Unfamiliar
+from gguf_tools.errors import LutraError, Unfamiliar, warn
 from gguf_tools.sources import card, llama_converter, rope
 from gguf_tools.sources.config import Config, read_config, read_rope, with_numbers
 from gguf_tools.sources.dequantize import restored
@@ -56,6 +56,10 @@ _IGNORED = (
 )
 # What llama.cpp's graph computes of models that its converter takes whatever their config.json says.
 _ACTIVATIONS = {"BitNetForCausalLM": "silu"}
+# What llama.cpp computes otherwise than transformers, by class: docs/FAMILIES.md.
+_DIFFERENT = {
+    "PhiMoEForCausalLM": "a token's two experts get weights whose sum is 1, not weights near 1 each",
+}
 _TIED = r"lm_head\.\w+$"  # where it is the token embeddings
 
 # The families in few words, without the numbers of their generations.
@@ -147,6 +151,8 @@ def _open_converted(directory: Path, name: str, what: str, scratch: Scratch | No
             raise LutraError(str(error).replace(str(made), str(directory))) from None
         resources.push(source)
         _require_rope(directory / "config.json", source)
+        for name in filter(_DIFFERENT.get, _architectures(read_json(directory / "config.json"))):
+            warn(f"{directory}: {name}: not the same model in llama.cpp, {_DIFFERENT[name]}; answers are worse")
         files = [file for form in llama_converter.READ for file in sorted(directory.glob(form))]
         tensors = [replace(tensor, path=directory) for tensor in source.tensors]
         return Source(

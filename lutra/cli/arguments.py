@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gguf_tools.errors import LutraError
+from lutra.runtime.context import CACHE_TYPES
 from lutra.runtime.workers import parse_workers
 
 T = TypeVar("T")
@@ -38,6 +39,13 @@ def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return argument
+
+
+def add_cache_types(add: Callable[..., object]) -> None:
+    """Declare, with an ``add_argument``, the types of what a context keeps: --ctk and --ctv."""
+    for option, what in (("--ctk", "keys"), ("--ctv", "values")):
+        add(option, choices=CACHE_TYPES, default="f16", metavar="T", help=f"type of the context's {what}: "
+            + (", ".join(CACHE_TYPES) if option == "--ctk" else "as --ctk") + " (default: f16)")  # fmt: skip
 
 
 def add_rpc(add: Callable[..., object]) -> None:

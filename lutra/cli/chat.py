@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
-from lutra.cli.arguments import add_rpc, parsed, positive
+from lutra.cli.arguments import add_cache_types, add_rpc, parsed, positive
 from lutra.cli.chat_input import messages
 from lutra.cli.chat_screen import Screen, is_terminal
-from lutra.runtime.context import CACHE_TYPES
 from lutra.runtime.probe import trying
 from lutra.runtime.sampling import Sampling
 
@@ -63,9 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="context in tokens (default: the model's, to 4096)",
     )
-    for option, what in (("--ctk", "keys"), ("--ctv", "values")):
-        add(option, choices=CACHE_TYPES, default="f16", metavar="T", help=f"type of the context's {what}: "
-            + (", ".join(CACHE_TYPES) if option == "--ctk" else "as --ctk") + " (default: f16)")  # fmt: skip
+    add_cache_types(add)
     add("--seed", type=int, metavar="N", help="seed of the sampling (default: random, with -p 1)")
     add_rpc(add)
     add("--verbose", action="store_true", help="show llama.cpp's log")

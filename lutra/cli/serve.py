@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
-from lutra.cli.arguments import add_rpc, positive
+from lutra.cli.arguments import add_cache_types, add_rpc, positive
 from lutra.console import mib, say, warn
 from lutra.runtime.context import Context, choose_context
 from lutra.runtime.page import write_page
@@ -39,7 +39,7 @@ Options after -- go to llama-server; llama-server's --help lists them.
 examples:
   lutra serve tiny-chat-cb4.gguf
   lutra serve org/model-GGUF:cb4 --port 9000
-  lutra serve model-cb4.gguf --host 0.0.0.0 --api-key SECRET -- --cache-type-k q8_0
+  lutra serve model-cb4.gguf --host 0.0.0.0 --api-key SECRET --ctk q8_0 --ctv q8_0
 """
 
 
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=_port, default=8080, metavar="N", help="0 takes one that is free (default: 8080)")
     add("--api-key", metavar="KEY", help="what clients must send (default: LLAMA_API_KEY, or none)")
     add("--ctx", type=positive, metavar="N", help=f"context of a conversation in tokens (default: {fits})")
+    add_cache_types(add)
     add("--parallel", type=positive, default=4, metavar="N", help="conversations at once (default: 4)")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add_rpc(add)
@@ -72,13 +73,13 @@ def run(args: argparse.Namespace) -> int:
     require_port(args.host, args.port)
     file = require_loadable(local_gguf(args.file))
     threads = checked_threads(args.threads)
-    context = choose_context(file, args.parallel, args.ctx)
+    context = choose_context(file, args.parallel, args.ctx, (args.ctk, args.ctv))
     if not key and not _is_own(args.host):
         warn(
             "everybody who reaches this machine can use the model; "
             f"ask for a key, for example --api-key {secrets.token_urlsafe(12)}"
         )
-    if context.nbytes > context.free - file.stat().st_size:
+    if context.nbytes > context.free - context.weights:
         warn(f"the context takes {_gib(context.nbytes)} of {_gib(context.free)}; see --ctx and --parallel")
     if sys.stderr.isatty():
         say(f"loading {file.name}")
@@ -90,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
             *("--threads", str(threads), "--parallel", str(args.parallel), "--kv-unified"),
             *("--ctx-size", str(context.total), "--kv-unified-per-slot", str(context.tokens)),
             *("--cache-ram", str(context.cache >> 20), "--fit", "off"),
+            *("--cache-type-k", args.ctk, "--cache-type-v", args.ctv),
             "--no-repack",  # weights stay where they are in the file
             *tool_arguments(file, args.rpc),
             *("--cors-origins", "localhost"),  # other sites in the browser must not use the model

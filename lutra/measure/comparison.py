@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.family import CB_FORMATS
-from gguf_tools.inspect import read_info
 from lutra import __version__
 from lutra.console import say
 from lutra.conversion.options import OPTIONS_KEY
 from lutra.measure.doctor import cpu
 from lutra.measure.doctor.system import System
+from lutra.measure.model_file import ModelFile
 from lutra.measure.perplexity import Text, divergence, perplexity, predictions, vocabulary
 from lutra.measure.questions import ask
 from lutra.measure.speed import GENERATED, PROMPT, RUNS
@@ -96,14 +95,13 @@ class Comparison:
 
 def describe(path: Path) -> dict[str, Any]:
     """What a file's header says; ``options``: of the ``lutra convert`` that made it."""
-    info = read_info(path)
-    options = info.metadata.get(OPTIONS_KEY)
+    file = ModelFile.read(path)
     return {
         "file": str(path),
-        "options": options and options.value,
-        "codebook": any(tensor.type in CB_FORMATS for tensor in info.tensors),
-        "bytes": info.bytes,
-        "bpw": info.bpw,
+        "options": file.values.get(OPTIONS_KEY),
+        "codebook": file.has_codebooks,
+        "bytes": file.bytes,
+        "bpw": file.bpw,
     }
 
 

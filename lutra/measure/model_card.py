@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +12,12 @@ import yaml
 from gguf import Keys
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.family import CB_FORMATS
-from gguf_tools.reader import tensor_nbytes, type_id
-from gguf_tools.sources.gguf import open_gguf
 from gguf_tools.sources.hub_cache import gguf_types
 from gguf_tools.sources.open import HUB
 from lutra.conversion.options import DEFAULT, OPTIONS_KEY, TOKENS_KEY
 from lutra.measure.comparison import require_one_model
+from lutra.measure.model_file import ModelFile
 from lutra.measure.tables import conditions, table
-
-
-@dataclass(frozen=True)
-class CardFile:
-    """What a card says of a file: ``values`` of its key/values, the share of the weights by type."""
-
-    path: Path
-    bytes: int
-    bpw: float
-    types: dict[str, float]
-    values: dict[str, Any]
-
-    @property
-    def has_codebooks(self) -> bool:
-        """Whether only Lutra reads it."""
-        return any(type_id(kind) in CB_FORMATS for kind in self.types)
-
-    @staticmethod
-    def read(path: Path) -> CardFile:
-        """A GGUF file, with the other parts if it is the first of several. Raises LutraError."""
-        with open_gguf(path, quantized=True) as source:
-            weights: Counter[str] = Counter()
-            for tensor in source.tensors:
-                weights[tensor.dtype] += tensor.rows * tensor.k
-            bits = 8 * sum(tensor_nbytes(type_id(t.dtype), t.shape) for t in source.tensors)
-            parts = {path, *(tensor.path for tensor in source.tensors)}
-            values = {key: value.value for key, value in source.metadata.items()}
-        total = weights.total()
-        types = {kind: n / total for kind, n in weights.most_common()}
-        return CardFile(path, sum(part.stat().st_size for part in parts), bits / total, types, values)
 
 
 def model_card(
@@ -68,7 +34,7 @@ def model_card(
     same names get its columns. Raises LutraError.
     """
     require_one_model(paths)
-    files = [CardFile.read(path) for path in paths]
+    files = [ModelFile.read(path) for path in paths]
     values = files[0].values
     base = base_model or origin(values)
     name = values.get(Keys.General.NAME) or files[0].path.stem
@@ -116,7 +82,7 @@ def _head(values: dict[str, Any], base: str | None) -> dict[str, Any]:
     return head
 
 
-def _about(name: str, base: str | None, files: Sequence[CardFile]) -> str:
+def _about(name: str, base: str | None, files: Sequence[ModelFile]) -> str:
     of = f"[{base}]({HUB}{base})" if base else name
     if not any(file.has_codebooks for file in files):
         return f"{of} in GGUF files for llama.cpp and what is built on it."
@@ -127,7 +93,7 @@ Lutra (llama.cpp with kernels for them) runs them on Arm and x86-64 CPUs, straig
 alone does not load codebooks; `lutra export {example} --type q8_0` makes a file that it loads."""
 
 
-def _table(files: Sequence[CardFile], compared: dict[str, Any] | None) -> str:
+def _table(files: Sequence[ModelFile], compared: dict[str, Any] | None) -> str:
     rows = [{"label": file.path.name, "bytes": file.bytes, "bpw": file.bpw} for file in files]
     if compared is None:
         return table({"files": rows})
@@ -149,7 +115,7 @@ def _checked(show: Any, compared: dict[str, Any], *more: Any) -> str:
         raise LutraError("--compare: is not what 'lutra compare --json' prints; make it again") from None
 
 
-def _made(file: CardFile, base: str | None) -> str:
+def _made(file: ModelFile, base: str | None) -> str:
     """Types, calibration, and the command."""
     shares = ", ".join(f"{kind} {share:.0%}" for kind, share in file.types.items() if share >= 0.005)
     said = [f"{shares} of the weights"]
@@ -173,7 +139,7 @@ def _calibrated(words: Sequence[str], tokens: int | None) -> str:
     return "not calibrated"
 
 
-def _use(files: Sequence[CardFile], repository: str | None) -> str:
+def _use(files: Sequence[ModelFile], repository: str | None) -> str:
     """The commands, of the first file."""
     file = files[0].path.name
     if repository:

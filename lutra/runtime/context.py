@@ -37,7 +37,8 @@ CACHE_TYPES = {
 class Context:
     """What a server is given: ``tokens`` for each conversation, ``total`` for all that run at once.
 
-    They take ``nbytes`` of ``free`` bytes; ``cache`` more are for conversations that wait.
+    They take ``nbytes`` of ``free`` bytes, beside the ``weights`` of the file; ``cache`` more are for
+    conversations that wait.
     """
 
     tokens: int
@@ -45,26 +46,32 @@ class Context:
     nbytes: int
     cache: int
     free: int
+    weights: int
 
 
-def choose_context(path: Path, conversations: int, tokens: int | None = None) -> Context:
+def choose_context(
+    path: Path, conversations: int, tokens: int | None = None, types: tuple[str, str] = ("f16", "f16")
+) -> Context:
     """The context for ``conversations`` at once with a file, of ``tokens`` each (None: what suits it).
+    ``types`` of keys and values.
 
     Weights, which are mapped from the file, should stay in memory: the conversations that run get half of
     what is left beside them, those that wait a quarter, and the rest is for intermediate results and for
     other programs. Raises LutraError for what is no GGUF file.
     """
     from gguf_tools.reader import GGUFFile  # with numpy, which a chat does without
+    from gguf_tools.sources.gguf import other_parts
 
     with GGUFFile(path) as file:
-        each_bytes = kv_bytes(file)
+        each_bytes = kv_bytes(file, types)
+        weights = sum(part.stat().st_size for part in (path, *other_parts(file)))
         trained = _number(file, "context_length") or MOST
     free = free_memory()
-    rest = max(0, free - path.stat().st_size)
+    rest = max(0, free - weights)
     fit = rest // 2 // each_bytes if each_bytes else conversations * MOST
     each = tokens or max(STEP, min(trained, MOST, fit))
     total = max(each, min(each * conversations, fit))
-    return Context(each, total, total * each_bytes, min(rest // 4, _CACHE), free)
+    return Context(each, total, total * each_bytes, min(rest // 4, _CACHE), free, weights)
 
 
 def fitting(token_bytes: int, weights: int) -> int:
@@ -96,12 +103,12 @@ def _head_lengths(file: GGUFFile) -> tuple[int, int]:
     return key, value
 
 
-def kv_bytes(file: GGUFFile) -> int:
-    """Bytes that a token's keys and values take in F16."""
+def kv_bytes(file: GGUFFile, types: tuple[str, str]) -> int:
+    """Bytes that a token's keys and values take in a file, being of these ``CACHE_TYPES``."""
     heads, (key, value) = _number(file, "attention.head_count"), _head_lengths(file)
     kept = _value(file, "attention.head_count_kv")
     layers = kept if isinstance(kept, list) else [kept or heads] * _number(file, "block_count")
-    return token_bytes(layers, (key, value), ("f16", "f16"))
+    return token_bytes(layers, (key, value), types)
 
 
 def _value(file: GGUFFile, name: str) -> Any:

@@ -19,6 +19,7 @@ from gguf_samples import F16, cb_tensor, write_gguf
 from test_compare import results
 
 from gguf_tools.formats.family import CB_FORMATS
+from lutra.measure.comparison import describe
 from lutra.measure.model_card import model_card
 
 MATRIX = np.zeros((64, 256), np.float16)
@@ -89,6 +90,7 @@ def test_parts_of_a_split_file_count_together(tmp_path: Path) -> None:
     first = tmp_path / "m-cb3-00001-of-00002.gguf"
     card = model_card([first], repository="me/m-GGUF")
     assert "75%, F16 25%" in card
+    assert describe(first)["bytes"] == sum(part.stat().st_size for part in tmp_path.glob("m-cb3-*"))
     assert "lutra chat me/m-GGUF:cb3\n" in card
 
 

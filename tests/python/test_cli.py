@@ -292,7 +292,7 @@ def test_a_stopped_conversion_goes_on_where_it_was(number, tmp_path):
     names = [f"blk.{i}.ffn_up.weight" for i in range(3)]
     source = write_gguf(
         tmp_path / "m.gguf",
-        {name: (F16, (1024, 1024), rng.standard_normal((1024, 1024)).astype(np.float16)) for name in names},
+        {name: (F16, (512, 512), rng.standard_normal((512, 512)).astype(np.float16)) for name in names},
     )
     options = [source, "--type", "cb4", "--no-calibration", "--threads", 1, "-o"]
     whole, stopped, changed = (tmp_path / name for name in ("whole.gguf", "stopped.gguf", "changed.gguf"))
@@ -323,7 +323,7 @@ def test_a_stopped_conversion_goes_on_where_it_was(number, tmp_path):
 
 def test_other_options_start_anew(tmp_path):
     require_built()
-    w = np.random.default_rng(0).standard_normal((2, 1024, 1024)).astype(np.float16)
+    w = np.random.default_rng(0).standard_normal((2, 512, 512)).astype(np.float16)
     source = write_gguf(
         tmp_path / "m.gguf", {f"blk.{i}.ffn_up.weight": (F16, w[i].shape, w[i]) for i in (0, 1)}
     )
@@ -461,9 +461,11 @@ def test_truncated_files_are_one_line_errors(small_model, tmp_path):
     text = tmp_path / "t.txt"
     text.write_text("some words " * 200)
     path = tmp_path / "cut.gguf"
-    for size in (0, 3, 30, 1000, len(data) // 2, len(data) - 100):
+    for i, size in enumerate((len(data) // 2, len(data) - 100, 0, 3, 30, 1000)):
         path.write_bytes(data[:size])
-        for verb in all_verbs(path, text):
+        for verb in all_verbs(path, text)[
+            :: 1 if i < 2 else 3
+        ]:  # one reader meets the header, whatever the verb
             assert_error(lutra(*verb), "cut.gguf")
 
 
@@ -474,8 +476,8 @@ def test_flipped_bits_never_crash(small_model, tmp_path):
     path = tmp_path / "flipped.gguf"
     header = GGUFFile(small_model).data_offset
     chooser = random.Random(0)
-    for i in range(8):
-        position = chooser.randrange(header if i % 4 else len(data))
+    for i in range(6):
+        position = chooser.randrange(header if i % 3 else len(data))
         data[position] ^= 1 << chooser.randrange(8)
         path.write_bytes(data)
         for verb in all_verbs(path, text):

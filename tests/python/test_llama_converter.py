@@ -98,6 +98,13 @@ def test_without_its_packages_the_error_names_the_extra(tmp_path, monkeypatch):
     )
 
 
+def test_a_model_that_llama_cpp_computes_otherwise_says_so(tmp_path, converter, caplog):
+    for name, warned in (("ArceeForCausalLM", False), ("PhiMoEForCausalLM", True)):
+        with open_source(other(tmp_path / name, name), Scratch(tmp_path / "x.gguf")):
+            pass
+        assert (f"{name}: not the same model in llama.cpp" in caplog.text) is warned
+
+
 def test_what_the_converter_does_not_know_either(tmp_path, converter):
     (converter.directory / "conversion").mkdir()
     names = converter.directory / "conversion" / "__init__.py"

@@ -229,12 +229,12 @@ def chosen(tmp_path, monkeypatch):
     file = tmp_path / "m.gguf"
     sample_gguf(file)
 
-    def choose(free, conversations=4, tokens=None, trained=4096, **values):
+    def choose(free, conversations=4, tokens=None, trained=4096, types=("f16", "f16"), **values):
         heads = {"block_count": 8, "embedding_length": 2048, "context_length": trained,
                  "attention.head_count": 32, "attention.head_count_kv": 8} | values  # fmt: skip
         monkeypatch.setattr(context, "_value", lambda file, name: heads.get(name))
         monkeypatch.setattr(context, "free_memory", lambda: free + file.stat().st_size)
-        return context.choose_context(file, conversations, tokens)
+        return context.choose_context(file, conversations, tokens, types)
 
     return choose
 
@@ -263,6 +263,7 @@ def test_the_size_of_keys_and_values(chosen):
         return got.nbytes / got.total
 
     assert per_token() == 8 * 8 * 64 * 2 * 2
+    assert per_token(types=("q8_0", "f32")) == 8 * 8 * 64 * (34 / 32 + 4)
     assert per_token(**{"attention.key_length": 128, "attention.value_length": 96}) == 8 * 8 * (128 + 96) * 2
     assert per_token(**{"attention.head_count_kv": [4, 0, 2]}) == 6 * 64 * 2 * 2
     assert per_token(**{"attention.head_count_kv": None}) == 8 * 32 * 64 * 2 * 2
