@@ -152,7 +152,7 @@ def _open_converted(directory: Path, name: str, what: str, scratch: Scratch | No
         resources.push(source)
         _require_rope(directory / "config.json", source)
         for name in filter(_DIFFERENT.get, _architectures(read_json(directory / "config.json"))):
-            warn(f"{directory}: {name}: not the same model in llama.cpp, {_DIFFERENT[name]}; answers are worse")
+            warn(f"{directory}: {name}: not the same model in llama.cpp, {_DIFFERENT[name]}")
         files = [file for form in llama_converter.READ for file in sorted(directory.glob(form))]
         tensors = [replace(tensor, path=directory) for tensor in source.tensors]
         return Source(
