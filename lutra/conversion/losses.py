@@ -22,7 +22,8 @@ from gguf_tools.formats.catalog import FLOATS, Type
 from gguf_tools.formats.family import CB_FORMATS, ROWS
 from gguf_tools.sources.tensors import EMBEDDING, SourceTensor
 from lutra.console import progress
-from lutra.conversion.calibrate import AT_ONCE, LOGITS, OUTPUT_SHARE
+from lutra.conversion.calibrate import LOGITS, OUTPUT_SHARE
+from lutra.conversion.footprint import AT_ONCE
 from lutra.conversion.jobs import Jobs
 from lutra.runtime import quantize
 from lutra.runtime.matmul_inputs import Capture
