@@ -33,6 +33,7 @@ from pyquant.gptq import WIDEST, column_blocks, multiply
 SAMPLE = 1 << 18  # weights of a matrix that are encoded per type
 ERRORS = 128  # rows whose errors are kept
 TOKENS = 8192  # of the text, at most
+ROUNDED = 512  # inputs of a matrix that are rounded, about
 LIKE = 17.4  # dB: the errors that are kept are those of the type nearest to this, 3 bits
 
 Array = NDArray[np.float32]
@@ -40,13 +41,15 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one matrix: the loss of each type by its name.
+    """Of one matrix: the loss of each type by its name, and the squared error, relative, of inputs that are
+    rounded to 8 bits for the type. Types of floats round nothing.
 
     ``errors`` float32 (n, k): those of some rows in one of the types, relative to the length of the row;
     ``of_errors``: the loss of that type.
     """
 
     by_type: Mapping[str, float]
+    rounding: Mapping[str, float]
     errors: Array
     of_errors: float
 
@@ -69,7 +72,7 @@ def measure_losses(
     """
     found = {}
     with progress(sum(len(kinds) for _, kinds in matrices.values()), "type", "encoding samples") as bar:
-        for names, hessian in _hessians(model, matrices, pieces, tied, threads):
+        for names, hessian, rounding in _inputs(model, matrices, pieces, tied, threads):
             samples = {name: _sample(matrices[name][0]) for name in names}
             calls = [
                 (name, samples[name], hessian, kind, kind.id_for(matrices[name][0].shape), calibrated, seed)
@@ -79,7 +82,7 @@ def measure_losses(
             results = iter(list(jobs.run(encoded, calls, at_once=AT_ONCE)))
             for name in names:
                 own = {kind: next(results) for kind in matrices[name][1]}
-                found[name] = _losses(samples[name], own, hessian, threads)
+                found[name] = _losses(samples[name], own, hessian, rounding, threads)
                 bar.update(len(own))
     return found
 
@@ -118,13 +121,22 @@ def encoded(
         raise LutraError(f"tensor {name!r}: {error}; --no-calibration does without the text") from None
 
 
-def _losses(w: Array, own: Mapping[Type, Array], hessian: Array, threads: int) -> Losses:
+def _losses(
+    w: Array, own: Mapping[Type, Array], hessian: Array, rounding: Mapping[int, float], threads: int
+) -> Losses:
     whole = _energy(w, hessian, threads) or 1.0
     by_type = {kind.name: _energy(w - q, hessian, threads) / whole for kind, q in own.items()}
     kept = min(own, key=lambda kind: abs((kind.snr or 99.0) - LIKE))
     rows = np.unique(np.linspace(0, len(w) - 1, ERRORS).astype(int))
     length = np.maximum(np.linalg.norm(w[rows], axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return Losses(by_type, ((w - own[kept])[rows] / length).astype(np.float32), by_type[kept.name])
+    errors = ((w - own[kept])[rows] / length).astype(np.float32)
+    rounded = {kind.name: rounding.get(_block(kind, w.shape[1]), 0.0) for kind in own}
+    return Losses(by_type, rounded, errors, by_type[kept.name])
+
+
+def _block(kind: Type, k: int) -> int:
+    """Inputs that share a scale where rows of ``k`` weights have this type: as many as weights of a block."""
+    return next((block for block in kind.ids if k % block == 0), 1)
 
 
 def _energy(e: Array, hessian: Array, threads: int) -> float:
@@ -152,30 +164,36 @@ def _sample(tensor: SourceTensor) -> Array:
     return np.concatenate([tensor.read(row, row + 1) for row in rows])
 
 
-def _hessians(
+def _inputs(
     model: Path,
     matrices: Mapping[str, tuple[SourceTensor, Sequence[Type]]],
     pieces: Sequence[Sequence[int]],
     tied: bool,
     threads: int,
-) -> Iterator[tuple[list[str], Array]]:
-    """Matrices with the same inputs, and the Hessian of these, (blocks, b, b).
+) -> Iterator[tuple[list[str], Array, dict[int, float]]]:
+    """Matrices with the same inputs, the Hessian of these, (blocks, b, b), and what rounding changes in them,
+    by size of blocks.
 
-    It is the identity for what is only looked up; tied embeddings have a part of each.
+    The Hessian is the identity for what is only looked up; tied embeddings have a part of each.
     """
     left, last = set(matrices), None
     group: list[str] = []
     hessian = np.empty(0, np.float32)
+    rounding: dict[int, float] = {}
     with Capture(model, pieces, set(matrices), threads=threads, predictions=LOGITS, lookups=False) as capture:
         for matrix in capture:
             if matrix.name not in left or matrix.inputs is None:
                 continue
             left.discard(matrix.name)
             if matrix.source != last and group:
-                yield group, hessian
+                yield group, hessian, rounding
                 group = []
             if matrix.source != last:
-                hessian = _hessian(matrix.inputs, *matrices[matrix.name], threads)
+                tensor, kinds = matrices[matrix.name]
+                hessian = _hessian(matrix.inputs, tensor, kinds, threads)
+                some = matrix.inputs[:: max(1, len(matrix.inputs) // ROUNDED)]
+                blocks = {block for _, known in matrices.values() for kind in known for block in kind.ids}
+                rounding = {b: _rounding(some, b) for b in blocks if b > 1 and tensor.k % b == 0}
             last = matrix.source
             group.append(matrix.name)
             if matrix.name == EMBEDDING and tied:
@@ -183,10 +201,10 @@ def _hessians(
                 hessian *= np.float32(OUTPUT_SHARE * k / np.trace(hessian, axis1=1, axis2=2).sum())
                 hessian += np.float32(1 - OUTPUT_SHARE) * _identity(hessian)
     if group:
-        yield group, hessian
+        yield group, hessian, rounding
     for name in sorted(left):
         tensor, kinds = matrices[name]
-        yield [name], _identity(_hessian(np.zeros((1, tensor.k), np.float32), tensor, kinds, threads))
+        yield [name], _identity(_hessian(np.zeros((1, tensor.k), np.float32), tensor, kinds, threads)), {}
 
 
 def _hessian(inputs: Array, tensor: SourceTensor, kinds: Sequence[Type], threads: int) -> Array:
@@ -200,6 +218,14 @@ def _hessian(inputs: Array, tensor: SourceTensor, kinds: Sequence[Type], threads
         x, m = np.ascontiguousarray(inputs[:, columns]), columns.stop - columns.start
         out[i, :m, :m] = multiply(np.ascontiguousarray(x.T), x, threads) / np.float32(max(1, len(x)))
     return out
+
+
+def _rounding(x: Array, block: int) -> float:
+    """The squared error of int8 with a scale per ``block``, relative to rows of ``x`` (n, k), in the mean."""
+    parts = x.reshape(len(x), -1, block)
+    scale = np.maximum(np.abs(parts).max(axis=2, keepdims=True) / 127, np.finfo(np.float32).tiny)
+    error = ((parts - np.rint(parts / scale) * scale) ** 2).sum(axis=(1, 2), dtype=np.float64)
+    return float(np.mean(error / np.maximum((parts**2).sum(axis=(1, 2), dtype=np.float64), 1e-30)))
 
 
 def _identity(like: Array) -> Array:

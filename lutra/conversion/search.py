@@ -3,7 +3,8 @@
 
 1. ``losses``: what each type loses of each matrix, and ``sensitivity``: what that costs the predictions.
 2. ``budget``: the types of least loss for a size, or of least size (or time, ``boards``) for a loss.
-3. A rehearsal, errors of all matrices at once: losses add up to a little less than their sum.
+3. A rehearsal, errors of all matrices at once: losses add up to a little less than their sum. Inputs rounded
+   to 8 bits cost something, too.
 4. The conversion itself, and its loss on text that was kept aside from the calibration. Where the bound is
    overshot, or far from reached, the prediction is corrected by what was measured, and what changes is
    converted again, as in the precision search of arXiv 2411.15982.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.catalog import RECIPES, TYPES
+from gguf_tools.formats.catalog import RECIPES, TYPES, Recipe
 from gguf_tools.sources.tensors import EMBEDDING, Source, SourceTensor
 from gguf_tools.writer import file_bytes, padded
 from lutra.console import mib, table
@@ -30,7 +31,7 @@ from lutra.conversion.divergence import Divergence, divergence
 from lutra.conversion.jobs import Jobs
 from lutra.conversion.losses import TOKENS, Losses, measure_losses
 from lutra.conversion.options import ConversionOptions, Target
-from lutra.conversion.output import metadata, tensor_specs, write_floats
+from lutra.conversion.output import metadata, tensor_specs, write, write_floats
 from lutra.conversion.plan import Planned, Rules, fixed_type, is_tied, plan, plan_as
 from lutra.conversion.sensitivity import Errors, measure
 from lutra.conversion.text import spread
@@ -125,7 +126,7 @@ class Search:
         computed.
         """
         known = work.cached("search", lambda: self._measured(work, model, pieces, jobs))
-        self.losses, self.scale, self.how = known["losses"], known["scale"], known["how"]
+        self.losses, self.how = known["losses"], known["how"]
 
     def _measured(
         self,
@@ -146,19 +147,46 @@ class Search:
         noisy = work.temporary("noisy.gguf")
         write_floats(noisy, self.source, "f16", threads, options.record())
         costs, how = measure(noisy, tensors, losses, pieces, threads)
-        self.losses = {
-            name: {kind: costs[name] * loss for kind, loss in own.by_type.items()}
-            for name, own in losses.items()
+        noise = {
+            name: {k: costs[name] * loss for k, loss in own.by_type.items()} for name, own in losses.items()
         }
+        rounding = self._rounding(work, model, losses, costs)
+        share = 1.0
         for _ in range(1 if self.target.bound is None else 2):
+            self.losses = _sum(noise, rounding, share)
             planned = self.planned()
-            if self.aside and (predicted := self.predicted(planned)):
-                self.scale *= self._rehearsed(planned, losses, noisy, model, threads) / predicted
+            alone = sum(noise[p.name][p.type.name] for p in planned if p.name in noise)
+            if self.aside and alone:
+                share = self._rehearsed(planned, losses, noisy, model) / alone
         noisy.unlink()
-        return {"losses": self.losses, "scale": self.scale, "how": how}
+        return {"losses": _sum(noise, rounding, share), "how": how}
+
+    def _rounding(
+        self, work: WorkDirectory, model: Path, losses: Mapping[str, Losses], costs: Mapping[str, float]
+    ) -> dict[str, dict[str, float]]:
+        """What it costs that inputs of quantized matrices are rounded to 8 bits, by matrix and type.
+
+        The sum is measured with Q8_0, whose weights lose next to nothing.
+        """
+        relative = {
+            name: {kind: costs[name] * r for kind, r in own.rounding.items()} for name, own in losses.items()
+        }
+        fine = [name for name in losses if "q8_0" in relative[name]]
+        alone = sum(relative[name]["q8_0"] for name in fine)
+        if not self.aside or not alone:
+            return {name: dict.fromkeys(own, 0.0) for name, own in relative.items()}
+        rounded = work.temporary("rounded.gguf")
+        planned = plan(self.source.tensors, Rules(Recipe("q8_0", TYPES["q8_0"])))
+        values = metadata(self.source, planned, self.options.record())
+        write(rounded, self.source, planned, values, self.options.threads)
+        found = divergence(model, rounded, self.aside, self.options.threads).kld
+        rounded.unlink()
+        weights = sum(costs[name] * losses[name].by_type["q8_0"] for name in fine)
+        ratio = max(found - weights, 0.0) / alone
+        return {name: {kind: ratio * r for kind, r in own.items()} for name, own in relative.items()}
 
     def _rehearsed(
-        self, planned: Sequence[Planned], losses: Mapping[str, Losses], noisy: Path, model: Path, threads: int
+        self, planned: Sequence[Planned], losses: Mapping[str, Losses], noisy: Path, model: Path
     ) -> float:
         """The divergence with errors as large as those of a plan in all matrices at once."""
         sizes = {
@@ -168,7 +196,7 @@ class Search:
         }
         errors = Errors(noisy, self.source.tensors, losses)
         errors.write(sizes)
-        found = divergence(model, noisy, self.aside, threads)
+        found = divergence(model, noisy, self.aside, self.options.threads)
         errors.remove(list(sizes))
         return max(found.kld, 1e-9)
 
@@ -248,6 +276,15 @@ class Search:
             seconds = sum(self._cost(p) for p in planned)
             facts.append(f"{1e3 * seconds:.3g} ms per token in matrices on {self.board.name}")
         return "\n".join([f"{self.how}", "", table(rows, right=(3, 4)), "", "; ".join(facts)])
+
+
+def _sum(
+    noise: Mapping[str, Mapping[str, float]], rounding: Mapping[str, Mapping[str, float]], share: float
+) -> dict[str, dict[str, float]]:
+    return {
+        name: {kind: share * loss + rounding[name][kind] for kind, loss in own.items()}
+        for name, own in noise.items()
+    }
 
 
 def possible(tensor: SourceTensor, search: Search) -> list[Planned]:

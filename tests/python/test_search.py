@@ -24,7 +24,7 @@ from lutra.conversion.boards import BOARDS, CYCLES, Board, modelled
 from lutra.conversion.divergence import Divergence
 from lutra.conversion.here import measure_here
 from lutra.conversion.jobs import Jobs
-from lutra.conversion.losses import Losses, measure_losses
+from lutra.conversion.losses import Losses, _block, _rounding, measure_losses
 from lutra.conversion.options import ConversionOptions, Target
 from lutra.conversion.plan import main_type, plan
 from lutra.conversion.search import AIM, ROUNDS, Search, ranges
@@ -336,6 +336,17 @@ def test_losses_are_those_of_real_encodings(model, text):
     assert all(own.of_errors == own.by_type["cb3"] for own in found[0].values())
 
 
+def test_rounded_inputs_are_those_of_the_kernels():
+    """8 bits with a scale per block: steps of the largest value / 127, uniformly distributed errors."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (64, 512)).astype(np.float32)
+    assert _rounding(x, 256) == pytest.approx((1 / 127) ** 2 / 12 / (1 / 3), rel=0.03)
+    assert _rounding(np.rint(x * 127), 256) < 1e-5
+    x[:, 0] = 100  # coarse for its block only
+    assert _rounding(x[:, :256], 32) < 0.5 * _rounding(x[:, :256], 256)
+    assert (_block(TYPES["cb4"], 448), _block(TYPES["cb4"], 512), _block(TYPES["f16"], 512)) == (64, 256, 1)
+
+
 def test_errors_cost_what_the_matrix_does(model, text, tmp_path):
     """A matrix that does more costs more, the others about as before; the file is as it was."""
     name, rng = "blk.0.ffn_down.weight", np.random.default_rng(0)
@@ -350,7 +361,7 @@ def test_errors_cost_what_the_matrix_does(model, text, tmp_path):
         path.write_bytes(source.read_bytes())
         tensors = open_source(source).tensors
         losses = {
-            t.name: Losses({}, 0.1 * rng.standard_normal((9, t.k), np.float32) / t.k**0.5, 0.01)
+            t.name: Losses({}, {}, 0.1 * rng.standard_normal((9, t.k), np.float32) / t.k**0.5, 0.01)
             for t in tensors
             if not t.keeps_f32
         }
