@@ -235,6 +235,7 @@ MODELS: dict[str, Model] = {
         sentencepiece=True,
         architecture="PhiMoEForCausalLM",
     ),
+    "BitNet": Model("BitNetConfig", {"tie_word_embeddings": True}),
     "SmolLM3": Model("SmolLM3Config", {"num_hidden_layers": 4}),
     "LFM2": Model(
         "Lfm2Config", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}

@@ -204,6 +204,30 @@ FIXES: tuple[Fix, ...] = (
         ),
     ),
     Fix(
+        "llama: BitNet b1.58 2B4T has a squared ReLU, the first BitNet SiLU, which the graph has for both.",
+        (
+            Edit(
+                "src/models/bitnet.cpp",
+                "void llama_model_bitnet::load_arch_hparams(",
+                "ml.get_key(LLM_KV_ATTENTION_LAYERNORM_RMS_EPS, hparams.f_norm_rms_eps);",
+                "after",
+                """\
+
+    std::string activation;
+    ml.get_key(LLM_KV_HIDDEN_ACT, activation, false);
+    hparams.llm_ffn_op = activation == "relu2" ? LLM_FFN_RELU_SQR : LLM_FFN_SILU;
+""",
+            ),
+            Edit(
+                "src/models/bitnet.cpp",
+                "llama_model_bitnet::graph::graph(",
+                "LLM_FFN_SILU, LLM_FFN_PAR, il);",
+                "instead",
+                "                hparams.llm_ffn_op, LLM_FFN_PAR, il);\n",
+            ),
+        ),
+    ),
+    Fix(
         "common: the log, results included, is written by a thread that the end of the process cuts off, so "
         "a tool's last lines can be lost.",
         (

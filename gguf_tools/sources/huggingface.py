@@ -54,8 +54,6 @@ _IGNORED = (
     r"vision_tower\.",
     r"multi_modal_projector\.",
 )
-# What llama.cpp's graph computes of models that its converter takes whatever their config.json says.
-_ACTIVATIONS = {"BitNetForCausalLM": "silu"}
 # What llama.cpp computes otherwise than transformers, by class: docs/FAMILIES.md.
 _DIFFERENT = {
     "PhiMoEForCausalLM": "a token's two experts get weights whose sum is 1, not weights near 1 each",
@@ -107,12 +105,6 @@ def require_readable(directory: Path, unfamiliar: str = "") -> bool:
     names = _architectures(raw)
     if not names:
         raise LutraError(f"{because}; give config.json the architectures of the model's original")
-    computed, wanted = _ACTIVATIONS.get(names[0]), raw.get("hidden_act")
-    if computed and wanted and wanted != computed:
-        raise LutraError(
-            f"{directory / 'config.json'}: its activation is {wanted!r}, but llama.cpp computes {computed!r} "
-            f"in a {names[0]}: its answers would be noise"
-        )
     llama_converter.require(directory, names, because)
     return False
 

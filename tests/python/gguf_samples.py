@@ -211,6 +211,12 @@ def llama_block(c: dict) -> dict:
     return norms(c, "input_layernorm", "post_attention_layernorm") | gated(c) | attention(c)
 
 
+def bitnet_block(c: dict) -> dict:
+    """Llama's, with norms of what attention and the gated product give."""
+    norms_within = {"self_attn.attn_sub_norm.weight": (c["hidden_size"],)}
+    return llama_block(c) | norms_within | {"mlp.ffn_sub_norm.weight": (c["intermediate_size"],)}
+
+
 def granite4_block(c: dict) -> dict:
     """Llama's, gate and up in one matrix."""
     ffn, hidden = c["shared_intermediate_size"], c["hidden_size"]
@@ -293,6 +299,10 @@ GEMMA = {
 # By architecture: what its config.json has beside, and the shapes of a block.
 BLOCKS = {
     "LlamaForCausalLM": ({"model_type": "llama"}, llama_block),
+    "BitNetForCausalLM": (
+        {"model_type": "bitnet", "hidden_act": "relu2", "tie_word_embeddings": True},
+        bitnet_block,
+    ),
     "MistralForCausalLM": ({"model_type": "mistral"}, llama_block),
     "Qwen2ForCausalLM": ({"model_type": "qwen2"}, qwen2_block),
     "Qwen3ForCausalLM": ({"model_type": "qwen3", "head_dim": 32}, lambda c: llama_block(c) | head_norms(c)),

@@ -24,8 +24,15 @@ from gguf_tools.sources.open import open_source
 TINY_CHAT = Path(__file__).parents[2] / "models" / "tiny-chat"
 
 # What llama.cpp's converter takes no other tokenizer for.
-SENTENCEPIECE_ONLY = ("Gemma2ForCausalLM", "Phi3ForCausalLM")
-BYTE_LEVEL_ONLY = ("Qwen3MoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM", "OlmoeForCausalLM")
+SENTENCEPIECE_ONLY = ("BitNetForCausalLM", "Gemma2ForCausalLM", "Phi3ForCausalLM")
+# And for BitNet none that it has: the converter knows the first one's, and rounds weights that are rounded.
+BYTE_LEVEL_ONLY = (
+    "BitNetForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "Olmo2ForCausalLM",
+    "Olmo3ForCausalLM",
+    "OlmoeForCausalLM",
+)
 
 # The converter knows tokenizers by what they make of a text; those of the samples are not among them.
 CONVERT = """

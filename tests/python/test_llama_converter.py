@@ -117,16 +117,6 @@ def test_what_the_converter_does_not_know_either(tmp_path, converter):
         assert converter.arguments
 
 
-def test_an_activation_that_llama_cpp_does_not_compute(tmp_path, converter):
-    """Microsoft's BitNet has a squared ReLU, the graph of the architecture the first BitNet's SiLU."""
-    model = hf_model(
-        tmp_path / "m", "LlamaForCausalLM", architectures=["BitNetForCausalLM"], hidden_act="relu2"
-    )
-    with pytest.raises(LutraError, match=r"activation is 'relu2', but llama.cpp computes 'silu' in a BitNet"):
-        open_source(model)
-    assert converter.arguments is None
-
-
 def test_other_architectures(tmp_path, converter):
     """The source is what the converter wrote; its failure is reported."""
     model = other(tmp_path / "m")

@@ -112,10 +112,11 @@ def test_a_type_that_is_named_counts(tmp_path):
     assert made(source, "f16")[0] == "F16"
 
 
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "BitNetForCausalLM"])
 @pytest.mark.parametrize("form", [name for name in FORMS if name.startswith("bitnet")])
-def test_bitnet_checkpoints(tmp_path, form):
+def test_bitnet_checkpoints(tmp_path, form, architecture):
     form = FORMS[form]
-    model, plain = quantized_model(tmp_path, form.settings, form.make, "LlamaForCausalLM", **SIZES)
+    model, plain = quantized_model(tmp_path, form.settings, form.make, architecture, **SIZES)
     options = ConversionOptions(type="cb4", calibrate=False)
     result = convert(model, options, tmp_path / "out.gguf")
     exact = {tensor.name for tensor in result.tensors if tensor.exact}
