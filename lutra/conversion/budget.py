@@ -22,7 +22,10 @@ STATES = 1 << 13  # combinations of the first n parts that are followed; the kna
 @dataclass(frozen=True)
 class Step:
     """One way for a part of the file to be: what it becomes, its cost (bytes, or seconds per token), its loss
-    (KL divergence, nats per token). Parts are matrices, and a change is their type.
+    (KL divergence, nats per token).
+
+    Parts are matrices, and a change is their type. Whatever else has a cost and adds a loss (planes of
+    activations, types of the cache) can be a part beside them.
     """
 
     change: Type

@@ -17,17 +17,18 @@ from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats import codebook
 from gguf_tools.formats.catalog import FLOATS, Type
+from gguf_tools.formats.codebook import dequantize
 from gguf_tools.formats.family import CB_FORMATS, ROWS
 from gguf_tools.sources.tensors import EMBEDDING, SourceTensor
 from lutra.console import progress
 from lutra.conversion.calibrate import LOGITS, OUTPUT_SHARE
+from lutra.conversion.encode import Matrix, codebook
 from lutra.conversion.footprint import AT_ONCE
 from lutra.conversion.jobs import Jobs
 from lutra.runtime import quantize
 from lutra.runtime.matmul_inputs import Capture
-from pyquant import encode, gptq, learn
+from pyquant import gptq
 from pyquant.gptq import WIDEST, column_blocks, multiply
 
 SAMPLE = 1 << 18  # weights of a matrix that are encoded per type
@@ -105,10 +106,10 @@ def encoded(
             form = hessian if len(hessian) > 1 else hessian[0]
             return gptq.quantize(w, form, fmt, seed=seed, threads=threads).weights()
         if fmt:
-            library = learn(w, fmt, seed=seed, threads=threads)
-            strips = encode(w, library, fmt, threads=threads)
-            data = np.concatenate([strips, library.reshape(-1).view(np.uint8)])
-            return codebook.dequantize(data, len(w), w.shape[1], fmt)
+            matrix = Matrix(w.shape, len(w), lambda start, stop: w[start:stop])
+            parts = codebook(name, matrix, fmt, None, seed, threads=threads)
+            data = np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
+            return dequantize(data, len(w), w.shape[1], fmt)
         stock = GGMLQuantizationType(type_id)
         if type_id in FLOATS:
             data = quants.quantize(w, stock)

@@ -20,12 +20,14 @@ from gguf_tools.inspect import read_info
 from gguf_tools.reader import GGUFFile, type_name
 from gguf_tools.sources.open import open_source
 from gguf_tools.sources.tensors import Source
+from lutra.conversion import pipeline
 from lutra.conversion.boards import BOARDS, CYCLES, Board, modelled
 from lutra.conversion.divergence import Divergence
 from lutra.conversion.here import measure_here
 from lutra.conversion.jobs import Jobs
 from lutra.conversion.losses import Losses, _block, _rounding, measure_losses
 from lutra.conversion.options import ConversionOptions, Target
+from lutra.conversion.pipeline import convert
 from lutra.conversion.plan import main_type, plan
 from lutra.conversion.search import AIM, ROUNDS, Search, ranges
 from lutra.conversion.sensitivity import group, measure
@@ -425,6 +427,27 @@ def test_a_bound_is_met_on_text_kept_aside(model, text, tmp_path):
     assert lutra("verify", output).returncode == 0
     options = read_info(output).metadata["lutra.convert.options"].value
     assert options.startswith("--max-kld 0.01 --for pi5")
+
+
+def test_an_interrupted_search_measures_nothing_twice(model, text, tmp_path, monkeypatch):
+    options = ConversionOptions(
+        target=Target.parse_kld("0.05"), calibration=text, threads=1,
+        tensor_types=("attn|up|gate=q8_0",), embedding_type="q8_0",
+    )  # fmt: skip
+    output = tmp_path / "out.gguf"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "divergence", stop)
+        with pytest.raises(KeyboardInterrupt):
+            convert(model, options, output)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.gguf.lutra-work"]
+    monkeypatch.setattr(Search, "_measured", stop)
+    monkeypatch.setattr(pipeline, "calibrate", stop)
+    convert(model, options, output)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
 
 
 @pytest.mark.parametrize(
