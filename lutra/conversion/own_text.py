@@ -131,8 +131,9 @@ def dialogues(model: Model) -> Iterator[Beginning]:
             parts = model.template.render(messages).split(_CONTENT)
         except LutraError:  # a template without system turns, for example
             continue
-        if len(parts) == len(messages) + 1:
-            yield [model.tokenize(parts[0]), *(_inner(model, part) for part in parts[1:])]
+        begun = model.tokenize(parts[0])
+        if len(parts) == len(messages) + 1 and begun:  # something that the content can follow
+            yield [begun, *(_inner(model, part) for part in parts[1:])]
 
 
 def _inner(model: Model, text: str) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +55,20 @@ def test_a_dialogue_has_what_its_template_gives():
     writer = own_text.writer(itertools.repeat(dialogue), Vocabulary())
     says = [5, 6, END, 0, 7, END, 0, 8, END, 0]
     assert written(writer, says, 11) == [1, 5, 6, 10, 11, 7, 20, 21, 8, END, 1]
+
+
+def test_content_needs_something_that_it_can_follow():
+    """A template that begins with it, of a vocabulary without BOS, leaves the model nothing to go on from."""
+
+    class Model(Vocabulary):
+        template = SimpleNamespace(render=lambda messages: messages[0]["content"] + "?")
+
+        def tokenize(self, text: str) -> list[int]:
+            return list(text.encode())
+
+    assert list(own_text.dialogues(Model())) == []
+    Model.template = SimpleNamespace(render=lambda messages: "Q" + messages[0]["content"] + "?")
+    assert list(own_text.dialogues(Model())) == [[[ord("Q")], [ord("?")]]]
 
 
 def test_a_turn_without_an_end_is_cut(monkeypatch):
