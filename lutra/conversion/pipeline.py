@@ -147,7 +147,8 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
                 found, _ = _search(work, opened, options, Jobs(options.threads, options.cluster), beside)
                 chosen = found.planned()
                 description = found.describe(chosen) + "\n"
-            planned = take_over(chosen, options.rules, options.threads)
+            is_there = not headers or Path(source).exists()  # on the hub there may be names and shapes only
+            planned = take_over(chosen, options.rules, options.threads) if is_there else chosen
             _note_losses(opened, [p.source for p in planned if not p.is_lossless])
             read_importance(planned, options.imatrix)
             return "\n".join(filter(None, (description, describe(planned, options.threads, calibrated))))

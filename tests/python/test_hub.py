@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from cli_runner import TINY_CHAT, assert_error, environment, lutra, require_built
 from hub_server import Hub, serve
+from quantized_samples import FORMS, quantized_model
 from serving import serving
 
 from gguf_tools.errors import LutraError
@@ -197,6 +198,17 @@ def test_a_dry_run_fetches_headers_of_weights_only(hub: Hub, run, tmp_path: Path
     hub.sent.clear()  # llama-quantize wants a whole file
     assert run("convert", "org/tiny-chat", "--type", "q4_k", "--dry-run").returncode == 0
     assert hub.sent["model.safetensors"] == (TINY_CHAT / "model.safetensors").stat().st_size
+
+
+def test_a_dry_run_does_not_look_at_weights(hub: Hub, run, tmp_path: Path) -> None:
+    """Those of files that are not there yet are zeros, by which a scale of BitLinear is no number."""
+    require_built()
+    form, size = FORMS["bitnet"], {"hidden_size": 768}  # so that matrices lie behind what is fetched
+    model, _ = quantized_model(tmp_path, form.settings, form.make, "LlamaForCausalLM", **size)
+    hub.models["org/bitnet"] = model
+    done = run("convert", "org/bitnet", "--type", "cb4", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "CB4" in done.stdout
 
 
 @pytest.mark.parametrize("first", [64, 5000])
