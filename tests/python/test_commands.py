@@ -24,6 +24,7 @@ INPUTS = {
     "bakeoff": ["--model", "main-88m", "--text", "wikitext.txt"],
     "mixes": ["--model", "main-88m"],
     "sensitivity": ["--model", "main-88m"],
+    "calibration": ["--model", "main-88m"],
     "speed": ["--model", "main-88m"],
     "kernels": [],
     "arm": [],
