@@ -23,6 +23,7 @@ from gguf_tools.formats.family import (
     CBFormat,
 )
 from gguf_tools.formats.floats import to_float32
+from gguf_tools.formats.keys import PLANES_KEY
 from gguf_tools.reader import GGUFFile, TensorInfo, type_name
 from gguf_tools.writer import ALIGNMENT
 
@@ -97,6 +98,7 @@ def _problems(file: GGUFFile) -> Iterator[str]:
             yield f"has CB tensors but no key {LAYOUT_VERSION_KEY}"
         elif version.type != GGUFValueType.UINT32 or version.value != LAYOUT_VERSION:
             yield f"{LAYOUT_VERSION_KEY} is {version.value!r}, this version knows {LAYOUT_VERSION}"
+        yield from _planes_problems(file)
         if file.alignment % ALIGNMENT:
             yield f"general.alignment is {file.alignment}, CB tensors need {ALIGNMENT}"
     if tensors:
@@ -108,6 +110,18 @@ def _problems(file: GGUFFile) -> Iterator[str]:
         fmt = CB_FORMATS.get(t.type)
         found = _cb_problems(file, t, fmt) if fmt else _float_problems(file, t)
         yield from (f"tensor {t.name!r} ({type_name(t.type)}): {problem}" for problem in found)
+
+
+def _planes_problems(file: GGUFFile) -> Iterator[str]:
+    names = file.get(PLANES_KEY)
+    if names is None or file.get("split.count"):  # a part of a split file has the keys of the whole
+        return
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        yield f"{PLANES_KEY} is no list of tensor names"
+        return
+    for name in names:
+        if name not in file.tensors or file.tensors[name].type not in CB_FORMATS:
+            yield f"{PLANES_KEY} names {name!r}, which is no codebook tensor"
 
 
 def _checksum_problems(file: GGUFFile, tensors: list[TensorInfo]) -> Iterator[str]:

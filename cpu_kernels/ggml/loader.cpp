@@ -7,9 +7,13 @@
 #include "lutra_ggml.h"
 #include "lutra_kernels.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <vector>
+
+// The names of tensors whose activations have two planes.
+static const char *const LUTRA_PLANES_KEY = "lutra.planes";
 
 static void check_layout_version(const gguf_context *metadata) {
     const char *key = "lutra.layout.version";
@@ -27,13 +31,67 @@ static void check_layout_version(const gguf_context *metadata) {
     }
 }
 
+// What LUTRA_PLANES says, 0 if nothing.
+static int forced_planes() {
+    const char *value = getenv("LUTRA_PLANES");
+    if (!value || !*value) {
+        return 0;
+    }
+    if (strcmp(value, "1") != 0 && strcmp(value, "2") != 0) {
+        throw std::runtime_error(format("LUTRA_PLANES=%.40s: activations have 1 plane or 2", value));
+    }
+    return *value - '0';
+}
+
+// Whether the file gives the activations of a tensor two planes.
+static bool has_two_planes(const gguf_context *metadata, const char *name) {
+    const int64_t id = metadata ? gguf_find_key(metadata, LUTRA_PLANES_KEY) : -1;
+    if (id < 0) {
+        return false;
+    }
+    for (size_t i = 0; i < gguf_get_arr_n(metadata, id); i++) {
+        if (strcmp(gguf_get_arr_str(metadata, id, i), name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void check_planes(const gguf_context *metadata) {
+    const int64_t id = metadata ? gguf_find_key(metadata, LUTRA_PLANES_KEY) : -1;
+    if (id >= 0 && (gguf_get_kv_type(metadata, id) != GGUF_TYPE_ARRAY ||
+                    gguf_get_arr_type(metadata, id) != GGUF_TYPE_STRING)) {
+        throw std::runtime_error(
+            format("%s is no list of tensor names; convert the model again", LUTRA_PLANES_KEY));
+    }
+    if (const int planes = forced_planes()) {
+        LLAMA_LOG_INFO("lutra: activations have %d plane%s of int8, by LUTRA_PLANES\n", planes,
+                       planes == 1 ? "" : "s");
+    } else if (id >= 0) {
+        LLAMA_LOG_INFO("lutra: activations have two planes of int8 for %zu tensors\n",
+                       gguf_get_arr_n(metadata, id));
+    }
+}
+
+void lutra_choose_planes(const gguf_context *metadata, ggml_tensor *tensor) {
+    if (lutra_is_cb(tensor->type)) {
+        const int forced = forced_planes();
+        lutra_set_planes(tensor, forced ? forced : has_two_planes(metadata, tensor->name) ? 2 : 1);
+    }
+}
+
 void lutra_check_file(const gguf_context *metadata, const std::map<ggml_type, uint32_t> &n_type) {
+    bool is_checked = false;
     for (const auto &[type, n] : n_type) {
         const lutra_cb_format *cb = lutra_cb_format_of_type(type);
         if (!cb) {
             continue;
         }
-        check_layout_version(metadata);
+        if (!is_checked) {
+            check_layout_version(metadata);
+            check_planes(metadata);
+            is_checked = true;
+        }
         for (const char *error : {lutra_kernels_error(), lutra_layers_error()}) {
             if (error) {
                 throw std::runtime_error(error);

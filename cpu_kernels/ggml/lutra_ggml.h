@@ -49,6 +49,11 @@ GGML_API bool lutra_check_shape(const struct ggml_tensor *tensor);
 // False, with the reason on stderr, if a super-scale is not finite or a table entry out of range.
 GGML_API bool lutra_check_data(enum ggml_type type, const void *data, size_t nbytes);
 
+// The planes of int8 that activations get for products with a CB tensor, or a view of one: 1 unless it was
+// given 2. A tensor on a worker has as many.
+GGML_API int lutra_planes(const struct ggml_tensor *tensor);
+GGML_API void lutra_set_planes(struct ggml_tensor *tensor, int planes);
+
 // Whether op reads or writes a CB tensor, and if it does, whether there are kernels for such an operation.
 GGML_API bool lutra_is_cb_op(const struct ggml_tensor *op);
 GGML_API bool lutra_is_computable(const struct ggml_tensor *op);

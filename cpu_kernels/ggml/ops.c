@@ -3,27 +3,30 @@
 //
 // A product is computed in two phases with a barrier between them:
 //
-//   1. all threads quantize the activations, each an equal share of the super-blocks, and thread 0
-//      sorts the columns by the matrix of weights they meet (a MUL_MAT_ID has one matrix per expert,
-//      a MUL_MAT one per src0 slice, which broadcast columns share);
+//   1. all threads quantize the activations, each an equal share of the super-blocks, to one plane of
+//      int8 or two, and thread 0 sorts the columns by the matrix of weights they meet (a MUL_MAT_ID has one
+//      matrix per expert, a MUL_MAT one per src0 slice, which broadcast columns share);
 //   2. the threads take jobs from a shared counter, so that a slow core takes fewer. A job is a range
 //      of strips, each times a tile of columns that is small enough to stay in L2 while the strips
 //      stream by.
+//
+// Two planes are two columns for the kernels. What the second one comes to is added to y at once.
 #include "lutra_ggml.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
-#include "lutra_kernels.h"
+#include "lutra_ref.h"
 
 enum {
     CACHE_LINE = 64,
     TILE_BYTES = 256 * 1024, // of quantized activations
     TILE_MIN = 16,
     TILE_MAX = 128,
-    ROUNDS = 5,    // jobs per thread, if all are equally fast
-    SHARES = 16,   // of a thread's equal share of the work: the shortest job
-    GRAIN_MAX = 16 // strips that gemm kernels decode together; 2 strips are a cache line of y
+    ROUNDS = 5,     // jobs per thread, if all are equally fast
+    SHARES = 16,    // of a thread's equal share of the work: the shortest job
+    GRAIN_MAX = 16, // strips that gemm kernels decode together; 2 strips are a cache line of y
+    REST = TILE_MAX / 2 * GRAIN_MAX * LUTRA_ROWS // floats of the second plane's y at a time, 32 KiB
 };
 
 // ---- what is ours --------------------------------------------------------------------------
@@ -50,13 +53,14 @@ struct product {
     int64_t n_matrices; // slices of w
     int64_t n_x;        // rows of x
     int64_t n_columns;  // columns of y
+    int planes;         // of int8, 1 or 2, for each row of x
     lutra_gemv_fn *gemv;
     lutra_batch_fn *batch;
     lutra_gemm_fn *gemm;
 
-    int8_t *q;                    // [n_x][k]
-    float *d;                     // [n_x][k / super-block]
-    struct lutra_column *columns; // [n_columns], sorted by matrix
+    int8_t *q;                    // [n_x][planes][k]
+    float *d;                     // [n_x][planes][k / super-block]
+    struct lutra_column *columns; // [n_columns], of the first plane, sorted by matrix
     int64_t *first;               // [n_matrices + 1]: matrix m has columns first[m] to first[m + 1]
 };
 
@@ -74,15 +78,16 @@ static struct product product_of(struct ggml_tensor *op, uintptr_t at, uintptr_t
         .n_matrices = w->ne[2] * w->ne[3],
         .n_x = ggml_nrows(x),
         .n_columns = ggml_nrows(op),
+        .planes = lutra_planes(w),
         .gemv = lutra_kernel_chosen(LUTRA_OP_GEMV, w->type)->fn.gemv,
         .batch = lutra_kernel_chosen(LUTRA_OP_BATCH, w->type)->fn.batch,
         .gemm = lutra_kernel_chosen(LUTRA_OP_GEMM, w->type)->fn.gemm,
     };
     at = GGML_PAD(at, CACHE_LINE);
     p.q = (int8_t *)at;
-    at += GGML_PAD(p.n_x * p.k, CACHE_LINE);
+    at += GGML_PAD(p.n_x * p.planes * p.k, CACHE_LINE);
     p.d = (float *)at;
-    at += GGML_PAD(p.n_x * (p.k / p.format->sb) * sizeof(float), CACHE_LINE);
+    at += GGML_PAD(p.n_x * p.planes * (p.k / p.format->sb) * sizeof(float), CACHE_LINE);
     p.columns = (struct lutra_column *)at;
     at += GGML_PAD(p.n_columns * sizeof(struct lutra_column), CACHE_LINE);
     p.first = (int64_t *)at;
@@ -106,15 +111,23 @@ static void quantize_share(const struct product *p, int ith, int nth) {
         const int64_t i2 = row / x->ne[1] % x->ne[2];
         const int64_t i3 = row / x->ne[1] / x->ne[2];
         const char *data = (const char *)x->data + i1 * x->nb[1] + i2 * x->nb[2] + i3 * x->nb[3];
-        quantize(n * sb, (const float *)data + start * sb, p->q + row * p->k + start * sb, p->d + block);
+        const float *from = (const float *)data + start * sb;
+        int8_t *q = p->q + row * p->planes * p->k + start * sb;
+        float *d = p->d + row * p->planes * per_row + start;
+        quantize(n * sb, from, q, d);
+        for (int64_t s = 0; p->planes == 2 && s < n; s++) {
+            float rest[256]; // the largest super-block
+            lutra_cb_rest(sb, from + s * sb, q + s * sb, d[s], rest);
+            quantize(sb, rest, q + p->k + s * sb, d + per_row + s);
+        }
         block += n;
     }
 }
 
 static struct lutra_column column_of(const struct product *p, int64_t x_row, char *y) {
     return (struct lutra_column){
-        .q = p->q + x_row * p->k,
-        .d = p->d + x_row * (p->k / p->format->sb),
+        .q = p->q + x_row * p->planes * p->k,
+        .d = p->d + x_row * p->planes * (p->k / p->format->sb),
         .y = (float *)y,
     };
 }
@@ -173,23 +186,44 @@ static void sort_columns_by_expert(const struct product *p) {
     }
 }
 
-// Strips [strip, strip + n_strips) of matrix m times its columns [column, column + n), n <= TILE_MAX.
-static void multiply(const struct product *p, int64_t m, int64_t strip, int64_t n_strips, int64_t column,
-                     int64_t n) {
+// Strips [strip, strip + n_strips) of matrix m times n columns.
+static void run_kernel(const struct product *p, int64_t m, int64_t strip, int64_t n_strips, int64_t n,
+                       const struct lutra_column *columns) {
     const struct ggml_tensor *w = p->w;
     const struct lutra_weights weights = lutra_weights_at(
         w, m % w->ne[2] * w->nb[2] + m / w->ne[2] * w->nb[3] + strip * LUTRA_ROWS * w->nb[1]);
-    struct lutra_column tile[TILE_MAX];
-    for (int64_t i = 0; i < n; i++) {
-        tile[i] = p->columns[column + i];
-        tile[i].y += strip * LUTRA_ROWS;
-    }
     if (n == 1) {
-        p->gemv(p->k, n_strips, &weights, tile[0].q, tile[0].d, tile[0].y);
+        p->gemv(p->k, n_strips, &weights, columns->q, columns->d, columns->y);
     } else if (n <= LUTRA_BATCH) {
-        p->batch(p->k, n_strips, &weights, n, tile);
+        p->batch(p->k, n_strips, &weights, n, columns);
     } else {
-        p->gemm(p->k, n_strips, &weights, n, tile);
+        p->gemm(p->k, n_strips, &weights, n, columns);
+    }
+}
+
+// The same for columns [column, column + n) of matrix m, n <= TILE_MAX / planes, with all their planes.
+static void multiply(const struct product *p, int64_t m, int64_t strip, int64_t n_strips, int64_t column,
+                     int64_t n) {
+    struct lutra_column tile[TILE_MAX];
+    float rest[REST];
+    const int64_t end = strip + n_strips;
+    const int64_t step = p->planes == 1 ? n_strips : REST / LUTRA_ROWS / n / GRAIN_MAX * GRAIN_MAX;
+    for (; strip < end; strip += step) {
+        const int64_t rows = MIN(step, end - strip) * LUTRA_ROWS;
+        for (int64_t i = 0; i < n; i++) {
+            struct lutra_column *c = &tile[i * p->planes];
+            c[0] = p->columns[column + i];
+            c[0].y += strip * LUTRA_ROWS;
+            if (p->planes == 2) {
+                c[1] = (struct lutra_column){c->q + p->k, c->d + p->k / p->format->sb, rest + i * rows};
+            }
+        }
+        run_kernel(p, m, strip, rows / LUTRA_ROWS, n * p->planes, tile);
+        for (int64_t i = 0; p->planes == 2 && i < n; i++) {
+            for (int64_t row = 0; row < rows; row++) {
+                tile[2 * i].y[row] += tile[2 * i + 1].y[row];
+            }
+        }
     }
 }
 
@@ -235,7 +269,7 @@ static void compute_product(const struct ggml_compute_params *params, struct ggm
     quantize_share(&p, ith, nth);
     ggml_barrier(params->threadpool);
 
-    const int64_t tile = MAX(TILE_MIN, MIN(TILE_MAX, TILE_BYTES / p.k));
+    const int64_t tile = MAX(TILE_MIN, MIN(TILE_MAX, TILE_BYTES / p.k)) / p.planes;
     struct work work = {.nth = nth};
     for (int64_t m = 0; m < p.n_matrices; m++) {
         work.total += tiles_of(&p, m, tile) * p.n_strips;

@@ -57,6 +57,16 @@ const char *lutra_layers_error(void) {
                : "LUTRA_LAYERS is neither 1 nor 2: a tensor has two layers at most";
 }
 
+// Weights have no operation, whose parameters lie here; RPC sends them.
+int lutra_planes(const struct ggml_tensor *tensor) {
+    const struct ggml_tensor *whole = tensor->view_src ? tensor->view_src : tensor;
+    return whole->op == GGML_OP_NONE && whole->op_params[0] == 2 ? 2 : 1;
+}
+
+void lutra_set_planes(struct ggml_tensor *tensor, int planes) {
+    tensor->op_params[0] = planes;
+}
+
 bool lutra_check_shape(const struct ggml_tensor *tensor) {
     if (!lutra_is_cb(tensor->type)) {
         return true;

@@ -27,6 +27,11 @@ extern "C" {
 // amax = 0 (or below 1e-30): d = 0, q = 0. A NaN or infinity in x: d = NaN, q = 0, so that it shows.
 typedef void lutra_quantize_fn(int64_t k, const float *x, int8_t *q, float *d);
 
+// Two planes: the second one is the same of what the first one leaves, lutra_cb_rest (lutra_ref.h) for a
+// super-block, and y is the first plane's y + the second plane's. The product and the difference round:
+//
+//     rest = x - d * q         x ~ d * q + d' * q' with d' <= d / 254: 15 bits of the largest x
+
 // Where the weights of a job begin. The bodies move it on to a block or a chunk of them.
 struct lutra_weights {
     const uint8_t *strips;

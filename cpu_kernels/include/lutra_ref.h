@@ -49,6 +49,7 @@ void lutra_cb_entries(const struct lutra_cb_format *f, int64_t k0, int64_t n, co
 
 // The jobs of lutra_kernels.h for any member of the family.
 void lutra_cb_quantize_x(int sb, int64_t k, const float *x, int8_t *q, float *d);
+void lutra_cb_rest(int n, const float *x, const int8_t *q, float d, float *rest); // see two planes
 void lutra_cb_dequantize(const struct lutra_cb_format *f, int64_t k, const struct lutra_weights *w, int row,
                          float *y);
 void lutra_cb_gemv(const struct lutra_cb_format *f, int64_t k, int64_t n_strips,

@@ -202,7 +202,7 @@ HOOKS: tuple[Edit, ...] = (
         "bool llama_model_loader::load_all_data(",
         "size_done += n_size;",
         "before",
-        "        lutra_check_library(cur);\n\n",
+        "        lutra_check_library(cur);\n        lutra_choose_planes(metadata, cur);\n\n",
     ),
     # ---- several machines ------------------------------------------------------------------
     Edit(

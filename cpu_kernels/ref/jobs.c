@@ -24,6 +24,12 @@ void lutra_cb_quantize_x(int sb, int64_t k, const float *x, int8_t *q, float *d)
     }
 }
 
+void lutra_cb_rest(int n, const float *x, const int8_t *q, float d, float *rest) {
+    for (int i = 0; i < n; i++) {
+        rest[i] = x[i] - d * q[i];
+    }
+}
+
 // d of super-block s of one row of a strip.
 static float scale_of(const struct lutra_cb_format *f, const uint8_t *strip, int64_t s, int row) {
     uint16_t h;

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from typing import TypeVar
@@ -46,6 +47,21 @@ def add_cache_types(add: Callable[..., object]) -> None:
     for option, what in (("--ctk", "keys"), ("--ctv", "values")):
         add(option, choices=CACHE_TYPES, default="f16", metavar="T", help=f"type of the context's {what}: "
             + (", ".join(CACHE_TYPES) if option == "--ctk" else "as --ctk") + " (default: f16)")  # fmt: skip
+
+
+PLANES = ("1", "2")
+
+
+def add_planes(add: Callable[..., object]) -> None:
+    """Declare, with an ``add_argument``, how activations are held in products with codebooks."""
+    what = "planes of int8 for activations: 2 rounds 250 times less and is slower (default: as the file says)"
+    add("--planes", choices=PLANES, help=what)
+
+
+def force_planes(planes: str | None) -> None:
+    """Let models that are loaded from now on, here and by child processes, have ``planes``, if any."""
+    if planes:
+        os.environ["LUTRA_PLANES"] = planes
 
 
 def add_rpc(add: Callable[..., object]) -> None:

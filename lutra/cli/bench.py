@@ -9,13 +9,14 @@ from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
+from lutra.cli.arguments import PLANES, force_planes
 from lutra.runtime.probe import require_loadable
 from lutra.runtime.tools import pass_through
 from lutra.runtime.workers import parse_workers, tool_arguments
 
 EPILOG = """\
 Every option after the files goes to llama-bench: -p -n -r -t -d -o csv|json|jsonl|md|sql ...
---rpc HOST[:PORT],... names machines where 'lutra worker' runs.
+--rpc HOST[:PORT],... names machines where 'lutra worker' runs. --planes 1|2: planes of int8 for activations.
 
 example:
   lutra bench model-cb4.gguf model-f16.gguf -t 4 -p 512 -n 128 -o json
@@ -35,17 +36,28 @@ def run(args: argparse.Namespace) -> int:
     files = list(itertools.takewhile(lambda argument: not argument.startswith("-"), args.files))
     if not files:
         raise LutraError("bench needs a GGUF file; see 'lutra bench --help'")
+    options, planes = taken(args.files[len(files) :], "--planes")
+    if planes not in (None, *PLANES):
+        raise LutraError(f"--planes {planes}: activations have 1 plane or 2")
+    force_planes(planes)
     paths = [require_loadable(local_gguf(file)) for file in files]
     models = [argument for path in paths for argument in ("-m", str(path))]
-    pass_through("llama-bench", models + shared(paths[0], args.files[len(files) :]))
+    pass_through("llama-bench", models + shared(paths[0], options))
     return 0
+
+
+def taken(options: list[str], name: str) -> tuple[list[str], str | None]:
+    """``options`` without the one that is ours, and its value."""
+    if name not in options[:-1]:
+        return options, None
+    at = options.index(name)
+    return options[:at] + options[at + 2 :], options[at + 1]
 
 
 def shared(path: Path, options: list[str]) -> list[str]:
     """llama-bench's ``options``; workers among them are asked first, and take their part of the layers."""
-    if "--rpc" not in options[:-1]:
+    rest, workers = taken(options, "--rpc")
+    if workers is None:
         return options
-    at = options.index("--rpc")
-    rest = options[:at] + options[at + 2 :]
-    ours = tool_arguments(path, parse_workers(options[at + 1]))
+    ours = tool_arguments(path, parse_workers(workers))
     return (ours[:2] if {"-ngl", "--n-gpu-layers"} & set(rest) else ours) + rest

@@ -105,6 +105,8 @@ def add_options(add: Callable[..., object]) -> None:
         help="type for the tensors whose name matches; repeatable, the first match counts")  # fmt: skip
     add("--output-tensor-type", metavar="TYPE", help="type for the output matrix")
     add("--token-embedding-type", metavar="TYPE", help="type for the token embeddings")
+    add("--two-planes", metavar="REGEX",
+        help="codebooks whose activations get two planes of int8: nearly exact, and slower")  # fmt: skip
     add("--pure", action="store_true", help="every matrix gets T, embeddings and output too")
     add("--calibration", type=Path, metavar="FILE",
         help="text to calibrate codebooks with, or self; see below")  # fmt: skip
@@ -151,6 +153,7 @@ def options_of(args: argparse.Namespace, kind: str | None, target: Target | None
         tensor_types=tuple(args.tensor_type),
         output_type=args.output_tensor_type,
         embedding_type=args.token_embedding_type,
+        two_planes=args.two_planes,
         imatrix=args.imatrix,
         calibration=args.calibration,
         calibrate=not args.no_calibration,

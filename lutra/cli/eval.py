@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
-from lutra.cli.arguments import positive
+from lutra.cli.arguments import add_planes, force_planes, positive
 from lutra.console import figure
 from lutra.runtime.threads import default_threads
 
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(add)
     what = "what rounding the activations and the cache costs, with --text"
     add("--activations", action="store_true", help=what)
+    add_planes(add)
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--json", action="store_true", help="print the results as JSON")
 
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from lutra.measure.perplexity import measure_text
     from lutra.measure.questions import ask, read_questions
 
+    force_planes(args.planes)
     if args.activations:
         return _activations(args)
     if not args.text and not args.questions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 Without FILE: the kernels of this build, which of them this CPU supports, and which run. LUTRA_KERNELS=SET
-in the environment takes a lower set (ref is the reference).
+in the environment takes a lower set (ref is the reference). LUTRA_PLANES=1 or 2 gives all activations so many
+planes of int8, as --planes of chat, serve, eval and bench does.
 With FILE: its size, metadata and tensors.
 
 examples:
@@ -60,6 +62,7 @@ def machine_json() -> dict[str, Any]:
         "libraries": str(lib_dir()),
         "cpu_library": kernels.cpu_library(),
         "calibration_text": f"{CALIBRATION_TEXT.parent.name}/{CALIBRATION_TEXT.name}",
+        "planes": os.environ.get("LUTRA_PLANES") or None,
         "sets": kernels.sets()["supported"],
         "kernels": [
             {"name": k.name, "compiled": True, "supported": k.supported, "chosen": k.chosen} for k in listed
@@ -76,6 +79,7 @@ def machine_text(machine: dict[str, Any]) -> str:
 lutra {machine["version"]} on {machine["machine"]}, libraries in {machine["libraries"]}
 ggml's own code for the CPU: {machine["cpu_library"]}
 kernel sets of this CPU: {", ".join(machine["sets"])}
+planes of activations: {f"{machine['planes']}, by LUTRA_PLANES" if machine["planes"] else "as the file says"}
 
 {table(rows)}"""
 
@@ -86,17 +90,20 @@ kernel sets of this CPU: {", ".join(machine["sets"])}
 def file_json(info: FileInfo) -> dict[str, Any]:
     """Size, what the metadata says, and the tensors."""
     from gguf_tools.formats.family import LAYOUT_VERSION_KEY
+    from gguf_tools.formats.keys import PLANES_KEY
 
     def value(key: str) -> Any:
         return info.metadata[key].value if key in info.metadata else None
 
     architecture = value("general.architecture")
+    planes = value(PLANES_KEY)
     summary = {
         "architecture": architecture,
         "name": value("general.name"),
         "context": value(f"{architecture}.context_length"),
         "layout_version": value(LAYOUT_VERSION_KEY),
         "chat_template": "tokenizer.chat_template" in info.metadata,
+        "two_planes": planes if isinstance(planes, list) else [],
     }
     return summary | ({"part": info.part} if info.part else {}) | info.to_json()
 
@@ -109,6 +116,7 @@ def file_text(info: FileInfo) -> str:
         summary["part"] += ": what follows is in this part"
     summary["bytes"] = f"{summary['bytes']} ({mib(summary['bytes'])})"
     summary["bpw"] = f"{summary['bpw']:.3f}"
+    summary["two_planes"] = f"{n} tensors" if (n := len(summary["two_planes"])) else None
     summary["chat_template"] = "yes" if summary["chat_template"] else "no"
     head = table([(key.replace("_", " "), str(value)) for key, value in summary.items() if value is not None])
     rows = [("tensor", "type", "shape", "bytes")]

@@ -18,7 +18,7 @@ from gguf_tools.sources.hub import is_name
 from gguf_tools.sources.hub_cache import model_name
 from lutra.conversion.boards import BOARDS, HERE
 from lutra.conversion.llama_quantize import llama_file_types
-from lutra.conversion.plan import Rules, parse_tensor_type, tensor_type
+from lutra.conversion.plan import Rules, parse_pattern, parse_tensor_type, tensor_type
 from lutra.conversion.text import CALIBRATION_TEXT, read_documents
 from lutra.runtime.threads import checked_threads, default_threads
 from pyquant.bipolar import has_integers
@@ -114,7 +114,8 @@ class ConversionOptions:
 
     Either ``type`` (a type of Lutra's or of llama-quantize, lower case) or ``target`` is given. ``board``,
     with a target that bounds the loss: the machine that the file shall be fast on, one of ``boards``.
-    ``tensor_types`` are "REGEX=TYPE", the first that matches a name counts. ``imatrix``: a file of
+    ``tensor_types`` are "REGEX=TYPE", the first that matches a name counts. Codebooks whose name matches
+    ``two_planes``, a regular expression, get activations in two planes of int8. ``imatrix``: a file of
     llama-imatrix. ``calibration``: a text file, "self" for what the model writes itself, or "default" for the
     text that comes along, which codebooks are calibrated with where neither this nor ``imatrix`` is given,
     unless ``calibrate`` is False. ``tune`` takes what the model writes, unless ``calibration`` is a file;
@@ -133,6 +134,7 @@ class ConversionOptions:
     tensor_types: Sequence[str] = ()
     output_type: str | None = None
     embedding_type: str | None = None
+    two_planes: str | None = None
     imatrix: Path | None = None
     calibration: Path | None = None
     calibrate: bool = True
@@ -179,6 +181,8 @@ class ConversionOptions:
         if not self.is_own and self.type not in (types := llama_file_types()):
             choice = ", ".join(dict.fromkeys((*RECIPES, *types)))
             raise LutraError(f"'{self.type}' is no type; choose one of {choice}")
+        if self.two_planes and not self.is_own:
+            raise LutraError(f"--two-planes is for codebooks, {self.type} has none; drop it")
         _ = self.rules  # its types and patterns
         checked_threads(self.threads)
         if self.seed < 0:
@@ -230,6 +234,7 @@ class ConversionOptions:
             tensor_types=tuple(parse_tensor_type(text) for text in self.tensor_types),
             output_type=tensor_type(self.output_type) if self.output_type else None,
             embedding_type=tensor_type(self.embedding_type) if self.embedding_type else None,
+            two_planes=parse_pattern("--two-planes", self.two_planes) if self.two_planes else None,
         )
 
     @cached_property
@@ -283,6 +288,7 @@ class ConversionOptions:
         if self.calibration_text and calibrated:
             words += ["--calibration", (self.calibration or DEFAULT).name]
         words += [] if self.calibrate else ["--no-calibration"]
+        words += ["--two-planes", self.two_planes] if self.two_planes else []
         words += ["--codebook", self.codebook] if self.codebook != LEARNED else []
         words += ["--tune"] if self.tune else []
         words += ["--allow-requantize"] if self.allow_requantize else []

@@ -14,6 +14,7 @@ from gguf.gguf_writer import GGUFValue
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.catalog import RECIPES
 from gguf_tools.formats.family import LAYOUT_VERSION, LAYOUT_VERSION_KEY
+from gguf_tools.formats.keys import PLANES_KEY
 from gguf_tools.sources.tensors import Source
 from gguf_tools.writer import GGUFWriter, TensorSpec, require_replaceable
 from lutra import __version__
@@ -72,7 +73,7 @@ def tensor_specs(planned: Sequence[Planned]) -> list[TensorSpec]:
 def metadata(
     source: Source, planned: Sequence[Planned], record: str, file_type: int | None = None
 ) -> dict[str, GGUFValue]:
-    """The source's key/values with our own: file type, layout version, and how the file was made.
+    """The source's key/values with our own: file type, layout version, planes, and how the file was made.
 
     ``record``: the options, as ``ConversionOptions.record``; ``file_type``: None for that of most weights.
     """
@@ -84,6 +85,8 @@ def metadata(
     values["general.quantization_version"] = GGUFValue(QUANTIZATION_VERSION, GGUFValueType.UINT32)
     if any(p.fmt for p in planned):
         values[LAYOUT_VERSION_KEY] = GGUFValue(LAYOUT_VERSION, GGUFValueType.UINT32)
+    if names := [p.name for p in planned if p.has_two_planes]:
+        values[PLANES_KEY] = GGUFValue(names, GGUFValueType.ARRAY, GGUFValueType.STRING)
     values["lutra.convert.version"] = GGUFValue(__version__, GGUFValueType.STRING)
     values[OPTIONS_KEY] = GGUFValue(record, GGUFValueType.STRING)
     return values

@@ -43,7 +43,7 @@ from lutra.conversion.output import (
     write,
     write_floats,
 )
-from lutra.conversion.plan import Planned, Rules, describe, is_tied, plan
+from lutra.conversion.plan import Planned, Rules, describe, give_planes, is_tied, plan
 from lutra.conversion.search import Search, possible
 from lutra.conversion.text import keep_aside, piece_length, read_pieces, spread
 from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
@@ -148,7 +148,7 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
                 chosen = found.planned()
                 description = found.describe(chosen) + "\n"
             is_there = not headers or Path(source).exists()  # on the hub there may be names and shapes only
-            planned = take_over(chosen, options.rules, options.threads) if is_there else chosen
+            planned = _completed(chosen, options) if is_there else give_planes(chosen, options.rules)
             _note_losses(opened, [p.source for p in planned if not p.is_lossless])
             read_importance(planned, options.imatrix)
             return "\n".join(filter(None, (description, describe(planned, options.threads, calibrated))))
@@ -214,9 +214,14 @@ Made = tuple[Sequence[Planned], Mapping[str, float]]
 """The type of every tensor, and the losses of calibrated ones by name."""
 
 
+def _completed(planned: list[Planned], options: ConversionOptions) -> list[Planned]:
+    """``planned`` with what can be taken over, and the planes that are asked for."""
+    return give_planes(take_over(planned, options.rules, options.threads), options.rules)
+
+
 def _convert_planned(source: Source, options: ConversionOptions, output: Path) -> Made:
     """Write ``output`` with the types of the rules."""
-    planned = take_over(plan(source.tensors, options.rules), options.rules, options.threads)
+    planned = _completed(plan(source.tensors, options.rules), options)
     _note_origin(source, planned)
     if not any(p.fmt for p in planned):
         _write_stock(source, planned, options, output)
@@ -242,7 +247,7 @@ def _convert_searched(source: Source, options: ConversionOptions, output: Path) 
         while not is_met:
             chosen = found.planned()
             say(f"round {len(found.rounds) + 1}\n\n{found.describe(chosen)}\n")
-            planned = take_over(chosen, options.rules, options.threads)
+            planned = _completed(chosen, options)
             if not found.rounds:
                 _note_origin(source, planned)
             work.drop({p.name: p.nbytes for p in planned if p.fmt})

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.catalog import FLOATS, TYPES, Recipe, Type
@@ -24,7 +24,8 @@ class Rules:
     """What the user asked for: a recipe and exceptions.
 
     ``tensor_types`` are (regular expression, type) in order of precedence. ``solved`` are types by tensor
-    name that take the recipe's place.
+    name that take the recipe's place. Activations for codebooks whose name ``two_planes`` matches get two
+    planes of int8.
     """
 
     recipe: Recipe
@@ -32,6 +33,7 @@ class Rules:
     output_type: Type | None = None
     embedding_type: Type | None = None
     solved: Mapping[str, Type] = field(default_factory=dict)
+    two_planes: re.Pattern[str] | None = None
 
     @property
     def may_have_codebooks(self) -> bool:
@@ -61,6 +63,7 @@ class Planned:
     id: int
     instead_of: Type | None = None
     exact: bool = False
+    has_two_planes: bool = False
 
     @property
     def name(self) -> str:
@@ -116,10 +119,15 @@ def parse_tensor_type(text: str) -> tuple[re.Pattern[str], Type]:
     pattern, equals, name = text.rpartition("=")
     if not equals or not pattern:
         raise LutraError(f"--tensor-type {text}: write REGEX=TYPE, e.g. ffn_down=cb4")
+    return parse_pattern("--tensor-type", pattern), tensor_type(name)
+
+
+def parse_pattern(option: str, text: str) -> re.Pattern[str]:
+    """A regular expression. Raises LutraError."""
     try:
-        return re.compile(pattern), tensor_type(name)
+        return re.compile(text)
     except re.error as error:
-        raise LutraError(f"--tensor-type {text}: '{pattern}' is no regular expression: {error}") from None
+        raise LutraError(f"{option}: '{text}' is no regular expression: {error}") from None
 
 
 def plan(tensors: Sequence[SourceTensor], rules: Rules) -> list[Planned]:
@@ -129,6 +137,16 @@ def plan(tensors: Sequence[SourceTensor], rules: Rules) -> list[Planned]:
         plan_as(tensor, fixed_type(tensor, rules, tied) or _type_by_recipe(tensor, rules))
         for tensor in tensors
     ]
+
+
+def give_planes(planned: list[Planned], rules: Rules) -> list[Planned]:
+    """``planned`` with two planes where the rules say so. Raises LutraError if that is nowhere."""
+    if not (pattern := rules.two_planes):
+        return planned
+    planned = [replace(p, has_two_planes=bool(p.fmt and pattern.search(p.name))) for p in planned]
+    if not any(p.has_two_planes for p in planned):
+        raise LutraError(f"--two-planes {pattern.pattern}: no codebook has such a name; see --dry-run")
+    return planned
 
 
 def is_tied(tensors: Sequence[SourceTensor]) -> bool:
@@ -178,6 +196,8 @@ def describe(planned: Sequence[Planned], threads: int, calibrated: bool = False)
         shape = " x ".join(map(str, p.source.shape))
         note = f"cannot be {p.instead_of.name.upper()}" if p.instead_of else ""
         note = "exact" if p.exact else "as it is" if p.is_kept else note
+        if p.has_two_planes:
+            note = ", ".join(filter(None, (note, "two planes")))
         rows.append((p.name, shape, p.type_name, str(p.nbytes), note))
     weights, nbytes = sum(p.weights for p in planned), sum(p.nbytes for p in planned)
     learned = sum(p.weights for p in planned if p.fmt and not p.exact)

@@ -32,7 +32,7 @@ from lutra.conversion.jobs import Jobs
 from lutra.conversion.losses import TOKENS, Losses, measure_losses
 from lutra.conversion.options import ConversionOptions, Target
 from lutra.conversion.output import metadata, tensor_specs, write, write_floats
-from lutra.conversion.plan import Planned, Rules, fixed_type, is_tied, plan, plan_as
+from lutra.conversion.plan import Planned, Rules, fixed_type, give_planes, is_tied, plan, plan_as
 from lutra.conversion.sensitivity import Errors, measure
 from lutra.conversion.text import spread
 from lutra.conversion.workdir import WorkDirectory
@@ -230,7 +230,7 @@ class Search:
 
     def _header(self) -> int:
         """Bytes of the file before its data."""
-        planned = plan(self.source.tensors, Rules(RECIPES["cb4"]))
+        planned = give_planes(plan(self.source.tensors, Rules(RECIPES["cb4"])), self.options.rules)
         values = metadata(self.source, planned, self.options.record())
         return file_bytes(values, tensor_specs(planned)) - sum(padded(p.nbytes) for p in planned)
 

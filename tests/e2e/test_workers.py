@@ -15,6 +15,7 @@ import time
 import urllib.request
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from cli_runner import assert_error, command, environment, lutra, require_built
 
@@ -79,6 +80,19 @@ def test_two_workers_give_the_same_text(tiny_chat, kind):
         # Workers go on when a program has left.
         done = lutra("chat", tiny_chat(kind), "-p", QUESTION, "--rpc", f"{one},{two}", "--threads", 1)
         assert done.stdout.strip() == alone, done.stderr
+
+
+def test_workers_have_the_planes_of_the_program(tiny_chat, monkeypatch):
+    def logits(planes, workers):
+        monkeypatch.setenv("LUTRA_PLANES", planes)
+        with Model(tiny_chat("cb4"), workers=workers, threads=1) as model:
+            return np.ctypeslib.as_array(model.logits([1, 2, 3]), (3, model.n_vocab)).copy()
+
+    one, two = logits("1", ()), logits("2", ())
+    assert not (one == two).all()
+    with worker() as (address, _):
+        np.testing.assert_array_equal(logits("2", [address]), two)
+        np.testing.assert_array_equal(logits("1", [address]), one)
 
 
 def test_bench_on_a_worker(tiny_chat):

@@ -139,26 +139,32 @@ static std::vector<float> weight_row(const ggml_tensor *w, int64_t r, int64_t i2
     return row;
 }
 
-// Row (i1, i2, i3) of x, quantized as the weights' type wants it, as floats.
-static std::vector<float> activation_row(const ggml_tensor *x, ggml_type type, int64_t i1, int64_t i2,
-                                         int64_t i3) {
+// Row (i1, i2, i3) of x, quantized as the weights w want it, as floats.
+static std::vector<double> activation_row(const ggml_tensor *x, const ggml_tensor *w, int64_t i1, int64_t i2,
+                                          int64_t i3) {
     const int64_t k = x->ne[0];
-    const int sb = ggml_blck_size(type);
+    const int sb = ggml_blck_size(w->type);
     std::vector<int8_t> q(k);
-    std::vector<float> d(k / sb), row(k);
+    std::vector<float> d(k / sb), rest(k);
+    std::vector<double> row(k);
     const char *data = (const char *)x->data + i1 * x->nb[1] + i2 * x->nb[2] + i3 * x->nb[3];
-    ref_kernel(LUTRA_OP_QUANTIZE, sb)->fn.quantize(k, (const float *)data, q.data(), d.data());
-    for (int64_t i = 0; i < k; i++) {
-        row[i] = q[i] * d[i / sb];
+    memcpy(rest.data(), data, k * sizeof(float));
+    for (int plane = 0; plane < lutra_planes(w); plane++) {
+        ref_kernel(LUTRA_OP_QUANTIZE, sb)->fn.quantize(k, rest.data(), q.data(), d.data());
+        for (int64_t i = 0; i < k; i++) {
+            row[i] += (double)q[i] * d[i / sb];
+            const volatile float part = d[i / sb] * q[i]; // rounds
+            rest[i] -= part;
+        }
     }
     return row;
 }
 
-static bool close_to_dot(float y, const std::vector<float> &w, const std::vector<float> &x) {
+static bool close_to_dot(float y, const std::vector<float> &w, const std::vector<double> &x) {
     double sum = 0, size = 0;
     for (size_t i = 0; i < w.size(); i++) {
-        sum += (double)w[i] * x[i];
-        size += std::fabs((double)w[i] * x[i]);
+        sum += w[i] * x[i];
+        size += std::fabs(w[i] * x[i]);
     }
     return std::fabs(y - sum) <= TOLERANCE * size;
 }
@@ -189,13 +195,13 @@ static void check_output(Graph &g, ggml_tensor *out, ggml_type type, const char 
 }
 
 static void check_mul_mat(Graph &g, ggml_tensor *w, ggml_tensor *x, ggml_tensor *out, const char *what) {
-    std::vector<std::vector<float>> rows(w->ne[1] * w->ne[2] * w->ne[3]), columns(ggml_nrows(x));
+    std::vector<std::vector<float>> rows(w->ne[1] * w->ne[2] * w->ne[3]);
+    std::vector<std::vector<double>> columns(ggml_nrows(x));
     for (size_t i = 0; i < rows.size(); i++) {
         rows[i] = weight_row(w, i % w->ne[1], i / w->ne[1] % w->ne[2], i / w->ne[1] / w->ne[2]);
     }
     for (size_t i = 0; i < columns.size(); i++) {
-        columns[i] =
-            activation_row(x, w->type, i % x->ne[1], i / x->ne[1] % x->ne[2], i / x->ne[1] / x->ne[2]);
+        columns[i] = activation_row(x, w, i % x->ne[1], i / x->ne[1] % x->ne[2], i / x->ne[1] / x->ne[2]);
     }
     const int64_t r2 = x->ne[2] / w->ne[2], r3 = x->ne[3] / w->ne[3];
     check_output(g, out, w->type, what, [&](float y, int64_t i0, int64_t i1, int64_t i2, int64_t i3) {
@@ -204,14 +210,15 @@ static void check_mul_mat(Graph &g, ggml_tensor *w, ggml_tensor *x, ggml_tensor 
     });
 }
 
-static void test_mul_mat(ggml_type type) {
+static void test_mul_mat(ggml_type type, int planes) {
     struct Case {
         int64_t blocks, rows, columns, w2, w3, r2, r3;
     };
     const Case cases[] = {
         {1, 8, 1, 1, 1, 1, 1},    {3, 264, 1, 1, 1, 1, 1},  {16, 24, 2, 1, 1, 1, 1}, {3, 40, 7, 1, 1, 1, 1},
         {2, 72, 300, 1, 1, 1, 1}, {1, 16, 33, 2, 1, 1, 1},  {1, 16, 1, 1, 1, 5, 1},  {2, 24, 3, 2, 1, 3, 1},
-        {1, 8, 2, 2, 3, 2, 2},    {1, 4096, 1, 1, 1, 1, 1}, {4, 8, 1, 1, 1, 1, 7},
+        {1, 8, 2, 2, 3, 2, 2},    {1, 4096, 1, 1, 1, 1, 1}, {4, 8, 1, 1, 1, 1, 7},   {1, 8208, 1, 1, 1, 1, 1},
+        {1, 200, 64, 1, 1, 1, 1}, // rows that do not fit into rest at once
     };
     for (const Case &c : cases) {
         Graph g;
@@ -221,17 +228,19 @@ static void test_mul_mat(ggml_type type) {
         ggml_tensor *out = ggml_mul_mat(g.context, w, x);
         g.allocate();
         set_weights(w);
+        lutra_set_planes(w, planes);
         set_random(x);
-        char what[100];
-        snprintf(what, sizeof(what), "mul_mat k %lld rows %lld columns %lld w %lldx%lld repeated %lldx%lld",
+        char what[120];
+        snprintf(what, sizeof(what),
+                 "mul_mat k %lld rows %lld columns %lld w %lldx%lld repeated %lldx%lld planes %d",
                  (long long)k, (long long)c.rows, (long long)c.columns, (long long)c.w2, (long long)c.w3,
-                 (long long)c.r2, (long long)c.r3);
+                 (long long)c.r2, (long long)c.r3, planes);
         check_mul_mat(g, w, x, out, what);
     }
 }
 
 // Views that take no strip apart find the library of the tensor they view; activations may be strided.
-static void test_views(ggml_type type) {
+static void test_views(ggml_type type, int planes) {
     const int64_t k = 2 * ggml_blck_size(type);
     Graph g;
     ggml_tensor *w = ggml_new_tensor_3d(g.context, type, k, 48, 3);
@@ -245,6 +254,9 @@ static void test_views(ggml_type type) {
     ggml_tensor *out_flat = ggml_mul_mat(g.context, flat, x);
     g.allocate();
     set_weights(w);
+    lutra_set_planes(w, planes);
+    check(lutra_planes(rows) == planes && lutra_planes(flat) == planes, "views have its planes",
+          ggml_type_name(type));
     set_random(all);
     check(ggml_nbytes(rows) < ggml_nbytes(w) && ggml_nbytes(flat) == ggml_nbytes(w) - lutra_library_bytes(w),
           "views do not count the library", ggml_type_name(type));
@@ -253,7 +265,7 @@ static void test_views(ggml_type type) {
     check_mul_mat(g, flat, x, out_flat, "reshaped");
 }
 
-static void test_mul_mat_id(ggml_type type) {
+static void test_mul_mat_id(ggml_type type, int planes) {
     const int64_t experts = 8, k = 3 * ggml_blck_size(type), n_rows = 40;
     for (int64_t used : {1, 3}) {
         for (int64_t tokens : {1, 5, 90, 400}) {        // 400: several tiles of columns per expert
@@ -266,6 +278,7 @@ static void test_mul_mat_id(ggml_type type) {
                 ggml_tensor *out = ggml_mul_mat_id(g.context, w, x, ids);
                 g.allocate();
                 set_weights(w);
+                lutra_set_planes(w, planes);
                 set_random(x);
                 std::vector<int32_t> choice(experts * tokens);
                 for (int64_t t = 0; t < tokens; t++) { // expert 7 is never chosen
@@ -274,16 +287,18 @@ static void test_mul_mat_id(ggml_type type) {
                     }
                 }
                 ggml_backend_tensor_set(ids_all, choice.data(), 0, ggml_nbytes(ids_all));
-                std::vector<std::vector<float>> rows(n_rows * experts), columns(x_rows * tokens);
+                std::vector<std::vector<float>> rows(n_rows * experts);
+                std::vector<std::vector<double>> columns(x_rows * tokens);
                 for (size_t i = 0; i < rows.size(); i++) {
                     rows[i] = weight_row(w, i % n_rows, i / n_rows, 0);
                 }
                 for (size_t i = 0; i < columns.size(); i++) {
-                    columns[i] = activation_row(x, type, i % x_rows, i / x_rows, 0);
+                    columns[i] = activation_row(x, w, i % x_rows, i / x_rows, 0);
                 }
                 char what[100];
-                snprintf(what, sizeof(what), "mul_mat_id %lld of %lld experts, %lld tokens, %lld rows of x",
-                         (long long)used, (long long)experts, (long long)tokens, (long long)x_rows);
+                snprintf(what, sizeof(what),
+                         "mul_mat_id %lld of %lld experts, %lld tokens, %lld rows of x, planes %d",
+                         (long long)used, (long long)experts, (long long)tokens, (long long)x_rows, planes);
                 check_output(g, out, type, what, [&](float y, int64_t i0, int64_t i1, int64_t i2, int64_t) {
                     return close_to_dot(y, rows[choice[i2 * experts + i1] * n_rows + i0],
                                         columns[i2 * x_rows + i1 % x_rows]);
@@ -674,9 +689,11 @@ int main() {
     ggml_cpu_init();
     test_capture();
     for (ggml_type type : TYPES) {
-        test_mul_mat(type);
-        test_views(type);
-        test_mul_mat_id(type);
+        for (int planes : {1, 2}) {
+            test_mul_mat(type, planes);
+            test_views(type, planes);
+            test_mul_mat_id(type, planes);
+        }
         test_get_rows(type);
         test_refusals(type);
         test_buffers(type);

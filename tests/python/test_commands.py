@@ -25,6 +25,7 @@ INPUTS = {
     "mixes": ["--model", "main-88m"],
     "sensitivity": ["--model", "main-88m"],
     "calibration": ["--model", "main-88m"],
+    "activations": ["--model", "tiny-chat", "--text", "books.txt"],
     "speed": ["--model", "main-88m"],
     "kernels": [],
     "arm": [],
