@@ -196,6 +196,9 @@ def test_dry_run_writes_nothing(kind, qwen, tmp_path):
 SAVE = "lutra.conversion.workdir:WorkDirectory.save"
 
 
+NOISE = np.random.default_rng(1).standard_normal((512, 256))  # no codebook has it exactly
+
+
 def model_with(path, name: str, array: np.ndarray):
     rng = np.random.default_rng(0)
     tensors = {
@@ -254,7 +257,7 @@ def test_a_full_disk_leaves_no_file(kind, qwen, tmp_path):
 
 def test_the_source_is_never_overwritten_and_an_old_output_is(tmp_path):
     require_built()
-    source = model_with(tmp_path / "m.gguf", "blk.0.ffn_up.weight", np.ones((512, 256)))
+    source = model_with(tmp_path / "m.gguf", "blk.0.ffn_up.weight", NOISE)
     before = source.read_bytes()
     assert_error(lutra("convert", source, "--type", "cb4", "-o", source), "overwrite the source")
     assert source.read_bytes() == before
@@ -275,7 +278,7 @@ def test_the_source_is_never_overwritten_and_an_old_output_is(tmp_path):
 )
 def test_an_interrupted_conversion_leaves_nothing(number, code, moment, tmp_path):
     require_built()
-    source = model_with(tmp_path / "m.gguf", "blk.0.ffn_up.weight", np.ones((512, 256)))
+    source = model_with(tmp_path / "m.gguf", "blk.0.ffn_up.weight", NOISE)
     (tmp_path / "out").mkdir()
     type_ = "f16" if "writer" in moment else "cb4"
     options = ["--type", type_, "--no-calibration", "-o", tmp_path / "out" / "x.gguf"]
@@ -339,7 +342,7 @@ def test_other_options_start_anew(tmp_path):
 
 def test_a_model_that_cannot_be_calibrated_says_so(tmp_path):
     require_built()
-    source = model_with(tmp_path / "m.gguf", "blk.0.ffn_up.weight", np.ones((512, 256)))
+    source = model_with(tmp_path / "m.gguf", "blk.0.ffn_up.weight", NOISE)
     done = lutra("convert", source, "--type", "cb4", "-o", tmp_path / "x.gguf")
     assert_error(done, "cannot be calibrated")
     assert "--no-calibration" in done.stderr
