@@ -8,6 +8,7 @@ that comes along, and, for a chat model, with a turn's header of its template: t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -55,17 +56,21 @@ def write_pieces(
     seed: int,
     at_once: int = AT_ONCE,
     temperatures: Sequence[float] = TEMPERATURES,
+    affordable: Callable[[float], int] | None = None,
 ) -> list[list[int]]:
     """About ``tokens`` tokens that ``model`` writes, as sequences of ``piece_length`` tokens.
 
-    The same ``seed`` gives the same tokens. ``tokenizer`` is of the same model. Raises LutraError when it
-    cannot be computed.
+    ``affordable`` is told after the first ``at_once`` sequences how many seconds a token took, and gives the
+    number of tokens instead. The same ``seed`` gives the same tokens. ``tokenizer`` is of the same model.
+    Raises LutraError when it cannot be computed.
     """
     length = piece_length(tokenizer)
     count = max(1, tokens // length)
     beginnings = Beginnings(tokenizer)
     pieces: list[list[int]] = []
-    with progress(count * (length - 1), "tok", "writing a text") as bar:
+    started = time.monotonic()
+    first = at_once if affordable else count
+    with progress(min(first, count) * (length - 1), "tok", "writing a text") as bar:
         while len(pieces) < count:
             numbers = range(len(pieces), min(len(pieces) + at_once, count))
             writers = [
@@ -76,7 +81,10 @@ def write_pieces(
             ]
             warmth = [temperatures[i % len(temperatures)] for i in numbers]
             pieces += model.write(writers, warmth, seed + len(pieces), bar.update)
-    return pieces
+            if affordable and len(pieces) == len(numbers):
+                count = affordable((time.monotonic() - started) / (len(pieces) * length)) // length
+                bar.total = max(count, len(pieces)) * (length - 1)
+    return pieces[:count]
 
 
 def write_on_cpu(
@@ -87,6 +95,7 @@ def write_on_cpu(
     seed: int,
     threads: int,
     temperatures: Sequence[float] = TEMPERATURES,
+    affordable: Callable[[float], int] | None = None,
 ) -> list[list[int]]:
     """``write_pieces`` by the runtime, for a model in a file: the same for any number of ``threads``."""
     advice = "--calibration default takes the text that comes along instead of the model's own"
@@ -94,8 +103,9 @@ def write_on_cpu(
     at_once = max(1, min(AT_ONCE, tokens // length))
     with Sampling(path, length=length, at_once=at_once, threads=threads, advice=advice) as sampling:
         return write_pieces(
-            sampling, tokenizer, tokens, seed=seed, at_once=at_once, temperatures=temperatures
-        )
+            sampling, tokenizer, tokens,
+            seed=seed, at_once=at_once, temperatures=temperatures, affordable=affordable,
+        )  # fmt: skip
 
 
 class Beginnings:

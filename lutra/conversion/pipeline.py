@@ -492,36 +492,35 @@ def _tune(
     device = tune.device_of(options.device)
     original = tune.load(source, device)
 
-    def budget() -> int:
-        if device.type == "cuda":
-            return tune.MOST
-        with Model(untuned, threads=1, n_ctx=32, weights=False) as tokenizer:
-            length = piece_length(tokenizer)
-        return tune.affordable(
-            untuned, source, original, work.number(SECONDS, lambda: 0),
-            length=length, writes=options.tunes_with_own_text, threads=options.threads,
-        )  # fmt: skip
-
-    # Kept, as a step takes more or less time when the conversion goes on.
-    tokens = options.tune_tokens or int(work.number(f"tuning tokens {device.type}", budget))
+    limit = options.tune_tokens or tune.MOST
 
     def text() -> list[list[int]]:
         assert options.calibration_text
         with Model(untuned, threads=1, n_ctx=32, weights=False) as tokenizer, tune.reproducible(device):
+            length = piece_length(tokenizer)
+
+            def affordable(writing: float) -> int:
+                # Kept, as a step takes more or less time when the conversion goes on after a crash.
+                return int(work.number("tuning tokens", lambda: tune.affordable(
+                    untuned, source, original, tune.SHARE * work.number(SECONDS, lambda: 0),
+                    length=length, writing=writing, threads=options.threads,
+                )))  # fmt: skip
+
+            by_time = device.type == "cpu" and not options.tune_tokens
             if not options.tunes_with_own_text:
-                return read_pieces(options.calibration_text, tokenizer, tokens)
+                return read_pieces(options.calibration_text, tokenizer, affordable(0) if by_time else limit)
             if device.type == "cuda":
-                samples = NetworkSampling(network_of(source), original, length=piece_length(tokenizer))
+                samples = NetworkSampling(network_of(source), original, length=length)
                 return own_text.write_pieces(
-                    samples, tokenizer, tokens,
-                    seed=options.seed, at_once=own_text.ON_GPU, temperatures=[1],
-                )  # fmt: skip
+                    samples, tokenizer, limit, seed=options.seed, at_once=own_text.ON_GPU, temperatures=[1]
+                )
             model = _f16_model(work, source, codebooks, options, output)
             return own_text.write_on_cpu(
-                model, tokenizer, tokens, seed=options.seed, threads=options.threads, temperatures=[1]
-            )
+                model, tokenizer, limit, seed=options.seed, threads=options.threads, temperatures=[1],
+                affordable=affordable if by_time else None,
+            )  # fmt: skip
 
-    pieces = work.tokens_of(f"tuning-text-{device.type}-{tokens}", text)
+    pieces = work.tokens_of(f"tuning-text-{device.type}-{limit}", text)
     of = "that the model wrote" if options.tunes_with_own_text else f"of {options.calibration_text}"
     say(f"tuning with {sum(map(len, pieces))} tokens {of}, on {device.type}")
     tune.tune(

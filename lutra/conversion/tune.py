@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda")
 MOST = 1 << 22  # tokens to tune with: minutes on a GPU
 SHARE = 3  # of the calibration's time, which writing a text and tuning with it may take on CPUs
-WRITING = 0.5  # of a step's time, which writing its tokens takes there
 BATCH = 2048  # tokens of a step
 SHARDS = 4  # of a step on CPUs, side by side; fixed, so that sums do not depend on the number of threads
 WARM_UP = 5  # steps
@@ -87,23 +86,27 @@ def load(source: Source, device: torch.device) -> Weights:
 
 
 def affordable(
-    path: Path, source: Source, original: Weights, seconds: float, *, length: int, writes: bool, threads: int
+    path: Path,
+    source: Source,
+    original: Weights,
+    seconds: float,
+    *,
+    length: int,
+    writing: float,
+    threads: int,
 ) -> int:
-    """How many tokens to tune ``path`` with on CPUs, in sequences of ``length``, within SHARE * ``seconds``.
+    """How many tokens to tune ``path`` with on CPUs, in sequences of ``length``, within ``seconds``.
 
-    A step is taken and timed; nothing comes of it. ``writes``: the model writes the tokens first. Other
-    arguments, and errors, as for ``tune``.
+    A step is taken and timed; nothing comes of it. ``writing``: seconds that each token takes before, when
+    the model writes it. Other arguments, and errors, as for ``tune``.
     """
-    tokens = np.random.default_rng(0).integers(
-        len(original[EMBEDDING]), size=(max(1, BATCH // length), length)
-    )
+    size = max(1, BATCH // length), length
+    tokens = np.random.default_rng(0).integers(len(original[EMBEDDING]), size=size)
     with GGUFFile(path) as file:
-        per_token = _Tuning(file, source, original, 0, threads).seconds_per_token(tokens) * (
-            1 + WRITING * writes
-        )
-    steps = int(SHARE * seconds / (per_token * tokens.size))
+        per_token = writing + _Tuning(file, source, original, 0, threads).seconds_per_token(tokens)
+    steps = int(seconds / (per_token * tokens.size))
     chosen = min(max(steps, LOOKS) * tokens.size, MOST)
-    say(f"there is time to tune with {chosen} tokens: about {chosen * per_token / 60:.0f} minutes")
+    say(f"there is time to tune with {chosen} tokens: about {chosen * per_token / 60:.0f} minutes in all")
     return chosen
 
 

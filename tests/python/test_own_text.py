@@ -71,6 +71,26 @@ def test_content_needs_something_that_it_can_follow():
     assert list(own_text.dialogues(Model())) == [[[ord("Q")], [ord("?")]]]
 
 
+@pytest.mark.parametrize(("affordable", "count"), [(100, 10), (45, 4), (9, 0)])
+def test_time_may_decide_how_much_is_written(monkeypatch, affordable, count):
+    class Writes:
+        def write(self, writers, temperatures, seed, show):
+            return [[seed]] * len(writers)
+
+    monkeypatch.setattr(own_text, "piece_length", lambda _: 10)
+    monkeypatch.setattr(own_text, "Beginnings", lambda _: SimpleNamespace(endless=lambda *_: iter([])))
+    asked = []
+
+    def told(seconds):
+        asked.append(seconds)
+        return affordable
+
+    pieces = own_text.write_pieces(Writes(), None, 1000, seed=0, at_once=3, affordable=told)
+    assert len(pieces) == count
+    assert len(asked) == 1
+    assert asked[0] > 0
+
+
 def test_a_turn_without_an_end_is_cut(monkeypatch):
     monkeypatch.setattr(own_text, "TURN", 3)
     writer = own_text.writer(itertools.repeat([[1], [10]]), Vocabulary())

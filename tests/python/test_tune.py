@@ -271,17 +271,17 @@ def test_a_slower_day_does_not_change_how_many_tokens(tmp_path, monkeypatch):
 
 
 @pytest.mark.torch
-def test_the_budget_is_a_share_of_the_calibration(source, quantized, monkeypatch):
+def test_as_many_tokens_as_there_is_time_for(source, quantized, monkeypatch):
     monkeypatch.setattr(tune._Tuning, "seconds_per_token", lambda self, tokens: 0.01)
     original = weights_of(source)
 
-    def budget(seconds, writes):
-        return tune.affordable(quantized, source, original, seconds, length=256, writes=writes, threads=1)
+    def budget(seconds, writing):
+        return tune.affordable(quantized, source, original, seconds, length=256, writing=writing, threads=1)
 
-    assert budget(1000, False) == 2048 * int(tune.SHARE * 1000 / 20.48)
-    assert budget(1000, True) == 2048 * int(tune.SHARE * 1000 / 20.48 / (1 + tune.WRITING))
-    assert budget(0, True) == 2048 * tune.LOOKS
-    assert budget(1e9, True) == tune.MOST
+    assert budget(1000, 0) == 2048 * int(1000 / 20.48)
+    assert budget(1000, 0.005) == 2048 * int(1000 / 30.72)
+    assert budget(0, 0) == 2048 * tune.LOOKS
+    assert budget(1e9, 0) == tune.MOST
 
 
 @pytest.mark.torch
