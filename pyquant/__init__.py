@@ -2,5 +2,6 @@
 """Learning codebooks and encoding weights with them."""
 
 from pyquant.codebook import encode, learn
+from pyquant.layers import encode_layers, in_order, learn_second
 
-__all__ = ["encode", "learn"]
+__all__ = ["encode", "encode_layers", "in_order", "learn", "learn_second"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gguf_tools.errors import LutraError
 from gguf_tools.installed import library
 
-ABI = 2  # of quant.h; both go up together when a function that is called here changes
+ABI = 3  # of quant.h; both go up together when a function that is called here changes
 INTERFACE = """
     int lutra_quant_abi(void);
     enum lutra_status { LUTRA_DONE, LUTRA_NO_MEMORY, LUTRA_REFUSED };
@@ -37,11 +37,21 @@ INTERFACE = """
                                            const float *w, int scales, const float *scale, int step,
                                            int tries, int threads, uint8_t *levels, uint16_t *selectors,
                                            uint16_t *d);
+    enum lutra_status lutra_layer_learn(const struct lutra_shape *, int64_t rows, int64_t k, const float *w,
+                                        const float *importance, const int8_t *first,
+                                        const uint16_t *selectors, const uint16_t *d, int threads,
+                                        int8_t *library);
+    enum lutra_status lutra_layer_encode(const struct lutra_shape *, int64_t rows, int64_t k, const float *w,
+                                         const float *importance, const int8_t *first,
+                                         const uint16_t *selectors, const uint16_t *d, const int8_t *library,
+                                         int threads, uint8_t *codes, double *error);
     enum lutra_status lutra_pack(const struct lutra_shape *, int64_t rows, int64_t k, const uint8_t *codes,
                                  const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips);
+    enum lutra_status lutra_pack_second(const struct lutra_shape *, int64_t rows, int64_t k,
+                                        const uint8_t *codes, int threads, uint8_t *second);
     struct lutra_group_form { float form[32][32], factor[32][32], weight[32][2], inverse[32][32]; };
     enum lutra_status lutra_gptq(const struct lutra_shape *, int64_t rows, int64_t k, const float *w,
-                                 const struct lutra_group_form *, const float *coupling,
+                                 const int8_t *first, const struct lutra_group_form *, const float *coupling,
                                  const int8_t *library, const float *d, bool again, int threads,
                                  uint8_t *codes, uint16_t *selectors, double *loss);
     enum lutra_status lutra_look_up(const struct lutra_shape *, int64_t rows, int64_t k,

@@ -57,8 +57,14 @@ class Shape:
 
     @classmethod
     def of(cls, fmt: CBFormat) -> Shape:
-        """The shape of a frozen format."""
+        """The shape of a frozen format; of a layered one, that of its first layer."""
         return cls(fmt.bits, fmt.pair, fmt.sb)
+
+    @classmethod
+    def of_second(cls, fmt: CBFormat) -> Shape:
+        """The shape of the second layer of a layered format."""
+        assert fmt.second
+        return cls(fmt.second.bits, fmt.second.pair, fmt.sb)
 
     @property
     def library_shape(self) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from gguf_tools.formats.family import GROUP, TABLES, CBFormat
 from pyquant._native import check, native, pointer, thread_count
 from pyquant.arguments import Shape, check_matrix, read_rows
 from pyquant.codebook import pack
+from pyquant.layers import pack_second
 
 _LARGEST = 127  # entry
 _NOTHING = 2.0**-10  # a scale whose entries are zeros
@@ -114,12 +115,13 @@ def codes_of(levels: NDArray[np.uint8], fmt: CBFormat) -> list[NDArray[np.uint8]
     return found
 
 
-def encode_bipolar(w: NDArray[Any], fmt: CBFormat, *, threads: int | None = None) -> NDArray[np.uint8]:
-    """Rows as strips, uint8 (n * fmt.row_bytes(k),); their library is that of ``libraries``.
+def encode_bipolar(w: NDArray[Any], fmt: CBFormat, *, threads: int | None = None) -> list[NDArray[np.uint8]]:
+    """Rows as strips and the codes of a second layer, as ``encode_layers``; with the ``libraries`` above.
 
     ``w``: float32 (n, k), n a multiple of 8. Super-blocks that are odd integers of n bits times a scale of
     half precision lose nothing. Raises ValueError as ``encode_levels`` does.
     """
     levels, selectors, d = encode_levels(w, bits_of(fmt), Shape.of(fmt), threads=threads)
-    (codes,) = codes_of(levels, fmt)
-    return pack(codes, selectors, d, fmt, threads=threads)
+    first, *second = codes_of(levels, fmt)
+    strips = pack(first, selectors, d, fmt, threads=threads)
+    return [strips, *(pack_second(codes, fmt, threads=threads) for codes in second)]

@@ -105,12 +105,12 @@ def encode(
     importance: NDArray[Any] | None = None,
     threads: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Encode rows into strips.
+    """Encode rows into strips; of a layered format, into its first layer (``layers`` has the second).
 
     ``w``: float32 (n, k), n a multiple of 8. ``library``: int8, ``fmt.library_shape``. ``importance``:
     as for ``learn``. How the rows of a tensor are divided over calls does not change the result.
 
-    Returns uint8 (n * fmt.row_bytes(k),). Raises ValueError as ``learn`` does.
+    Returns uint8, the bytes of whole rows. Raises ValueError as ``learn`` does.
     """
     shape = Shape.of(fmt)
     _check_strips(len(w))
@@ -126,14 +126,14 @@ def pack(
     *,
     threads: int | None = None,
 ) -> NDArray[np.uint8]:
-    """The result of ``encode_shape`` as strips, uint8 (n * fmt.row_bytes(k),).
+    """The result of ``encode_shape`` as strips, uint8, the bytes of whole rows.
 
     Raises ValueError for rows that are no whole strips, and for codes and selectors that do not exist.
     """
     shape = Shape.of(fmt)
     n, k = check_codes(codes, selectors, d, shape)
     _check_strips(n)
-    strips = np.empty(n * fmt.row_bytes(k), np.uint8)
+    strips = np.empty(n // ROWS * fmt.block_bytes * (k // fmt.sb), np.uint8)
     check(native().lutra_pack(
         shape.native(), n, k, pointer(codes, "uint8_t"), pointer(selectors, "uint16_t"),
         pointer(d, "uint16_t"), thread_count(threads), pointer(strips, "uint8_t"),
@@ -191,34 +191,49 @@ def decode_shape(
     return (entries.reshape(n, -1, shape.sb) * d.astype(np.float32)[..., None]).reshape(n, -1)
 
 
+def look_up(
+    codes: NDArray[np.uint8],
+    selectors: NDArray[np.uint16],
+    d: NDArray[Any],
+    entries: NDArray[Any],
+    shape: Shape,
+) -> NDArray[np.float32]:
+    """The weights if ``entries``, which need not be int8, were the library, and ``d`` the scales; (n, k)."""
+    n, k = len(codes), codes.shape[1] * shape.pair
+    w = np.empty((n, k), np.float32)
+    check(native().lutra_look_up(
+        shape.native(), n, k, pointer(np.ascontiguousarray(entries, np.float32), "float"),
+        pointer(np.ascontiguousarray(codes), "uint8_t"), pointer(np.ascontiguousarray(selectors), "uint16_t"),
+        pointer(np.ascontiguousarray(d, np.float32), "float"), pointer(w, "float"),
+    ), f"decoding {w.size} weights")  # fmt: skip
+    return w
+
+
 def _check_strips(n: int) -> None:
     if n % ROWS:
         raise ValueError(f"{n} rows: strips need a multiple of {ROWS}")
 
 
+def runs(n: int, k: int) -> list[slice]:
+    """The rows of a sample: all of them when they fit, evenly spread runs as long as a strip otherwise."""
+    wanted = min(n, max(1, SAMPLE // k))
+    if wanted == n:
+        return [slice(0, n)]
+    run = min(ROWS, wanted)
+    starts = np.unique(np.linspace(0, n - run, -(-wanted // run)).astype(np.int64))
+    return [slice(start, start + run) for start in starts.tolist()]
+
+
 def _sample(
     rows: Rows | NDArray[Any], shape: Shape, importance: NDArray[np.float32] | None, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Super-blocks to learn from in random order, (blocks, sb), and their importances.
-
-    Whole strips of rows, all of them when they fit and evenly spread ones otherwise.
-    """
+    """Super-blocks to learn from in random order, (blocks, sb), and their importances."""
     n, k = rows.shape
-    wanted = min(n, max(1, SAMPLE // k))
-    run = min(ROWS, wanted)
-    starts = (
-        np.unique(np.linspace(0, n - run, -(-wanted // run)).astype(np.int64))
-        if wanted < n
-        else np.array([0])
-    )
-    run = run if wanted < n else n
     pieces, weights = [], []
-    for start in starts.tolist():
-        stop = start + run
-        w = read_rows(rows, start, stop)
-        pieces.append(w.reshape(-1, shape.sb))
+    for run in runs(n, k):
+        pieces.append(read_rows(rows, run.start, run.stop).reshape(-1, shape.sb))
         if importance is not None:
-            expert = np.arange(start, stop) // (n // len(importance))
+            expert = np.arange(run.start, run.stop) // (n // len(importance))
             weights.append(importance[expert].reshape(-1, shape.sb))
     order = rng.permutation(sum(len(p) for p in pieces))
     sample = np.concatenate(pieces)[order]

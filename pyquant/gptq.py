@@ -10,15 +10,18 @@ The library is learned, and refitted by least squares to codes of that pass, on 
 library, rows are independent of each other, and so are column blocks, between which the Hessian is taken to
 be zero: they are encoded piece by piece, and memory is bounded whatever the size of the matrix.
 
+The second layer of a layered format is the same problem again, for what the first leaves: its selectors and
+scales are the first's, so that a pass finds codes only.
+
 Weights are visited in order of their input's energy, group after group, largest first; the two weights of
 a pair are neighbours in that order. Only the order of work changes, not the place of a weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,7 +32,8 @@ from threadpoolctl import threadpool_limits
 from gguf_tools.formats.family import GROUP, CBFormat
 from pyquant._native import check, ffi, native, pointer, thread_count
 from pyquant.arguments import Rows, Shape, check_library, check_matrix, read_rows
-from pyquant.codebook import encode_shape, learn_shape, pack
+from pyquant.codebook import encode_shape, learn_shape, look_up, pack
+from pyquant.layers import First, encode_layer, learn_layer, limits, pack_second, reaching
 
 DAMPING = 0.3  # of the mean diagonal: what the calibration text does not show counts in other texts
 WIDEST = 4096  # columns of a Hessian
@@ -39,12 +43,18 @@ SLICE = 256  # rows per call of BLAS
 CG_STEPS = {1: 5, 2: 8}  # of conjugate gradients per refit, by weights per code: pairs have more entries
 ROUNDS = 1
 
-MEMBERS = ((3, 1), (4, 1), (4, 2))  # bits, weights per code: those that native/gptq.c has loops for
+MEMBERS = (
+    (3, 1),
+    (4, 1),
+    (4, 2),
+    (5, 2),
+)  # bits, weights per code: first layers that native/gptq.c has loops for
 TINY = float(np.finfo(np.float32).tiny)
 
 Array = NDArray[np.float32]
 Array64 = NDArray[np.float64]
 T = TypeVar("T")
+Number = TypeVar("Number", np.float32, np.int8)
 
 _GROUP_FORM = np.dtype(
     [
@@ -58,9 +68,10 @@ _GROUP_FORM = np.dtype(
 
 @dataclass
 class Encoded:
-    """A matrix as codes, selectors, scales and library.
+    """A matrix as codes, selectors, scales and library; ``second``: codes and library of a second layer.
 
-    ``loss``: sum of e H e^T relative to w H w^T, which is ``energy``, after GPTQ and after every round.
+    ``loss``: sum of e H e^T relative to w H w^T, which is ``energy``, after GPTQ and after every round, layer
+    after layer.
     """
 
     fmt: CBFormat
@@ -70,15 +81,31 @@ class Encoded:
     library: NDArray[np.int8]
     loss: list[float]
     energy: float
+    second: tuple[NDArray[np.uint8], NDArray[np.int8]] | None = None
 
     def weights(self, rows: slice = slice(None)) -> Array:
         """What it stands for, float32 (n, k); of some rows only, if wanted."""
-        part = _Codes(self.fmt, self.codes[rows], self.selectors[rows], self.d[rows])
-        return part.look_up(self.library)
+        selectors, d = self.selectors[rows], self.d[rows]
+        w = look_up(self.codes[rows], selectors, d, self.library, Shape.of(self.fmt))
+        if self.second:
+            codes, library = self.second
+            w += look_up(codes[rows], selectors, d, library, Shape.of_second(self.fmt))
+        return w
 
-    def strips(self, threads: int | None = None) -> NDArray[np.uint8]:
-        """The bytes of the tensor but for its library."""
-        return pack(self.codes, self.selectors, self.d, self.fmt, threads=threads)
+    def first(self, rows: slice | NDArray[np.intp]) -> First:
+        """Some rows of the first layer."""
+        part = self.codes[rows], self.selectors[rows], self.d[rows]
+        return First.of(*part, self.library, Shape.of(self.fmt))
+
+    @property
+    def libraries(self) -> list[NDArray[np.int8]]:
+        """Of each layer."""
+        return [self.library, self.second[1]] if self.second else [self.library]
+
+    def layers(self, threads: int | None = None) -> list[NDArray[np.uint8]]:
+        """The bytes of each layer but for its library: strips, and the codes of a second one."""
+        strips = pack(self.codes, self.selectors, self.d, self.fmt, threads=threads)
+        return [strips, pack_second(self.second[0], self.fmt, threads=threads)] if self.second else [strips]
 
 
 def column_blocks(k: int, fmt: CBFormat) -> list[slice]:
@@ -97,14 +124,14 @@ def quantize(
     seed: int = 0,
     threads: int | None = None,
     row_weight: Array | None = None,
-    library: NDArray[np.int8] | None = None,
+    libraries: Sequence[NDArray[np.int8]] = (),
 ) -> Encoded:
     """The matrix ``w`` (n, k) in ``fmt``, close under ``hessian``.
 
     ``hessian``: float32 (k, k); for k over WIDEST, (blocks, b, b), the Hessians of ``column_blocks(k, fmt)``,
     the last with zeros beyond k; for experts whose rows follow each other, one of these for each of them,
     (experts, k, k) or (experts, blocks, b, b). ``row_weight`` float32 (n,): how much the errors of each row
-    count when the library is learned. ``library``: one that is there already, int8 of ``fmt.library_shape``.
+    count when libraries are learned. ``libraries``: those of each layer, if they are there already.
 
     The result does not depend on ``threads``. Memory beside ``w``, the Hessians and the result: 12 bytes for
     each weight of the sample, 24 for each weight of a slab, and 36 b^2 bytes while a Hessian is factored.
@@ -116,13 +143,31 @@ def quantize(
         raise ValueError(f"{rounds} rounds: needed 0 or more")
     with threadpool_limits(1, user_api="blas"):
         problem = _Problem.of(w, hessian, fmt)
-        pieces: Pieces = {}
-        if library is None:
-            library, pieces = _learn_library(problem, row_weight, rounds, seed, threads)
-        return _encode(problem, check_library(library, Shape.of(fmt)), pieces, rounds, threads)
+        encoded = _learn_and_encode(problem, libraries[:1], row_weight, rounds, seed, threads)
+        if fmt.second:
+            rest = replace(problem, shape=Shape.of_second(fmt), first=encoded)
+            second = _learn_and_encode(rest, libraries[1:], row_weight, rounds, seed, threads)
+            encoded.second = second.codes, second.library
+            encoded.loss += [loss * encoded.loss[-1] for loss in second.loss]
+        return encoded
 
 
-def learn_library(
+def _learn_and_encode(
+    p: _Problem,
+    library: Sequence[NDArray[np.int8]],
+    row_weight: Array | None,
+    rounds: int,
+    seed: int,
+    threads: int,
+) -> Encoded:
+    """A layer with its ``library``, which is learned if there is none."""
+    if library:
+        return _encode(p, check_library(library[0], p.shape), {}, rounds, threads)
+    learned, pieces = _learn_library(p, row_weight, rounds, seed, threads)
+    return _encode(p, learned, pieces, rounds, threads)
+
+
+def learn_libraries(
     w: NDArray[Any] | Rows,
     hessian: NDArray[Any],
     fmt: CBFormat,
@@ -130,11 +175,17 @@ def learn_library(
     rounds: int = ROUNDS,
     seed: int = 0,
     threads: int | None = None,
-) -> NDArray[np.int8]:
-    """The library that ``quantize`` would learn, for a matrix of which ``w`` is a part. Raises as it does."""
+) -> list[NDArray[np.int8]]:
+    """What ``quantize`` would learn for a matrix of which ``w`` is a part. Raises as it does."""
     threads = thread_count(threads)
     with threadpool_limits(1, user_api="blas"):
-        return _learn_library(_Problem.of(w, hessian, fmt), None, rounds, seed, threads)[0]
+        problem = _Problem.of(w, hessian, fmt)
+        library, pieces = _learn_library(problem, None, rounds, seed, threads)
+        if not fmt.second:
+            return [library]
+        first = _encode(problem, library, pieces, rounds, threads)
+        rest = replace(problem, shape=Shape.of_second(fmt), first=first)
+        return [library, _learn_library(rest, None, rounds, seed, threads)[0]]
 
 
 # ---- matrices, the same bits for any number of threads -------------------------------------
@@ -165,10 +216,12 @@ class _Problem:
     """A matrix, and the Hessian of every expert and column block."""
 
     fmt: CBFormat
+    shape: Shape  # of the layer
     w: NDArray[Any] | Rows
     hessian: Array  # (experts, blocks, b, b)
     blocks: list[slice]
     mean: float  # of all diagonals
+    first: Encoded | None = None  # for a second layer
 
     @classmethod
     def of(cls, w: NDArray[Any] | Rows, hessian: NDArray[Any], fmt: CBFormat) -> _Problem:
@@ -189,10 +242,15 @@ class _Problem:
         if not all(np.isfinite(h).all() for h in hessian.reshape(-1, b, b)) or diagonals.min() < 0:
             raise ValueError("Hessian is not finite, or has a negative diagonal")
         mean = float(diagonals.sum(dtype=np.float64)) / (experts * k)
-        return cls(fmt, w, hessian, blocks, mean if mean >= TINY else 1.0)
+        return cls(fmt, shape, w, hessian, blocks, mean if mean >= TINY else 1.0)
 
-    def read(self, rows: slice) -> Array:
-        return read_rows(self.w, rows.start, rows.stop)
+    def read(self, rows: slice) -> tuple[Array, First | None]:
+        """The weights of some rows; for a second layer, what the first leaves of them."""
+        w = read_rows(self.w, rows.start, rows.stop)
+        if self.first is None:
+            return w, None
+        first = self.first.first(rows)
+        return first.rest(w), first
 
     def experts(self) -> list[slice]:
         """The rows of each."""
@@ -229,7 +287,7 @@ class Order:
         weights = np.stack([first + i * (GROUP // shape.pair) for i in range(shape.pair)], axis=-1)
         return cls(groups, points, weights.reshape(-1))
 
-    def columns(self, w: Array) -> Array:
+    def columns(self, w: NDArray[Number]) -> NDArray[Number]:
         """The columns of a matrix in this order."""
         return np.ascontiguousarray(w[:, self.weights])
 
@@ -309,26 +367,17 @@ def _descent(h: Array, order: Order, shape: Shape) -> tuple[NDArray[Any], Array]
 
 @dataclass
 class _Codes:
-    """Codes, selectors and scales of a piece of a matrix."""
+    """Codes, selectors and scales of a piece of a matrix; ``first``: of its first layer, for a second."""
 
-    fmt: CBFormat
+    shape: Shape
     codes: NDArray[np.uint8]
     selectors: NDArray[np.uint16]
     d: NDArray[np.float16]
+    first: First | None
 
     def look_up(self, entries: NDArray[Any], d: NDArray[Any] | None = None) -> Array:
         """The weights if ``entries`` were the library (and ``d`` the scales), float32 (n, k)."""
-        n, k = len(self.codes), self.codes.shape[1] * self.fmt.pair
-        w = np.empty((n, k), np.float32)
-        entries = np.ascontiguousarray(entries, np.float32)
-        scales = np.ascontiguousarray(self.d if d is None else d, np.float32)
-        check(native().lutra_look_up(
-            Shape.of(self.fmt).native(), n, k, pointer(entries, "float"),
-            pointer(np.ascontiguousarray(self.codes), "uint8_t"),
-            pointer(np.ascontiguousarray(self.selectors), "uint16_t"),
-            pointer(scales, "float"), pointer(w, "float"),
-        ), f"decoding {w.size} weights")  # fmt: skip
-        return w
+        return look_up(self.codes, self.selectors, self.d if d is None else d, entries, self.shape)
 
     def sum_entries(self, x: Array, library_shape: tuple[int, ...], threads: int) -> Array64:
         """The transpose of ``look_up``: what every entry gets of x (n, k)."""
@@ -337,7 +386,7 @@ class _Codes:
         def part(rows: slice) -> Array64:
             sums = np.zeros(library_shape)
             check(native().lutra_sum_entries(
-                Shape.of(self.fmt).native(), len(x[rows]), x.shape[1], pointer(x[rows], "float"),
+                self.shape.native(), len(x[rows]), x.shape[1], pointer(x[rows], "float"),
                 pointer(self.codes[rows], "uint8_t"), pointer(self.selectors[rows], "uint16_t"),
                 pointer(scales[rows], "float"), pointer(sums, "double"),
             ), f"summing {x.size} weights")  # fmt: skip
@@ -358,13 +407,23 @@ class _Piece:
 
     @classmethod
     def nearest(
-        cls, w: Array, h: Array, order: Order, library: NDArray[np.int8], fmt: CBFormat, threads: int
+        cls,
+        w: Array,
+        first: First | None,
+        h: Array,
+        order: Order,
+        library: NDArray[np.int8],
+        shape: Shape,
+        threads: int,
     ) -> _Piece:
         """Weight by weight, the Hessian's diagonal as importance."""
-        codes, selectors, d, _ = encode_shape(
-            w, library, Shape.of(fmt), importance=np.diag(h), threads=threads
-        )
-        return cls(w, h, order, _Codes(fmt, codes, selectors, d))
+        diagonal = np.ascontiguousarray(np.diag(h))
+        if first is None:
+            codes, selectors, d, _ = encode_shape(w, library, shape, importance=diagonal, threads=threads)
+        else:
+            codes, _ = encode_layer(w, first, library, shape, importance=diagonal, threads=threads)
+            selectors, d = first.selectors, first.d
+        return cls(w, h, order, _Codes(shape, codes, selectors, d, first))
 
     def encode(
         self, terms: tuple[NDArray[Any], Array], library: NDArray[np.int8], *, again: bool, threads: int
@@ -374,11 +433,12 @@ class _Piece:
         m, order = self.state, self.order
         work = order.columns(self.w)
         n, k = work.shape
-        d = np.repeat(m.d.astype(np.float32), m.fmt.sb // GROUP, axis=1)[:, order.groups]
+        d = np.repeat(m.d.astype(np.float32), m.shape.sb // GROUP, axis=1)[:, order.groups]
         codes, selectors = order.apply(m.codes, m.selectors)
+        first = order.columns(m.first.entries) if m.first else None
         loss = np.empty(n)
         check(native().lutra_gptq(
-            Shape.of(m.fmt).native(), n, k, pointer(work, "float"),
+            m.shape.native(), n, k, pointer(work, "float"), pointer(first, "int8_t"),
             ffi.from_buffer("struct lutra_group_form[]", forms), pointer(coupling, "float"),
             pointer(library, "int8_t"), pointer(np.ascontiguousarray(d), "float"), again, threads,
             pointer(codes, "uint8_t"), pointer(selectors, "uint16_t"), pointer(loss, "double"),
@@ -387,10 +447,15 @@ class _Piece:
         self.losses.append(float(loss.sum()))
 
     def refit_scales(self, library: NDArray[np.int8], threads: int) -> None:
-        """The scales of each row by least squares; those that would vanish stay as they are."""
+        """The scales of each row by least squares; those that would vanish stay as they are.
+
+        A second layer has those of the first.
+        """
         m = self.state
+        if m.first:
+            return
         n, k = self.w.shape
-        sb = m.fmt.sb
+        sb = m.shape.sb
         q = m.look_up(library, np.ones(m.d.shape, np.float32))
         left = np.empty((n, k // sb, k // sb))
         right = (multiply(self.w, self.h, threads) * q).reshape(n, -1, sb).sum(axis=2, dtype=np.float64)
@@ -416,11 +481,10 @@ def _encode(
 ) -> Encoded:
     """``pieces``: what the sample became, by expert and block, if it is the whole matrix; else none."""
     n, k = p.w.shape
-    fmt = p.fmt
-    shape = Shape.of(fmt)
-    codes = np.empty((n, k // fmt.pair), np.uint8)
+    shape = p.shape
+    codes = np.empty((n, k // shape.pair), np.uint8)
     selectors = np.empty((n, k // GROUP), np.uint16)
-    d = np.empty((n, k // fmt.sb), np.float16)
+    d = np.empty((n, k // shape.sb), np.float16)
     losses = np.zeros(1 + rounds)
     total = 0.0
     for expert, own in enumerate(p.experts()):
@@ -435,8 +499,11 @@ def _encode(
                 if pieces:
                     piece = pieces[expert, block]
                 else:
-                    w = np.ascontiguousarray(p.read(rows)[:, columns])
-                    piece = _Piece.nearest(w, h, order, library, fmt, threads)
+                    w, first = p.read(rows)
+                    piece = _Piece.nearest(
+                        np.ascontiguousarray(w[:, columns]), first and first.part(slice(None), columns),
+                        h, order, library, shape, threads,
+                    )  # fmt: skip
                     piece.encode(forward, library, again=False, threads=threads)
                     for _ in range(rounds):
                         piece.refit_scales(library, threads)
@@ -444,10 +511,10 @@ def _encode(
                 losses += piece.losses
                 total += float(np.vdot(multiply(piece.w, h, threads), piece.w))
                 m = piece.state
-                codes[rows, columns.start // fmt.pair : columns.stop // fmt.pair] = m.codes
+                codes[rows, columns.start // shape.pair : columns.stop // shape.pair] = m.codes
                 selectors[rows, columns.start // GROUP : columns.stop // GROUP] = m.selectors
-                d[rows, columns.start // fmt.sb : columns.stop // fmt.sb] = m.d
-    return Encoded(fmt, codes, selectors, d, library, (losses / (total or 1.0)).tolist(), total * p.mean)
+                d[rows, columns.start // shape.sb : columns.stop // shape.sb] = m.d
+    return Encoded(p.fmt, codes, selectors, d, library, (losses / (total or 1.0)).tolist(), total * p.mean)
 
 
 # ---- the library ---------------------------------------------------------------------------
@@ -477,15 +544,25 @@ def _learn_library(
     p: _Problem, row_weight: Array | None, rounds: int, seed: int, threads: int
 ) -> tuple[NDArray[np.int8], Pieces]:
     """The library, and the pieces of the sample by expert and block if it is the whole matrix."""
-    shape = Shape.of(p.fmt)
+    shape = p.shape
     rows, weight = _sample(p, row_weight)
-    w = np.concatenate([p.read(slice(r, r + 1)) for r in rows])
+    w = np.concatenate([read_rows(p.w, r, r + 1) for r in rows])
+    first = None
+    if p.first:
+        first = p.first.first(rows)
+        w = first.rest(w)
     expert = rows // (p.w.shape[0] // len(p.hessian))
     diagonal = np.empty((len(p.hessian), w.shape[1]), np.float32)
     for e in range(len(diagonal)):
         for b, columns in enumerate(p.blocks):
             diagonal[e, columns] = np.diag(p.damped(e, b))
-    library = learn_shape(w, shape, importance=weight[:, None] * diagonal[expert], seed=seed, threads=threads)
+    importance = weight[:, None] * diagonal[expert]
+    if p.first and first:
+        library = learn_layer(
+            w, first, p.first.library, shape, importance=np.maximum(importance, 1e-4), threads=threads
+        )
+    else:
+        library = learn_shape(w, shape, importance=importance, seed=seed, threads=threads)
     pieces: Pieces = {}
     weights = []
     for e in np.unique(expert).tolist():
@@ -493,12 +570,15 @@ def _learn_library(
         for b, columns in enumerate(p.blocks):
             h = p.damped(e, b)
             order = Order.by_energy(diagonal[e, columns], shape)
-            piece = _Piece.nearest(np.ascontiguousarray(w[own, columns]), h, order, library, p.fmt, threads)
+            piece = _Piece.nearest(
+                np.ascontiguousarray(w[own, columns]), first and first.part(own, columns),
+                h, order, library, shape, threads,
+            )  # fmt: skip
             piece.encode(_forward(h, order, shape), library, again=False, threads=threads)
             pieces[e, b] = piece
             weights.append(weight[own, None])
     for _ in range(rounds):
-        library = _refit_library(list(pieces.values()), weights, library, threads)
+        library = _refit_library(list(pieces.values()), weights, library, p.first, threads)
         for piece in pieces.values():
             piece.refit_scales(library, threads)
             piece.encode(_descent(piece.h, piece.order, shape), library, again=True, threads=threads)
@@ -510,7 +590,11 @@ def _image(piece: _Piece, direction: Array64, threads: int) -> Array:
 
 
 def _refit_library(
-    pieces: list[_Piece], row_weights: list[Array], library: NDArray[np.int8], threads: int
+    pieces: list[_Piece],
+    row_weights: list[Array],
+    library: NDArray[np.int8],
+    first: Encoded | None,
+    threads: int,
 ) -> NDArray[np.int8]:
     """Entries by least squares, a few steps of conjugate gradients; kept if better when rounded to int8."""
     both = list(zip(pieces, row_weights, strict=True))
@@ -525,7 +609,9 @@ def _refit_library(
 
     entries = library.astype(np.float64)
     rest = sums(lambda p: multiply(p.w - p.state.look_up(library), p.h, threads))
-    diagonal = sums(lambda p: np.repeat(p.state.d.astype(np.float32), p.state.fmt.sb, axis=1) * np.diag(p.h))
+    diagonal = sums(
+        lambda p: np.repeat(p.state.d.astype(np.float32), p.state.shape.sb, axis=1) * np.diag(p.h)
+    )
     ridge = 1e-3 * diagonal.mean()
     precondition = 1.0 / (diagonal + ridge)
     direction = precondition * rest
@@ -541,5 +627,11 @@ def _refit_library(
         z = precondition * rest
         last, size = size, float(np.vdot(rest, z))
         direction = z + size / last * direction
-    rounded = np.clip(np.rint(entries), -127, 127).astype(np.int8)
+    rounded = np.rint(entries)
+    for m in (piece.state for piece in pieces):
+        if m.first:  # no code may be left with a sum that an int8 does not hold
+            rounded = np.clip(rounded, *limits(m.codes, m.first, m.shape))
+    rounded = np.clip(rounded, -127, 127).astype(np.int8)
+    if first:
+        rounded = reaching(rounded, first.library)
     return rounded if loss(rounded) < loss(library) else library

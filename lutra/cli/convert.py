@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 EPILOG = """\
 SRC is a Hugging Face directory, ORG/MODEL of its hub (fetched into the hub's cache; of GGUF files too, and
 ORG/MODEL:TYPE chooses), or a GGUF of F32, F16, BF16 or Q8_0.
-T is cb2, cb3 or cb4 (codebooks of 2.3, 3.3 and 4.3 bits per weight), f16, bf16, or any type of
-llama-quantize in lower case, which then does the work. cb2_m, cb3_m and cb4_m give a few small matrices more.
+T is cb2, cb25, cb3, cb4, cb5 or cb6 (codebooks of 2.3, 2.8, 3.3, 4.3, 5.3 and 6.3 bits per weight), f16,
+bf16, or any type of llama-quantize in lower case, which then does the work. cb2_m, cb25_m, cb3_m and cb4_m
+give a few small matrices more. cb5 and cb6 are cb4 with a second layer of codes.
 
 Targets choose the type of each tensor. A sample of it is encoded in every type, and what such errors cost is
 measured on a part of the calibration text. --target-bpw and --target-size take the types of least loss,
@@ -33,8 +34,8 @@ the loss, with --for the fastest there: pi5, graviton3, graviton4 (modelled), he
 on text that was kept aside; where a bound is overshot, types change and are converted again. That takes a few
 minutes; --tensor-type and the like stay in force, --dry-run prints the plan only.
 
-The token embeddings and the output matrix get more bits: cb4 with cb2 and cb3, q6_k with cb4 if their rows
-allow it; --pure gives every matrix T. Tensors that cannot be a codebook (rows not a multiple of 64, not a
+The token embeddings and the output matrix get more bits: cb4 with cb2, cb25 and cb3, cb6 with cb4 and cb5;
+--pure gives every matrix T. Tensors that cannot be a codebook (rows not a multiple of 64, not a
 multiple of 8 rows) become Q8_0, vectors stay F32; --dry-run shows what each tensor would become.
 
 Codebooks are calibrated: the model computes a text while they are made. --calibration replaces the text that

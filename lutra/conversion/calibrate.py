@@ -30,6 +30,7 @@ from lutra.conversion.targets import encode, targets
 from lutra.conversion.text import TOKENS
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime.matmul_inputs import Capture, MatmulInputs, bytes_needed
+from pyquant import in_order
 from pyquant.gptq import SLAB, column_blocks
 
 SMALL = 1 << 25  # weights of a model that is done in a minute with twice as many, and a second round
@@ -194,7 +195,7 @@ def _encoded(
         for p in group
     )
     for encoded in jobs.run(encode, calls, at_once=min(footprint.at_once, len(group))):
-        yield [encoded.strips(threads), encoded.library], encoded.loss[-1]
+        yield in_order([encoded.layers(threads)], encoded.libraries), encoded.loss[-1]
 
 
 def _problem(

@@ -17,7 +17,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.formats.family import ROWS, CBFormat
 from lutra.conversion.plan import Planned
 from lutra.runtime import quantize
-from pyquant import encode, learn
+from pyquant import encode_layers, in_order, learn, learn_second
 from pyquant.bipolar import encode_bipolar, libraries
 from pyquant.exact import encode_exact, grids
 
@@ -75,20 +75,22 @@ def codebook(
     *,
     threads: int,
 ) -> list[NDArray[Any]]:
-    """A tensor of a codebook type in pieces; the library, learned from the whole tensor, comes last.
+    """A tensor of a codebook type in pieces, in their order; its libraries are learned from the whole tensor.
 
     ``importance`` as ``Matrix.blocks`` takes it. Raises LutraError with ``name`` for weights that cannot be
     encoded.
     """
     try:
-        library = learn(matrix, fmt, importance=importance, seed=seed, threads=threads)
-        strips = [
-            encode(rows, library, fmt, importance=weights, threads=threads)
+        learned = [learn(matrix, fmt, importance=importance, seed=seed, threads=threads)]
+        if fmt.second:
+            learned.append(learn_second(matrix, learned[0], fmt, importance=importance, threads=threads))
+        pieces = [
+            encode_layers(rows, learned, fmt, importance=weights, threads=threads)
             for rows, weights in matrix.blocks(importance)
         ]
     except ValueError as error:
         raise LutraError(f"tensor {name!r}: {error}") from None
-    return [*strips, library]
+    return in_order(pieces, learned)
 
 
 def is_exact(matrix: Matrix, fmt: CBFormat, threads: int) -> bool:
@@ -116,12 +118,12 @@ def encode_exactly(name: str, matrix: Matrix, fmt: CBFormat, threads: int) -> li
 
 
 def bipolar(name: str, matrix: Matrix, fmt: CBFormat, threads: int) -> list[NDArray[Any]]:
-    """A tensor whose tables are odd integers times scales, in pieces; the library comes last."""
+    """A tensor whose tables are odd integers times scales, in pieces, in their order."""
     try:
-        strips = [encode_bipolar(rows, fmt, threads=threads) for rows, _ in matrix.blocks(None)]
+        pieces = [encode_bipolar(rows, fmt, threads=threads) for rows, _ in matrix.blocks(None)]
     except ValueError as error:
         raise LutraError(f"tensor {name!r}: {error}") from None
-    return [*strips, *libraries(fmt)]
+    return in_order(pieces, libraries(fmt))
 
 
 def stock(p: Planned, importance: NDArray[np.float32] | None, threads: int) -> Iterator[NDArray[np.uint8]]:

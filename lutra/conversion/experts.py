@@ -21,6 +21,7 @@ from lutra.conversion.plan import Planned
 from lutra.conversion.statistics import Array, Statistics
 from lutra.conversion.targets import encode, learn, targets
 from lutra.runtime.matmul_inputs import MatmulInputs
+from pyquant import in_order
 from pyquant.gptq import SAMPLE, column_blocks
 
 
@@ -87,30 +88,30 @@ def encode_divided(
     experts: Experts, group: Sequence[Planned], footprint: Footprint, jobs: Jobs, rounds: int, seed: int
 ) -> Iterator[tuple[list[NDArray[Any]], float]]:
     """The bytes of each stack in ``group``, which have the same inputs, in parts, and its loss."""
-    libraries = _learned(experts, group, footprint, jobs, rounds, seed)
+    learned = _learned(experts, group, footprint, jobs, rounds, seed)
 
     def calls() -> Iterator[tuple[Any, ...]]:
         for expert in range(footprint.experts):
             hessian, correction = experts.problem(expert)
-            for p, library in zip(group, libraries, strict=True):
+            for p, libraries in zip(group, learned, strict=True):
                 target = targets(p, correction, experts.threads, _rows(p, expert, footprint))
-                yield p.name, target, hessian, p.fmt, None, rounds, seed, library
+                yield p.name, target, hessian, p.fmt, None, rounds, seed, libraries
 
-    strips: list[list[NDArray[Any]]] = [[] for _ in group]
+    layers: list[list[list[NDArray[np.uint8]]]] = [[] for _ in group]
     error, energy = np.zeros((2, len(group)))
     for i, encoded in enumerate(jobs.run(encode, calls(), footprint.at_once)):
         own = i % len(group)
-        strips[own].append(encoded.strips(experts.threads))
+        layers[own].append(encoded.layers(experts.threads))
         error[own] += encoded.loss[-1] * encoded.energy
         energy[own] += encoded.energy
-    for own, library in enumerate(libraries):
-        yield [*strips[own], library], float(error[own] / (energy[own] or 1.0))
+    for own, libraries in enumerate(learned):
+        yield in_order(layers[own], libraries), float(error[own] / (energy[own] or 1.0))
 
 
 def _learned(
     experts: Experts, group: Sequence[Planned], footprint: Footprint, jobs: Jobs, rounds: int, seed: int
-) -> list[NDArray[np.int8]]:
-    """The library of each stack, from evenly spread rows of some experts."""
+) -> list[list[NDArray[np.int8]]]:
+    """The libraries of each stack, from evenly spread rows of some experts."""
     learners = footprint.learners()
     samples: list[list[NDArray[np.float16]]] = [[] for _ in group]
     hessian = experts.room(len(learners))

@@ -84,7 +84,9 @@ class Footprint:
         assert self.planned.fmt
         fmt = self.planned.fmt
         width = int(column_blocks(self.planned.source.k, fmt)[0].stop)
-        codes = weights // fmt.pair + 2 * weights // GROUP + 2 * weights // fmt.sb
+        codes = (
+            sum(weights // layer.pair for layer in fmt.layers) + 2 * weights // GROUP + 2 * weights // fmt.sb
+        )
         return 2 * weights + codes + 12 * min(weights, SAMPLE) + 24 * min(weights, SLAB) + 36 * width**2
 
 

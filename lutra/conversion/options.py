@@ -172,7 +172,7 @@ class ConversionOptions:
             self._check_bipolar()
         if self.tune and not self.calibration_text:
             raise LutraError(
-                f"--tune needs codebooks and a text: a type of cb2 to cb4, --calibration {DEFAULT}"
+                f"--tune needs codebooks and a text: a type of cb2 to cb6, --calibration {DEFAULT}"
             )
         if (self.tune_tokens or self.device != "auto") and not self.tune:
             raise LutraError(
@@ -272,8 +272,13 @@ class ConversionOptions:
         """Bytes that the file of a model of so many weights will have at least, by the name of the type."""
         if self.target and self.target.nbytes:
             return self.target.nbytes
-        found = re.search(r"\d+", str(self.type))
-        bits = self.target.bpw or 0.0 if self.target else int(found[0]) if found else 0
+        if self.target:
+            bits = self.target.bpw or 0.0
+        elif self.is_own:
+            bits = int(RECIPES[str(self.type)].base.bpw)
+        else:
+            found = re.search(r"\d+", str(self.type))
+            bits = int(found[0]) if found else 0
         return int(weights * bits / 8)
 
     def record(self, *, calibrated: bool = True) -> str:

@@ -168,7 +168,7 @@ def fixed_type(tensor: SourceTensor, rules: Rules, tied: bool) -> Type | None:
 
 
 def _type_by_recipe(tensor: SourceTensor, rules: Rules) -> Type:
-    return rules.solved.get(tensor.name) or rules.recipe.wanted(tensor.name, tensor.k)
+    return rules.solved.get(tensor.name) or rules.recipe.wanted(tensor.name)
 
 
 def plan_as(tensor: SourceTensor, wanted: Type) -> Planned:

@@ -65,7 +65,7 @@ def _spec(tensor: SourceTensor, type: str, pure: bool) -> TensorSpec:
     number, shape = type_id(tensor.dtype), tensor.shape
     fmt = CB_FORMATS.get(number)
     first = first_layer(fmt) if fmt else None
-    wanted = TYPES[type] if pure else RECIPES[type].wanted(tensor.name, shape[-1])
+    wanted = TYPES[type] if pure else RECIPES[type].wanted(tensor.name)
     if first and first.family == wanted.name == type:
         number = first.type
     return TensorSpec(tensor.name, number, shape, tensor_nbytes(number, shape))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +13,7 @@ from gguf_tools.errors import LutraError
 from gguf_tools.formats.family import CBFormat
 from lutra.conversion.plan import Planned
 from lutra.conversion.statistics import Array
-from pyquant.gptq import SLAB, Encoded, column_blocks, learn_library, multiply, quantize
+from pyquant.gptq import SLAB, Encoded, column_blocks, learn_libraries, multiply, quantize
 
 
 def targets(
@@ -52,7 +52,7 @@ def encode(
     row_weight: Array | None,
     rounds: int,
     seed: int,
-    library: NDArray[np.int8] | None = None,
+    libraries: Sequence[NDArray[np.int8]] = (),
     *,
     threads: int,
 ) -> Encoded:
@@ -60,7 +60,7 @@ def encode(
     with _naming(name):
         return quantize(
             target, hessian, fmt,
-            rounds=rounds, seed=seed, threads=threads, row_weight=row_weight, library=library,
+            rounds=rounds, seed=seed, threads=threads, row_weight=row_weight, libraries=libraries,
         )  # fmt: skip
 
 
@@ -73,10 +73,10 @@ def learn(
     seed: int,
     *,
     threads: int,
-) -> NDArray[np.int8]:
-    """The job: ``learn_library``. Raises as ``encode`` does."""
+) -> list[NDArray[np.int8]]:
+    """The job: ``learn_libraries``. Raises as ``encode`` does."""
     with _naming(name):
-        return learn_library(sample, hessian, fmt, rounds=rounds, seed=seed, threads=threads)
+        return learn_libraries(sample, hessian, fmt, rounds=rounds, seed=seed, threads=threads)
 
 
 @contextmanager

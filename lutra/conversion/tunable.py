@@ -24,7 +24,10 @@ RATIO_RATE = 1e-3  # scales and norms by so much of themselves
 
 
 class Codebook:
-    """A codebook tensor: its codes are fixed, entries and scales are not."""
+    """A codebook tensor: its codes are fixed, entries and scales are not.
+
+    Both layers of a layered type move: what is cut from it later has tuned entries, too.
+    """
 
     def __init__(
         self, data: NDArray[np.uint8], shape: tuple[int, ...], fmt: CBFormat, device: torch.device
@@ -33,13 +36,20 @@ class Codebook:
 
         rows, k = prod(shape[:-1]), shape[-1]
         codes, selectors, d, library = codebook.unpack(data, rows, k, fmt)
-        places = np.arange(library.size, dtype=np.int32).reshape(library.shape)
-        place = codebook.entries(codes, selectors, places)
-        self._place = torch.from_numpy(place).flatten().to(device)
-        self._sorted = _Sorted(self._place, library.size) if device.type == "cuda" else None
+        layers = [(codes, library)]
+        if fmt.second:
+            layers.append(codebook.unpack_second(data, rows, k, fmt))
+        libraries = np.concatenate([own.reshape(-1) for _, own in layers])
+        self._places, first = [], 0  # of the entry of every weight, in each layer
+        for own_codes, own in layers:
+            places = np.arange(first, first + own.size, dtype=np.int32).reshape(own.shape)
+            place = codebook.entries(own_codes, selectors, places)
+            self._places.append(torch.from_numpy(place).flatten().to(device))
+            first += own.size
+        self._sorted = [_Sorted(p, first) for p in self._places] if device.type == "cuda" else []
         self._d = torch.from_numpy(d.astype(np.float32)).to(device)
         self._data, self._shape, self._fmt = data, shape, fmt
-        self.entries = torch.from_numpy(library.astype(np.float32)).flatten().to(device)
+        self.entries = torch.from_numpy(libraries.astype(np.float32)).to(device)
         self.ratio = torch.zeros_like(self._d)  # of d to what it was, as a logarithm: d stays positive
 
     def parameters(self) -> list[tuple[Tensor, float]]:
@@ -50,31 +60,47 @@ class Codebook:
         """What the tensor stands for, float32 in its shape; ``rounded``: as it will be in the file."""
         entries, scales = self.entries, self._scales()
         if rounded:
-            entries, scales = entries.round().clamp(-127, 127), scales.half().float()
-        return (entries.index_select(0, self._place).view(*self._d.shape, self._fmt.sb) * scales).view(
-            self._shape
-        )
+            entries, scales = self._rounded(), scales.half().float()
+        return (self._sums(entries) * scales).view(self._shape)
 
     def reduce(self, gradient: Tensor) -> list[Tensor]:
         """Gradients of ``parameters`` from that of ``weights``."""
         import torch
 
         scaled = gradient.view(*self._d.shape, self._fmt.sb) * self._scales()
-        if self._sorted:
-            of_entries = self._sorted.sums(scaled.flatten())
-        else:
-            of_entries = torch.zeros_like(self.entries).index_add_(0, self._place, scaled.flatten())
-        entries = self.entries.index_select(0, self._place).view(*self._d.shape, self._fmt.sb)
-        return [of_entries, (scaled * entries).sum(-1)]
+        of_entries = torch.zeros_like(self.entries)
+        for by_place in self._sorted:
+            of_entries += by_place.sums(scaled.flatten())
+        for place in [] if self._sorted else self._places:
+            of_entries.index_add_(0, place, scaled.flatten())
+        return [of_entries, (scaled * self._sums(self.entries)).sum(-1)]
 
     def data(self) -> NDArray[np.uint8]:
         """The tensor's bytes with int8 entries and fp16 scales."""
         fmt, k = self._fmt, self._shape[-1]
-        strips = codebook.split(self._data, fmt).strips.copy().view(codebook.block_dtype(fmt))
+        parts = codebook.split(self._data, fmt)
+        strips = parts.strips.copy().view(codebook.block_dtype(fmt))
         d = self._scales().cpu().numpy().astype(np.float16).reshape(-1, ROWS, k // fmt.sb)
         strips["d"] = d.swapaxes(1, 2).reshape(-1, ROWS)
-        library = self.entries.round().clamp(-127, 127).cpu().numpy().astype(np.int8)
-        return np.concatenate([strips.view(np.uint8), library.view(np.uint8)])
+        library = self._rounded().cpu().numpy().astype(np.int8)
+        return np.concatenate([strips.view(np.uint8), library.view(np.uint8), parts.second])
+
+    def _sums(self, entries: Tensor) -> Tensor:
+        """What the layers add up to for every weight, by super-block."""
+        first, *others = (entries.index_select(0, place) for place in self._places)
+        return sum(others, first).view(*self._d.shape, self._fmt.sb)
+
+    def _rounded(self) -> Tensor:
+        """Entries of int8; those of a second layer add up to no more with any that they are added to."""
+        entries = self.entries.round().clamp(-127, 127)
+        if self._fmt.second:
+            met, place = entries.index_select(0, self._places[0]), self._places[1].long()
+            none = entries.new_zeros(len(entries))
+            least, most = (none.scatter_reduce(0, place, met, kind) for kind in ("amin", "amax"))
+            second = slice(self._fmt.layers[0].library_bytes, None)
+            entries[second] = entries[second].clamp(-127 - least[second], 127 - most[second])
+            entries[second] = entries[second].clamp(-127, 127)
+        return entries
 
     def _scales(self) -> Tensor:
         return (self._d * self.ratio.exp())[..., None]

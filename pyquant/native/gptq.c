@@ -16,6 +16,7 @@
 #include "clones.h"
 
 #include <float.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -108,9 +109,10 @@ INLINE void try_tables(int pair, int entries, const struct lutra_group_form *f, 
 }
 
 // Code of the point whose weights want to be at t; the rows of its block of D or of S. Errors are compared as
-// integers whose last bits are the code: a minimum of lanes, and the first of equals.
-INLINE int nearest_code(int pair, int entries, const float *table, const float *t, const float *row0,
-                        const float *row1) {
+// integers whose last bits are the code: a minimum of lanes, and the first of equals. first, unless NULL:
+// entries of layer one, with which the point's must add up to an int8.
+INLINE int nearest_code(int pair, int entries, const float *table, const float *t, const int8_t *first,
+                        const float *row0, const float *row1) {
     int32_t least = INT32_MAX;
     for (int k = 0; k < entries; k++) {
         float v0 = t[0] - table[k], v = v0 * v0 * row0[0];
@@ -122,6 +124,10 @@ INLINE int nearest_code(int pair, int entries, const float *table, const float *
         int32_t key;
         memcpy(&key, &v, sizeof key);
         key = (key & -entries) | k;
+        for (int a = 0; first && a < pair; a++) {
+            float sum = (float)first[a] + table[a * entries + k];
+            key = sum < -127.0f || sum > 127.0f ? INT32_MAX : key;
+        }
         least = key < least ? key : least;
     }
     return least & (entries - 1);
@@ -129,12 +135,12 @@ INLINE int nearest_code(int pair, int entries, const float *table, const float *
 
 // Codes one after the other under one table, then each code alone, given the others.
 INLINE float find_codes(int pair, int entries, const struct lutra_group_form *f, const float *c,
-                        const float *table, uint8_t *codes) {
+                        const int8_t *first, const float *table, uint8_t *codes) {
     float e[GROUP], t[GROUP], g[GROUP] = {0};
     memcpy(t, c, sizeof t);
     for (int j = 0; j < GROUP; j += pair) {
-        const int code =
-            nearest_code(pair, entries, table, t + j, &f->weight[j][0], &f->weight[j + pair - 1][0]);
+        const int code = nearest_code(pair, entries, table, t + j, first ? first + j : NULL, &f->weight[j][0],
+                                      &f->weight[j + pair - 1][0]);
         codes[j / pair] = (uint8_t)code;
         for (int a = 0; a < pair; a++) {
             e[j + a] = c[j + a] - table[a * entries + code];
@@ -162,7 +168,8 @@ INLINE float find_codes(int pair, int entries, const struct lutra_group_form *f,
                 block[0][1] = s0[1];
                 block[1][1] = s1[1];
             }
-            const int code = nearest_code(pair, entries, table, to, block[0], block[1]);
+            const int code =
+                nearest_code(pair, entries, table, to, first ? first + j : NULL, block[0], block[1]);
             if (code == codes[j / pair]) {
                 continue;
             }
@@ -179,7 +186,9 @@ INLINE float find_codes(int pair, int entries, const struct lutra_group_form *f,
     }
     float sum = 0.0f;
     for (int i = 0; i < GROUP; i++) {
-        sum += e[i] * g[i];
+        const float entry = c[i] - e[i];
+        const bool fits = !first || ((float)first[i] + entry < 128.0f && (float)first[i] + entry > -128.0f);
+        sum += fits ? e[i] * g[i] : INFINITY; // of a table that has nothing to add to that
     }
     return sum;
 }
@@ -207,7 +216,7 @@ INLINE float solve(int pair, int entries, const float *tables, const uint16_t *l
         }
         error[best] = 3e38f;
         uint8_t mine[GROUP];
-        float e = find_codes(pair, entries, f, c, tables + list[best] * size, mine);
+        float e = find_codes(pair, entries, f, c, NULL, tables + list[best] * size, mine);
         if (e < least) {
             least = e;
             *selector = list[best];
@@ -225,10 +234,20 @@ static float solve_group(const struct lutra_shape *shape, const float *tables, c
     uint16_t list[SHORTLIST];
     shortlist(coarse, shape->tables, list);
     if (shape->pair == 2) {
-        return solve(2, 16, tables, list, f, c, selector, codes);
+        return shape->bits == 4 ? solve(2, 16, tables, list, f, c, selector, codes)
+                                : solve(2, 32, tables, list, f, c, selector, codes);
     }
     return shape->bits == 3 ? solve(1, 8, tables, list, f, c, selector, codes)
                             : solve(1, 16, tables, list, f, c, selector, codes);
+}
+
+// The codes of a second layer: of one table, so nothing is worth a call per member.
+LUTRA_CLONES
+static float solve_layer(const struct lutra_shape *shape, const float *table,
+                         const struct lutra_group_form *f, const float *c, const int8_t *first,
+                         uint8_t *codes) {
+    return shape->pair == 2 ? find_codes(2, 1 << shape->bits, f, c, first, table, codes)
+                            : find_codes(1, 1 << shape->bits, f, c, first, table, codes);
 }
 
 // to[row][k] += x[row][GROUP] * m[GROUP][k] for four rows, rows of m `stride` apart.
@@ -256,6 +275,7 @@ struct gptq {
     const struct lutra_group_form *forms;
     int64_t rows, k;
     const float *w, *coupling, *d;
+    const int8_t *first; // layer one's entries, or NULL
     bool again;
     uint8_t *codes;
     uint16_t *selectors;
@@ -321,7 +341,14 @@ static void encode_group(struct gptq *p, int64_t row, int64_t g, const float *st
         c[j] = (c[j] + before[j]) * inverse;
         change[j] = 0.0f;
     }
-    float error = search_group(p, f, c, &selector, code) * d * d;
+    float error;
+    if (p->first) {
+        const float *table = p->tables + (size_t)p->selectors[at] * (p->shape->pair << p->shape->bits);
+        selector = p->selectors[at];
+        error = solve_layer(p->shape, table, f, c, p->first + at * GROUP, code) * d * d;
+    } else {
+        error = search_group(p, f, c, &selector, code) * d * d;
+    }
     if (!(error < 3e38f)) {
         p->status = LUTRA_REFUSED;
     }
@@ -401,19 +428,30 @@ static bool valid_forms(int64_t n, int pair, const struct lutra_group_form *form
                             FLT_MAX);
 }
 
+// Entries, and selectors that exist.
+static bool valid_first(const struct gptq *p) {
+    for (int64_t i = 0; i < p->rows * p->k; i++) {
+        if (p->first[i] < -127 || p->selectors[i / GROUP] >= p->shape->tables) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool valid(const struct gptq *p) {
     const struct lutra_shape *f = p->shape;
     const int64_t groups = p->k / GROUP;
-    return f->group == GROUP && f->tables >= SHORTLIST &&
-           (f->pair == 2 ? f->bits == 4 : f->bits == 3 || f->bits == 4) &&
-           lutra_valid_weights(p->rows * p->k, p->w, NULL, 0) && valid_forms(groups, f->pair, p->forms) &&
+    const bool has_loops = f->pair == 2 ? f->bits == 4 || f->bits == 5 : f->bits == 3 || f->bits == 4;
+    return f->group == GROUP && (p->first || (f->tables >= SHORTLIST && has_loops)) &&
+           (!p->first || valid_first(p)) && lutra_valid_weights(p->rows * p->k, p->w, NULL, 0) &&
+           valid_forms(groups, f->pair, p->forms) &&
            lutra_all_within(p->k * p->k, p->coupling, -FLT_MAX, FLT_MAX) &&
            lutra_all_within(p->rows * groups, p->d, 0.0f, 65504.0f) &&
            (!p->again || lutra_valid_codes(f, p->rows, p->k, p->codes, p->selectors));
 }
 
 enum lutra_status lutra_gptq(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
-                             const struct lutra_group_form *forms, const float *coupling,
+                             const int8_t *first, const struct lutra_group_form *forms, const float *coupling,
                              const int8_t *library, const float *d, bool again, int threads, uint8_t *codes,
                              uint16_t *selectors, double *loss) {
     struct gptq p = {.shape = shape,
@@ -421,6 +459,7 @@ enum lutra_status lutra_gptq(const struct lutra_shape *shape, int64_t rows, int6
                      .rows = rows,
                      .k = k,
                      .w = w,
+                     .first = first,
                      .coupling = coupling,
                      .d = d,
                      .again = again,
@@ -431,11 +470,11 @@ enum lutra_status lutra_gptq(const struct lutra_shape *shape, int64_t rows, int6
         return LUTRA_REFUSED;
     }
     const size_t size = (size_t)shape->tables * (shape->pair << shape->bits);
-    struct lutra_search *search = lutra_search_new(shape, library, true);
+    struct lutra_search *search = first ? NULL : lutra_search_new(shape, library, true);
     float *tables = malloc(size * sizeof *tables);
     p.search = search;
     p.tables = tables;
-    p.status = search && tables ? LUTRA_DONE : LUTRA_NO_MEMORY;
+    p.status = (search || first) && tables ? LUTRA_DONE : LUTRA_NO_MEMORY;
     if (p.status == LUTRA_DONE) {
         for (size_t i = 0; i < size; i++) {
             tables[i] = library[i];

@@ -10,7 +10,7 @@ struct pack {
     int64_t k;
     const uint8_t *codes;
     const uint16_t *selectors, *d;
-    uint8_t *strips;
+    uint8_t *strips; // or the second layer's codes
     atomic_bool failed;
 };
 
@@ -45,4 +45,32 @@ enum lutra_status lutra_pack(const struct lutra_shape *shape, int64_t rows, int6
                      .strips = strips};
     lutra_parallel(rows / LUTRA_ROWS, threads, pack_strip, &p);
     return p.failed ? LUTRA_NO_MEMORY : LUTRA_DONE;
+}
+
+static void pack_second(void *context, int64_t strip) {
+    struct pack *p = context;
+    const int64_t row = strip * LUTRA_ROWS;
+    lutra_cb_pack_second(&p->format, p->k, LUTRA_ROWS, p->codes + row * p->k / p->format.pair2,
+                         p->strips + row * lutra_cb_second_row_bytes(&p->format, p->k));
+}
+
+enum lutra_status lutra_pack_second(const struct lutra_shape *shape, int64_t rows, int64_t k,
+                                    const uint8_t *codes, int threads, uint8_t *second) {
+    uint8_t bits = 0;
+    if (!lutra_valid_matrix(shape, rows, k) || rows % LUTRA_ROWS || shape->group != LUTRA_GROUP ||
+        shape->sb % LUTRA_CHUNK) {
+        return LUTRA_REFUSED;
+    }
+    for (int64_t i = 0; i < rows * k / shape->pair; i++) {
+        bits |= codes[i];
+    }
+    if (bits >> shape->bits) {
+        return LUTRA_REFUSED;
+    }
+    struct pack p = {.format = {.bits2 = shape->bits, .pair2 = shape->pair, .sb = shape->sb},
+                     .k = k,
+                     .codes = codes,
+                     .strips = second};
+    lutra_parallel(rows / LUTRA_ROWS, threads, pack_second, &p);
+    return LUTRA_DONE;
 }

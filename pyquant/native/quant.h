@@ -11,7 +11,7 @@
 #include "lutra_ref.h"
 
 // Goes up with every change of a function that Python calls: pyquant/_native.py refuses other numbers.
-enum { LUTRA_QUANT_ABI = 2 };
+enum { LUTRA_QUANT_ABI = 3 };
 int lutra_quant_abi(void);
 
 struct lutra_shape {
@@ -105,6 +105,24 @@ bool lutra_multiples(const float *w, int n, int8_t *q, uint16_t *d);
 enum lutra_status lutra_encode_bipolar(const struct lutra_shape *shape, int bits, int64_t rows, int64_t k,
                                        const float *w, int scales, const float *scale, int step, int tries,
                                        int threads, uint8_t *levels, uint16_t *selectors, uint16_t *d);
+// ---- layers.c ------------------------------------------------------------------------------
+
+// A second layer of codes under the selectors and scales of the first: w [rows][k] is what the first leaves,
+// first [rows][k] its entries, selectors [rows][k/group], d [rows][k/sb]. Entries of both layers add up to
+// -127 to 127.
+
+// The library from a sample; importance [rows][k], or NULL. Tables that the sample has no groups of are
+// zeros.
+enum lutra_status lutra_layer_learn(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
+                                    const float *importance, const int8_t *first, const uint16_t *selectors,
+                                    const uint16_t *d, int threads, int8_t *library);
+
+// Codes, as lutra_encode's; importance [k], or NULL. Also refused: an entry of the first layer to which a
+// table has nothing to add.
+enum lutra_status lutra_layer_encode(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
+                                     const float *importance, const int8_t *first, const uint16_t *selectors,
+                                     const uint16_t *d, const int8_t *library, int threads, uint8_t *codes,
+                                     double *error);
 
 // ---- pack.c --------------------------------------------------------------------------------
 
@@ -112,6 +130,10 @@ enum lutra_status lutra_encode_bipolar(const struct lutra_shape *shape, int bits
 // multiple of 64, rows of 8.
 enum lutra_status lutra_pack(const struct lutra_shape *shape, int64_t rows, int64_t k, const uint8_t *codes,
                              const uint16_t *selectors, const uint16_t *d, int threads, uint8_t *strips);
+
+// The same for the codes of a second layer, whose shape it is.
+enum lutra_status lutra_pack_second(const struct lutra_shape *shape, int64_t rows, int64_t k,
+                                    const uint8_t *codes, int threads, uint8_t *second);
 
 // ---- gptq.c --------------------------------------------------------------------------------
 
@@ -126,10 +148,13 @@ struct lutra_group_form {
 // Selectors and codes of rows x k weights, group by group from the left; d [rows][k/32] is the scale of every
 // group. Not `again`: coupling [k][k] is what an error adds to the targets of the weights to its right.
 // `again`: it is the Hessian, and codes and selectors are improved, each group given all others. loss [rows]:
-// the error of each row. group = 32, at least 32 tables; single weights of 3 or 4 bits, pairs of 4. Also
+// the error of each row. group = 32, at least 32 tables; single weights of 3 or 4 bits, pairs of 4 or 5. Also
 // refused: numbers from which no finite error comes; codes and selectors are then some that exist.
+//
+// first [rows][k], or NULL: for a second layer (see above) of any shape, whose selectors are given. Also
+// refused: entries of the first layer to which a table has nothing to add.
 enum lutra_status lutra_gptq(const struct lutra_shape *shape, int64_t rows, int64_t k, const float *w,
-                             const struct lutra_group_form *forms, const float *coupling,
+                             const int8_t *first, const struct lutra_group_form *forms, const float *coupling,
                              const int8_t *library, const float *d, bool again, int threads, uint8_t *codes,
                              uint16_t *selectors, double *loss);
 

@@ -22,6 +22,7 @@ from gguf_tools.reader import GGUFFile
 from lutra.conversion import pipeline
 from lutra.conversion.options import ConversionOptions, Target
 from lutra.conversion.text import PIECE, read_documents
+from lutra.conversion.workdir import WorkDirectory
 from lutra.measure.questions import read_questions
 
 ROOT = Path(__file__).parents[2]
@@ -190,6 +191,32 @@ def test_a_file_names_what_the_calibration_did_not_reach(model, text, tmp_path, 
         assert file.get(pipeline.UNCALIBRATED_KEY) == [left_out]
     (tensor,) = (tensor for tensor in result.tensors if tensor.name == left_out)
     assert tensor.loss is None
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_layered_type_is_made_again_to_the_same_bytes(calibrated, model, text, tmp_path, monkeypatch):
+    """After a stop, and with any number of threads."""
+    chosen = {"calibration": text} if calibrated else {"calibrate": False}
+    outputs = [tmp_path / name for name in ("whole.gguf", "stopped.gguf")]
+    lutra.convert(model, lutra.ConversionOptions(type="cb5", threads=2, **chosen), outputs[0])
+    save, saved = WorkDirectory.save, []
+
+    def stops(self, name, parts, loss):
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(name)
+        save(self, name, parts, loss)
+
+    monkeypatch.setattr(WorkDirectory, "save", stops)
+    options = lutra.ConversionOptions(type="cb5", threads=1, **chosen)
+    with pytest.raises(KeyboardInterrupt):
+        lutra.convert(model, options, outputs[1])
+    monkeypatch.setattr(WorkDirectory, "save", save)
+    result = lutra.convert(model, options, outputs[1])
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    types = {tensor.name: tensor.type for tensor in result.tensors}
+    assert types["output.weight"].startswith("CB6")
+    assert types["blk.0.ffn_up.weight"].startswith("CB5")
 
 
 @pytest.mark.parametrize("failure", ["raises", "finds nothing"])

@@ -22,8 +22,11 @@ def types(tensors: list[SourceTensor], rules: Rules) -> list[str]:
 
 def test_recipe_gives_embeddings_and_output_more_bits():
     assert types([EMBEDDING, OUTPUT, UP], asked("cb2")) == ["CB4", "CB4", "CB2"]
-    assert types([EMBEDDING, OUTPUT, UP], asked("cb4")) == ["Q6_K", "Q6_K", "CB4"]
-    assert types([tensor("output.weight", 4096, 448)], asked("cb4")) == ["CB4_64"]  # Q6_K needs 256s
+    assert types([EMBEDDING, OUTPUT, UP], asked("cb25")) == ["CB4", "CB4", "CB25"]
+    assert types([EMBEDDING, OUTPUT, UP], asked("cb4")) == ["CB6", "CB6", "CB4"]
+    assert types([EMBEDDING, OUTPUT, UP], asked("cb5")) == ["CB6", "CB6", "CB5"]
+    assert types([EMBEDDING, OUTPUT, UP], asked("cb6")) == ["CB6", "CB6", "CB6"]
+    assert types([tensor("output.weight", 4096, 448)], asked("cb4")) == ["CB6_64"]
     assert types([EMBEDDING, OUTPUT, UP], asked("cb2", pure=True)) == ["CB2", "CB2", "CB2"]
 
 
@@ -40,11 +43,12 @@ def test_mixes_give_more_to_values_embeddings_and_the_first_layer():
     for mix, base, step, better in (
         ("cb2_m", "CB2", "CB3", "CB4"),
         ("cb3_m", "CB3", "CB4", "CB4"),
-        ("cb4_m", "CB4", "Q5_K", "Q6_K"),
+        ("cb25_m", "CB25", "CB3", "CB4"),
+        ("cb4_m", "CB4", "CB5", "CB6"),
     ):
         assert types(tensors, asked(mix)) == [step, better, better, step, step, better, base, base]
         assert types(tensors[:1], asked(mix, "token=q8_0")) == ["Q8_0"]
-    assert types([tensor("blk.0.attn_v.weight", 512, 448)], asked("cb4_m")) == ["CB4_64"]  # Q6_K needs 256s
+    assert types([tensor("blk.0.attn_v.weight", 512, 448)], asked("cb4_m")) == ["CB6_64"]
     fused = [tensor(f"blk.1.attn_{x}.weight", 512, 256) for x in ("qkv", "kv_b", "v_b", "k_b")]
     assert types(fused, asked("cb2_m")) == ["CB3", "CB3", "CB4", "CB2"]
 

@@ -84,7 +84,7 @@ def test_importance_next_to_nothing_is_none():
 def test_a_library_that_does_not_fit(library):
     for call in (
         lambda: encode(weights(), library, CB4),
-        lambda: quantize(weights(), EYE, CB4, library=library),
+        lambda: quantize(weights(), EYE, CB4, libraries=[library]),
     ):
         with pytest.raises(ValueError, match="library"):
             call()
@@ -97,7 +97,7 @@ def test_weights_are_named_whoever_reads_them(bad):
         lambda: learn(w, CB4),
         lambda: encode(w, LIBRARY, CB4),
         lambda: quantize(w, EYE, CB4),
-        lambda: quantize(w, np.stack([EYE, EYE]), CB4, library=LIBRARY),  # in the second expert's rows
+        lambda: quantize(w, np.stack([EYE, EYE]), CB4, libraries=[LIBRARY]),  # in the second expert's rows
         lambda: quantize(w.astype(np.float64), EYE, CB4),
     ):
         with pytest.raises(ValueError, match="row 9, column 17"):
@@ -113,7 +113,7 @@ def test_matrices_that_have_no_strips(shape, cause):
     for call in (
         lambda: learn(w, CB4),
         lambda: encode(w, LIBRARY, CB4),
-        lambda: quantize(w, EYE, CB4, library=LIBRARY),
+        lambda: quantize(w, EYE, CB4, libraries=[LIBRARY]),
     ):
         with pytest.raises(ValueError, match=cause):
             call()
@@ -139,7 +139,7 @@ def test_rows_that_are_not_what_they_said():
 )  # fmt: skip
 def test_a_hessian_that_is_none(hessian):
     with pytest.raises(ValueError, match="Hessian"):
-        quantize(weights(), hessian, CB4, library=LIBRARY)
+        quantize(weights(), hessian, CB4, libraries=[LIBRARY])
 
 
 @pytest.mark.parametrize("scale", [1e-45, 1e-38, 1e30])
@@ -195,7 +195,7 @@ def test_codes_that_do_not_exist(part, bad, cause):
     with pytest.raises(ValueError, match=cause):
         pack(*codes, CB4)
     with pytest.raises(ValueError, match=cause):
-        Encoded(CB4, *codes, LIBRARY, []).strips()
+        Encoded(CB4, *codes, LIBRARY, [], 1.0).layers()
 
 
 def test_rows_that_are_no_strips():
@@ -240,6 +240,7 @@ FORM = np.zeros(1, [(name, "f4", (32, n)) for name, n in COLUMNS.items()])
 FORM["form"] = FORM["factor"] = FORM["inverse"] = np.eye(32)
 FORM["weight"][..., 0] = 1
 FORMS = np.repeat(FORM, K // 32)
+FIRST = np.zeros((8, K), np.int8)
 CTYPES = {"f4": "float", "f8": "double", "i1": "int8_t", "u1": "uint8_t", "u2": "uint16_t", "f2": "uint16_t"}
 
 
@@ -267,8 +268,17 @@ def valid(function):
             "codes": codes, "selectors": selectors, "d": d, "threads": 1,
             "strips": out("u1", 8 * CB4.row_bytes(K)),
         },
+        "lutra_layer_learn": MATRIX | {
+            "w": weights(), "importance": np.ones((8, K), np.float32), "first": FIRST,
+            "selectors": selectors, "d": d, "threads": 1, "library": LIBRARY.copy(),
+        },
+        "lutra_layer_encode": MATRIX | {
+            "w": weights(), "importance": np.ones(K, np.float32), "first": FIRST, "selectors": selectors,
+            "d": d, "library": LIBRARY, "threads": 1, "codes": codes, "error": out("f8", 1),
+        },
+        "lutra_pack_second": MATRIX | {"codes": codes, "threads": 1, "second": out("u1", 8 * K // 2)},
         "lutra_gptq": MATRIX | {
-            "w": weights(), "forms": FORMS, "coupling": EYE, "library": LIBRARY,
+            "w": weights(), "first": ffi.NULL, "forms": FORMS, "coupling": EYE, "library": LIBRARY,
             "d": np.ones((8, K // 32), np.float32), "again": True, "threads": 1, "codes": codes,
             "selectors": selectors, "loss": out("f8", 8),
         },
@@ -306,7 +316,10 @@ def _as_c(value):
     return ffi.from_buffer(f"{ctype}[]", value)
 
 
-OF_MATRICES = ["lutra_encode", "lutra_pack", "lutra_gptq", "lutra_look_up", "lutra_sum_entries"]
+OF_MATRICES = [
+    "lutra_encode", "lutra_layer_learn", "lutra_layer_encode", "lutra_pack", "lutra_pack_second",
+    "lutra_gptq", "lutra_look_up", "lutra_sum_entries",
+]  # fmt: skip
 FUNCTIONS = ["lutra_learner_new", "lutra_learner_step", *OF_MATRICES]
 
 
@@ -360,12 +373,35 @@ REFUSED = [
     ),
     *(
         (function, {"codes": changed(CODES[0], 16, -1)})
-        for function in ("lutra_pack", "lutra_gptq", "lutra_look_up", "lutra_sum_entries")
+        for function in (
+            "lutra_pack", "lutra_pack_second", "lutra_gptq", "lutra_look_up", "lutra_sum_entries"
+        )
     ),
     *(
         (function, {"selectors": changed(CODES[1], 256, -1)})
-        for function in ("lutra_pack", "lutra_gptq", "lutra_look_up", "lutra_sum_entries")
+        for function in (
+            "lutra_layer_learn", "lutra_layer_encode", "lutra_pack", "lutra_gptq", "lutra_look_up",
+            "lutra_sum_entries",
+        )
     ),
+    *(
+        (function, change)
+        for function in ("lutra_layer_learn", "lutra_layer_encode")
+        for change in (
+            {"w": changed(weights(), np.nan, -1)},
+            {"first": changed(FIRST, -128, -1)},
+            {"d": changed(CODES[2], np.inf, -1)},
+        )
+    ),
+    ("lutra_layer_encode", {"library": changed(LIBRARY, -128)}),
+    # Entries to which a table has nothing to add.
+    *(
+        (function, {"first": FIRST + 127, "library": np.maximum(LIBRARY, 1)})
+        for function in ("lutra_layer_encode", "lutra_gptq")
+    ),
+    ("lutra_gptq", {"first": changed(FIRST, -128)}),
+    ("lutra_gptq", {"first": FIRST, "again": False, "selectors": changed(CODES[1], 256, -1)}),
+    ("lutra_pack_second", {"rows": 7}),
     *(
         ("lutra_pack", change)
         for change in (
@@ -386,6 +422,18 @@ REFUSED = [
 @pytest.mark.parametrize(("function", "change"), REFUSED)
 def test_values_are_refused(function, change):
     assert status(function, **change) == native().LUTRA_REFUSED
+
+
+def test_a_second_layer_of_any_shape_is_encoded():
+    for bits, pair in ((1, 1), (6, 2)):
+        library = np.zeros(256 * (pair << bits), np.int8)
+        codes, forms = np.zeros((8, K // pair), np.uint8), FORMS.copy()
+        forms["weight"] = np.eye(pair, 2)[np.arange(32) % pair]
+        answer = status(
+            "lutra_gptq",
+            shape=(bits, pair, 32, 256, 256), first=FIRST, library=library, codes=codes, forms=forms,
+        )  # fmt: skip
+        assert answer == native().LUTRA_DONE
 
 
 @pytest.mark.parametrize("field", FORM.dtype.names)

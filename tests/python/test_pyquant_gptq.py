@@ -9,7 +9,7 @@ import pytest
 from gguf_tools.errors import LutraError
 from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS
-from pyquant import gptq
+from pyquant import gptq, in_order
 from pyquant._native import native
 from pyquant.arguments import Shape
 from pyquant.codebook import decode_shape, encode_shape, learn_shape
@@ -45,7 +45,9 @@ def test_gptq_pays_and_is_what_the_file_says(name):
     fmt = FORMATS[name]
     w, hessian = correlated(64, 512)
     encoded = quantize(w, hessian, fmt, threads=2)
-    data = np.concatenate([encoded.strips(), encoded.library.reshape(-1).view(np.uint8)])
+    data = np.concatenate(
+        [part.reshape(-1).view(np.uint8) for part in in_order([encoded.layers()], encoded.libraries)]
+    )
     decoded = codebook.dequantize(data, *w.shape, fmt)
     assert np.array_equal(decoded, encoded.weights())
     assert encoded.loss[-1] == pytest.approx(relative_error(w, decoded, hessian), rel=1e-3)
@@ -137,7 +139,7 @@ def test_experts_share_a_library():
     assert np.isfinite(encoded.weights()).all()
     for i in range(2):
         own = slice(40 * i, 40 * (i + 1))
-        alone = quantize(w[own], hessians[i], fmt, library=encoded.library)
+        alone = quantize(w[own], hessians[i], fmt, libraries=encoded.libraries)
         error, other = (relative_error(w[own], encoded.weights(own), h) for h in hessians[[i, 1 - i]])
         assert error < other
         assert np.array_equal(alone.library, encoded.library)

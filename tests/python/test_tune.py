@@ -179,9 +179,9 @@ def test_every_family_is_tuned_as_it_is_run(tmp_path, monkeypatch, architecture)
 @pytest.mark.torch
 def test_gradients_are_those_of_the_weights(quantized):
     file = GGUFFile(quantized)
-    codebook = open_tensor(file, file.tensors["blk.0.attn_k.weight"], torch.device("cpu"))
+    codebook = open_tensor(file, file.tensors["blk.0.ffn_up.weight"], torch.device("cpu"))
     entries, ratio = (p for p, _ in codebook.parameters())
-    direction = torch.randn(file.tensors["blk.0.attn_k.weight"].shape, generator=torch.manual_seed(0))
+    direction = torch.randn(file.tensors["blk.0.ffn_up.weight"].shape, generator=torch.manual_seed(0))
     for parameter, gradient in zip((entries, ratio), codebook.reduce(direction), strict=True):
         change = torch.randn(parameter.shape, generator=torch.manual_seed(1)) * 1e-3
         before = codebook.weights()
@@ -304,6 +304,40 @@ def test_steps_that_lead_away_change_nothing(tmp_path, source, quantized, monkey
     before, after = GGUFFile(quantized), GGUFFile(tmp_path / "tuned.gguf")
     for name, info in before.tensors.items():
         assert np.array_equal(before.data(info), after.data(after.tensors[name])), name
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["CB5", "CB6_64"])
+def test_two_layers_are_tuned_together(name):
+    """Gradients are those of the sum, and what is written adds up to an int8 wherever entries went."""
+    require_built()
+    from pyquant import encode_layers, learn, learn_second
+
+    fmt = {f.name: f for f in CB_FORMATS.values()}[name]
+    w = np.random.default_rng(0).standard_normal((32, 512), dtype=np.float32)
+    libraries = [learn(w, fmt)]
+    libraries.append(learn_second(w, libraries[0], fmt))
+    strips, second = encode_layers(w, libraries, fmt)
+    parts = strips, *libraries, second
+    data = np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
+    tensor = tunable.Codebook(data, w.shape, fmt, torch.device("cpu"))
+    assert np.array_equal(tensor.data(), data)
+    assert np.array_equal(tensor.weights(), codebook.dequantize(data, *w.shape, fmt))
+
+    direction = torch.randn(w.shape, generator=torch.manual_seed(0))
+    change = torch.randn(tensor.entries.shape, generator=torch.manual_seed(1))
+    before = tensor.weights()
+    tensor.entries += change
+    difference = float(((tensor.weights() - before) * direction).sum())
+    assert difference == pytest.approx(float((tensor.reduce(direction)[0] * change).sum()), rel=1e-3)
+
+    tensor.entries += 60 * change
+    rounded, written = tensor.weights(rounded=True), tensor.data()
+    assert np.array_equal(rounded, codebook.dequantize(written, *w.shape, fmt))
+    codes, selectors, _, library = codebook.unpack(written, *w.shape, fmt)
+    codes2, library2 = codebook.unpack_second(written, *w.shape, fmt)
+    sums = codebook.entries(codes, selectors, library).astype(int)
+    assert np.abs(sums + codebook.entries(codes2, selectors, library2)).max() == 127
 
 
 @pytest.mark.torch
