@@ -143,7 +143,9 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
                 chosen, description = plan(opened.tensors, options.rules), ""
             else:
                 beside = output.with_name(f"{output.name}.plan")  # a conversion's own work stays
-                work = stack.enter_context(WorkDirectory(beside, fingerprint(opened, [], options)))
+                work = stack.enter_context(
+                    WorkDirectory(beside, fingerprint(opened, [], options), lasting=False)
+                )
                 found, _ = _search(work, opened, options, Jobs(options.threads, options.cluster), beside)
                 chosen = found.planned()
                 description = found.describe(chosen) + "\n"

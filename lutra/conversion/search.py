@@ -207,8 +207,9 @@ class Search:
         """Bytes, or seconds per token on the board."""
         if not self.board:
             return padded(p.nbytes)
-        reading = KEPT * p.nbytes * self.board.per_byte
-        return self._multiplied(p) * self.board.per_weight[p.type.name] + reading
+        multiplied = self._multiplied(p)
+        computing = multiplied * self.board.per_weight[p.type.name] if multiplied else 0.0
+        return computing + KEPT * p.nbytes * self.board.per_byte
 
     def _multiplied(self, p: Planned) -> float:
         """Weights that a token is multiplied by: none of what is looked up, a part of stacked experts."""

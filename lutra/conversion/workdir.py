@@ -46,13 +46,14 @@ class WorkDirectory:
     """``.OUT.lutra-work`` beside the output; a context manager.
 
     ``fingerprint`` is all that the finished tensors depend on; work with another fingerprint is thrown
-    away. Leaving without an exception removes the directory; otherwise it stays if it holds a tensor, and
-    an error or a line on stderr says so. So it is, too, where native code ends the process. Raises
-    LutraError while another conversion uses it.
+    away. Leaving without an exception removes the directory; otherwise it stays if it holds a tensor or
+    what was measured, unless it is not ``lasting``, and an error or a line on stderr says so. So it is, too,
+    where native code ends the process. Raises LutraError while another conversion uses it.
     """
 
-    def __init__(self, output: Path, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, output: Path, fingerprint: Mapping[str, Any], *, lasting: bool = True) -> None:
         self.path = output.with_name(f".{output.name}.lutra-work")
+        self._lasting = lasting
         self._fingerprint = json.loads(json.dumps(fingerprint))
         self._lock: int | None = None
         self._empty = contextlib.ExitStack()  # what a crash removes while no tensor is finished,
@@ -119,7 +120,7 @@ class WorkDirectory:
         self._empty.close()
         crash.kept("")
         done = len(self.done()) if error else 0
-        keeps = bool(done or (error and self._measured()))
+        keeps = self._lasting and bool(done or (error and self._measured()))
         if not keeps:
             shutil.rmtree(self.path, ignore_errors=True)
             if self.path.exists():
@@ -127,22 +128,21 @@ class WorkDirectory:
         os.close(self._lock)
         self._lock = None
         if keeps:
-            kept = f"{done} {self._kept}"
+            kept = self._kept(f"{done} finished tensors are" if done else "what was measured is")
             if isinstance(error, LutraError):
                 raise LutraError(f"{error} ({kept})") from None
             print(f"lutra: {kept}", file=sys.stderr)
 
-    @property
-    def _kept(self) -> str:
+    def _kept(self, what: str = "finished tensors are") -> str:
         return (
-            f"finished tensors are kept in {self.path}; the same command goes on from there, "
+            f"{what} kept in {self.path}; the same command goes on from there, "
             f"rm -r {shlex.quote(str(self.path))} drops them"
         )
 
     def _keep(self) -> None:
         """From now on a crash leaves the finished tensors, and says so."""
         self._empty.close()
-        crash.kept(self._kept)
+        crash.kept(self._kept())
 
     def temporary(self, name: str) -> Path:
         """A name in the directory for a file that can be made again: a crash removes it."""

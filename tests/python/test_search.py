@@ -203,6 +203,8 @@ def test_a_board_takes_types_that_are_fast_on_it():
     fast = modelled("reads", 1e6, 1.0, *(1.0 for _ in CYCLES))
     assert types(slow).isdisjoint({"CB2", "CB3", "CB4"})
     assert types(fast) >= {"CB4"}
+    measured = {kind.name: fast.per_weight[kind.name] for kind in TYPES.values() if kind.snr}  # not F32
+    assert types(Board("here", measured, fast.per_byte)) == types(fast)
 
 
 def test_what_is_only_looked_up_takes_no_time():
@@ -252,16 +254,20 @@ def test_a_fifth_of_a_text_is_kept_aside():
     assert spread(pieces, 99) == pieces
 
 
-def test_work_keeps_what_was_measured_and_drops_tensors_of_other_types(tmp_path):
+def test_work_keeps_what_was_measured_and_drops_tensors_of_other_types(tmp_path, capsys):
     output, data = tmp_path / "o", np.zeros(24, np.uint8)
 
-    def stopped() -> None:
-        with WorkDirectory(output, {}) as work:
+    def stopped(*, lasting: bool) -> None:
+        with WorkDirectory(output, {}, lasting=lasting) as work:
             assert work.cached("search", lambda: {"a": [0.1]}) == {"a": [0.1]}
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        stopped()
+        stopped(lasting=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RuntimeError):
+        stopped(lasting=True)
+    assert "what was measured is kept in" in capsys.readouterr().err
     with WorkDirectory(output, {}) as work:
         assert work.cached("search", lambda: {}) == {"a": [0.1]}
         work.save("w", [data], 0.5)
