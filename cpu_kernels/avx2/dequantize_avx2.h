@@ -15,8 +15,8 @@ LUTRA_INLINE void dequantize(int cb, int sb, int64_t k, struct lutra_weights blo
             cb_row(cb, cb_chunk(cb, block, c), row, 0, w);
             int8_t entries[LUTRA_CHUNK];
             for (int quarter = 0; quarter < 4; quarter++) { // from the lanes of cb_row
-                const __m256i v = w[cb == 2 ? quarter / 2 : quarter % 2];
-                const bool upper_half = cb == 2 ? quarter % 2 : quarter / 2;
+                const __m256i v = w[cb_pairs(cb) ? quarter / 2 : quarter % 2];
+                const bool upper_half = cb_pairs(cb) ? quarter % 2 : quarter / 2;
                 const __m128i lane = upper_half ? _mm256_extracti128_si256(v, 1) : _mm256_castsi256_si128(v);
                 _mm_storeu_si128((__m128i *)(entries + 16 * quarter), lane);
             }

@@ -16,10 +16,6 @@
 #define INDEX3(b0, b1, b2) ((int64_t)(1ull << (56 + b0) | 1ull << (48 + b1) | 1ull << (40 + b2)))
 #define INDEX4(b0, b1, b2, b3) (INDEX3(b0, b1, b2) | (int64_t)(1ull << (32 + b3)))
 
-LUTRA_INLINE __m256i load_twice(const void *p) {
-    return _mm256_broadcastsi128_si256(load128(p));
-}
-
 // Bytes `v` twice: indices by matrix `low` in the lower half, by `high` in the upper half.
 LUTRA_INLINE __m256i indices(__m256i v, int64_t low, int64_t high) {
     return _mm256_gf2p8affine_epi64_epi8(v, _mm256_setr_epi64x(low, low, high, high), 0);

@@ -208,47 +208,89 @@
     ROW(dequantize, AVX2, LUTRA_TYPE_CB2,     lutra_dequantize_cb2_1x1_avx2) \
     ROW(dequantize, AVX2, LUTRA_TYPE_CB3,     lutra_dequantize_cb3_1x1_avx2) \
     ROW(dequantize, AVX2, LUTRA_TYPE_CB4,     lutra_dequantize_cb4_1x1_avx2) \
+    ROW(dequantize, AVX2, LUTRA_TYPE_CB5,     lutra_dequantize_cb5_1x1_avx2) \
+    ROW(dequantize, AVX2, LUTRA_TYPE_CB6,     lutra_dequantize_cb6_1x1_avx2) \
+    ROW(dequantize, AVX2, LUTRA_TYPE_CB25,    lutra_dequantize_cb25_1x1_avx2) \
     ROW(dequantize, AVX2, LUTRA_TYPE_CB2_64,  lutra_dequantize_cb2_64_1x1_avx2) \
     ROW(dequantize, AVX2, LUTRA_TYPE_CB3_64,  lutra_dequantize_cb3_64_1x1_avx2) \
     ROW(dequantize, AVX2, LUTRA_TYPE_CB4_64,  lutra_dequantize_cb4_64_1x1_avx2) \
+    ROW(dequantize, AVX2, LUTRA_TYPE_CB5_64,  lutra_dequantize_cb5_64_1x1_avx2) \
+    ROW(dequantize, AVX2, LUTRA_TYPE_CB6_64,  lutra_dequantize_cb6_64_1x1_avx2) \
+    ROW(dequantize, AVX2, LUTRA_TYPE_CB25_64, lutra_dequantize_cb25_64_1x1_avx2) \
     ROW(gemv,       AVX2, LUTRA_TYPE_CB2,     lutra_gemv_cb2_4x1_avx2) \
     ROW(gemv,       AVX2, LUTRA_TYPE_CB3,     lutra_gemv_cb3_4x1_avx2) \
     ROW(gemv,       AVX2, LUTRA_TYPE_CB4,     lutra_gemv_cb4_4x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB5,     lutra_gemv_cb5_4x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB6,     lutra_gemv_cb6_4x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB25,    lutra_gemv_cb25_4x1_avx2) \
     ROW(gemv,       AVX2, LUTRA_TYPE_CB2_64,  lutra_gemv_cb2_64_4x1_avx2) \
     ROW(gemv,       AVX2, LUTRA_TYPE_CB3_64,  lutra_gemv_cb3_64_4x1_avx2) \
     ROW(gemv,       AVX2, LUTRA_TYPE_CB4_64,  lutra_gemv_cb4_64_4x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB5_64,  lutra_gemv_cb5_64_4x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB6_64,  lutra_gemv_cb6_64_4x1_avx2) \
+    ROW(gemv,       AVX2, LUTRA_TYPE_CB25_64, lutra_gemv_cb25_64_4x1_avx2) \
     ROW(batch,      AVX2, LUTRA_TYPE_CB2,     lutra_batch_cb2_2x4_avx2) \
     ROW(batch,      AVX2, LUTRA_TYPE_CB3,     lutra_batch_cb3_2x4_avx2) \
     ROW(batch,      AVX2, LUTRA_TYPE_CB4,     lutra_batch_cb4_2x4_avx2) \
+    ROW(batch,      AVX2, LUTRA_TYPE_CB5,     lutra_batch_cb5_2x4_avx2) \
+    ROW(batch,      AVX2, LUTRA_TYPE_CB6,     lutra_batch_cb6_2x4_avx2) \
+    ROW(batch,      AVX2, LUTRA_TYPE_CB25,    lutra_batch_cb25_2x4_avx2) \
     ROW(batch,      AVX2, LUTRA_TYPE_CB2_64,  lutra_batch_cb2_64_2x4_avx2) \
     ROW(batch,      AVX2, LUTRA_TYPE_CB3_64,  lutra_batch_cb3_64_2x4_avx2) \
     ROW(batch,      AVX2, LUTRA_TYPE_CB4_64,  lutra_batch_cb4_64_2x4_avx2) \
+    ROW(batch,      AVX2, LUTRA_TYPE_CB5_64,  lutra_batch_cb5_64_2x4_avx2) \
+    ROW(batch,      AVX2, LUTRA_TYPE_CB6_64,  lutra_batch_cb6_64_2x4_avx2) \
+    ROW(batch,      AVX2, LUTRA_TYPE_CB25_64, lutra_batch_cb25_64_2x4_avx2) \
     ROW(gemm,       AVX2, LUTRA_TYPE_CB2,     lutra_gemm_cb2_16x4_avx2) \
     ROW(gemm,       AVX2, LUTRA_TYPE_CB3,     lutra_gemm_cb3_16x4_avx2) \
     ROW(gemm,       AVX2, LUTRA_TYPE_CB4,     lutra_gemm_cb4_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB5,     lutra_gemm_cb5_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB6,     lutra_gemm_cb6_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB25,    lutra_gemm_cb25_16x4_avx2) \
     ROW(gemm,       AVX2, LUTRA_TYPE_CB2_64,  lutra_gemm_cb2_64_16x4_avx2) \
     ROW(gemm,       AVX2, LUTRA_TYPE_CB3_64,  lutra_gemm_cb3_64_16x4_avx2) \
-    ROW(gemm,       AVX2, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_16x4_avx2)
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB5_64,  lutra_gemm_cb5_64_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB6_64,  lutra_gemm_cb6_64_16x4_avx2) \
+    ROW(gemm,       AVX2, LUTRA_TYPE_CB25_64, lutra_gemm_cb25_64_16x4_avx2)
 
 #define LUTRA_KERNELS_AVX2_VNNI(ROW) \
     ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB2,     lutra_gemv_cb2_4x1_avx2_vnni) \
     ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB3,     lutra_gemv_cb3_4x1_avx2_vnni) \
     ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB4,     lutra_gemv_cb4_4x1_avx2_vnni) \
+    ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB5,     lutra_gemv_cb5_4x1_avx2_vnni) \
+    ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB6,     lutra_gemv_cb6_4x1_avx2_vnni) \
+    ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB25,    lutra_gemv_cb25_4x1_avx2_vnni) \
     ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB2_64,  lutra_gemv_cb2_64_4x1_avx2_vnni) \
     ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB3_64,  lutra_gemv_cb3_64_4x1_avx2_vnni) \
     ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB4_64,  lutra_gemv_cb4_64_4x1_avx2_vnni) \
+    ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB5_64,  lutra_gemv_cb5_64_4x1_avx2_vnni) \
+    ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB6_64,  lutra_gemv_cb6_64_4x1_avx2_vnni) \
+    ROW(gemv,       AVX2_VNNI, LUTRA_TYPE_CB25_64, lutra_gemv_cb25_64_4x1_avx2_vnni) \
     ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB2,     lutra_batch_cb2_2x4_avx2_vnni) \
     ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB3,     lutra_batch_cb3_2x4_avx2_vnni) \
     ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB4,     lutra_batch_cb4_2x4_avx2_vnni) \
+    ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB5,     lutra_batch_cb5_2x4_avx2_vnni) \
+    ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB6,     lutra_batch_cb6_2x4_avx2_vnni) \
+    ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB25,    lutra_batch_cb25_2x4_avx2_vnni) \
     ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB2_64,  lutra_batch_cb2_64_2x4_avx2_vnni) \
     ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB3_64,  lutra_batch_cb3_64_2x4_avx2_vnni) \
     ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB4_64,  lutra_batch_cb4_64_2x4_avx2_vnni) \
+    ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB5_64,  lutra_batch_cb5_64_2x4_avx2_vnni) \
+    ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB6_64,  lutra_batch_cb6_64_2x4_avx2_vnni) \
+    ROW(batch,      AVX2_VNNI, LUTRA_TYPE_CB25_64, lutra_batch_cb25_64_2x4_avx2_vnni) \
     ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB2,     lutra_gemm_cb2_16x4_avx2_vnni) \
     ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB3,     lutra_gemm_cb3_16x4_avx2_vnni) \
     ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB4,     lutra_gemm_cb4_16x4_avx2_vnni) \
+    ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB5,     lutra_gemm_cb5_16x4_avx2_vnni) \
+    ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB6,     lutra_gemm_cb6_16x4_avx2_vnni) \
+    ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB25,    lutra_gemm_cb25_16x4_avx2_vnni) \
     ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB2_64,  lutra_gemm_cb2_64_16x4_avx2_vnni) \
     ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB3_64,  lutra_gemm_cb3_64_16x4_avx2_vnni) \
-    ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_16x4_avx2_vnni)
+    ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_16x4_avx2_vnni) \
+    ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB5_64,  lutra_gemm_cb5_64_16x4_avx2_vnni) \
+    ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB6_64,  lutra_gemm_cb6_64_16x4_avx2_vnni) \
+    ROW(gemm,       AVX2_VNNI, LUTRA_TYPE_CB25_64, lutra_gemm_cb25_64_16x4_avx2_vnni)
 
 #define LUTRA_KERNELS_AVX512(ROW) \
     ROW(gemv,       AVX512, LUTRA_TYPE_CB2,     lutra_gemv_cb2_8x1_avx512) \
