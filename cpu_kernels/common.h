@@ -15,8 +15,8 @@
 // the tests have rows of three.
 enum { LUTRA_SPAN = 16384 };
 
-// Bytes of a chunk, of the second layer's codes of a chunk, of a strip-super-block, of a table of the
-// library.
+// Bytes of a chunk, of the second layer's codes of a chunk, of a strip-super-block, of a table of the first
+// and of the second library.
 LUTRA_INLINE int64_t cb_chunk_bytes(int cb) {
     return cb == 2    ? sizeof(struct lutra_cb2_chunk)
            : cb == 3  ? sizeof(struct lutra_cb3_chunk)
@@ -34,6 +34,10 @@ LUTRA_INLINE int64_t cb_block_bytes(int cb, int sb) {
 
 LUTRA_INLINE int64_t cb_table_bytes(int cb) {
     return cb == 2 ? 2 * 16 : cb == 3 ? 8 : cb == 25 ? 2 * 32 : 16;
+}
+
+LUTRA_INLINE int64_t cb_second_table(int cb) {
+    return cb == 5 ? 2 : cb == 6 ? 2 * 16 : 0;
 }
 
 // Weights, moved on by some strip-super-blocks.

@@ -69,6 +69,7 @@ LUTRA_INLINE void batch_columns(int cb, int sb, int n, int64_t k, int64_t n_stri
                                 const struct lutra_column *columns) {
     __m256i x[X_VECTORS]; // [column][super-block of the run], shared by all strips
     const int64_t blocks = k / sb, block_bytes = cb_block_bytes(cb, sb);
+    const int64_t second_bytes = sb / LUTRA_CHUNK * cb_second_bytes(cb);
     const int64_t longest = X_VECTORS / (n * x_vectors(sb));
     for (int i = 0; i < PREFETCH; i += 64) { // arrives while the activations are prepared
         _mm_prefetch((const char *)w.strips + i, _MM_HINT_T0);
@@ -90,6 +91,9 @@ LUTRA_INLINE void batch_columns(int cb, int sb, int n, int64_t k, int64_t n_stri
             for (int64_t s = 0; s < run; s++, block = cb_block(cb, sb, block, 1)) {
                 for (int i = 0; i < block_bytes; i += 64) {
                     _mm_prefetch((const char *)block.strips + PREFETCH + i, _MM_HINT_T0);
+                }
+                for (int i = 0; i < second_bytes; i += 64) {
+                    _mm_prefetch((const char *)block.second + PREFETCH + i, _MM_HINT_T0);
                 }
                 batch_block(cb, sb, n, block, x + s * x_vectors(sb), stride, first + s, columns, y);
             }

@@ -67,8 +67,8 @@ LUTRA_INLINE void cb4_row(const uint8_t *chunk, const int8_t *library, int row, 
 
 // CB5 adds to w, the entries of CB4, those of one bit per weight. The bits of a row are a nibble: group 0's
 // lower and upper half, then group 1's. The tables of two entries, expanded, take it as it is.
-LUTRA_INLINE void cb5_add(const uint8_t *codes, const int8_t *library, const uint8_t *selector, int row,
-                          __m256i w[2]) {
+LUTRA_INLINE void add_cb5_row(const uint8_t *codes, const int8_t *library, const uint8_t *selector, int row,
+                              __m256i w[2]) {
     int32_t two[2]; // entries are the upper halves; the lower one of table 0 is the first layer's library
     memcpy(&two[0], library + 2 * (ptrdiff_t)selector[0] - 2, 4);
     memcpy(&two[1], library + 2 * (ptrdiff_t)selector[1] - 2, 4);
@@ -88,8 +88,8 @@ LUTRA_INLINE void cb5_add(const uint8_t *codes, const int8_t *library, const uin
 }
 
 // CB6 adds those of pairs, with codes as CB2's: T_a is for the lower half of a group, T_b for the upper one.
-LUTRA_INLINE void cb6_add(const uint8_t *codes, const int8_t *library, const uint8_t *selector, int row,
-                          __m256i w[2]) {
+LUTRA_INLINE void add_cb6_row(const uint8_t *codes, const int8_t *library, const uint8_t *selector, int row,
+                              __m256i w[2]) {
     const int8_t *t0 = library + 32 * (size_t)selector[0], *t1 = library + 32 * (size_t)selector[1];
     const __m256i shifts = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4); // low nibbles | high nibbles
     const __m256i nibbles = _mm256_srlv_epi32(load_twice(codes + 16 * row), shifts);
@@ -160,9 +160,9 @@ LUTRA_INLINE void cb_row(int cb, struct lutra_weights chunk, int row, uint8_t fl
         cb4_row(chunk.strips, chunk.library, row, flips, w);
     }
     if (cb == 5) {
-        cb5_add(chunk.second, second, selector, row, w);
+        add_cb5_row(chunk.second, second, selector, row, w);
     } else if (cb == 6) {
-        cb6_add(chunk.second, second, selector, row, w);
+        add_cb6_row(chunk.second, second, selector, row, w);
     }
 }
 

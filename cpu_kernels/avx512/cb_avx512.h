@@ -63,17 +63,65 @@ LUTRA_INLINE void cb4_rows(const uint8_t *selector, const uint8_t *codes, const 
     }
 }
 
+// As CB2, but T_a and T_b have 32 entries each: where bit 4 of the code is set, those of the second half
+// replace those of the first. `bit` is bit 4's place in the vector `top`, for w[0].
+LUTRA_INLINE void cb25_rows(const uint8_t *selector, const uint8_t *codes, const uint8_t *top, int bit,
+                            const uint8_t *library, __m256i w[4]) {
+    for (int i = 0; i < 4; i++) {
+        const __m256i v = load_twice(codes + 16 * (i / 2));
+        const __m256i index =
+            i % 2 == 0 ? _mm256_and_si256(v, _mm256_set1_epi8(15)) : indices(v, HIGH_NIBBLE, HIGH_NIBBLE);
+        const uint8_t *t = library + 64 * (size_t)selector[i];
+        const __mmask32 second =
+            _mm256_test_epi8_mask(load_twice(top), _mm256_set1_epi8((char)(1 << (bit + i))));
+        const __m256i first = _mm256_shuffle_epi8(load_halves(t, t + 32), index);
+        w[i] = _mm256_mask_shuffle_epi8(first, second, load_halves(t + 16, t + 48), index);
+    }
+}
+
+// CB5 adds to w, the entries of CB4, those of one bit per weight: 2 i and 2 i + 1 for the halves of w[i].
+LUTRA_INLINE void add_cb5_rows(const uint8_t *selector, const uint8_t *codes, const uint8_t *library,
+                               __m256i w[4]) {
+    for (int i = 0; i < 4; i++) {
+        int32_t two; // entries are the upper half; the lower one of table 0 is the first layer's library
+        memcpy(&two, library + 2 * (ptrdiff_t)selector[i] - 2, sizeof(two));
+        const int64_t lower = (int64_t)(1ull << (56 + 2 * i)), upper = (int64_t)(2ull << (56 + 2 * i));
+        const __m256i matrix = _mm256_setr_epi64x(lower, lower, upper, upper);
+        const __m256i index = _mm256_gf2p8affine_epi64_epi8(load_twice(codes), matrix, 2); // 2 + the bit
+        w[i] = _mm256_add_epi8(w[i], _mm256_shuffle_epi8(_mm256_set1_epi32(two), index));
+    }
+}
+
+// CB6 adds those of pairs, with codes as CB2's.
+LUTRA_INLINE void add_cb6_rows(const uint8_t *selector, const uint8_t *codes, const uint8_t *library,
+                               __m256i w[4]) {
+    __m256i second[4];
+    cb2_rows(selector, codes, library, second);
+    for (int i = 0; i < 4; i++) {
+        w[i] = _mm256_add_epi8(w[i], second[i]);
+    }
+}
+
 // The entries of rows 2 * pair and 2 * pair + 1 of a chunk: w[2 * r + g] = group g of row r.
 LUTRA_INLINE void cb_rows(int cb, struct lutra_weights chunk, int pair, __m256i w[4]) {
     const uint8_t *codes = chunk.strips + 2 * LUTRA_ROWS;
     const uint8_t *selector = chunk.strips + 4 * pair;
     const uint8_t *library = (const uint8_t *)chunk.library;
+    const uint8_t *second = library + LUTRA_TABLES * cb_table_bytes(cb);
     if (cb == 2) {
         cb2_rows(selector, codes + 32 * pair, library, w);
+    } else if (cb == 25) {
+        codes += 80 * (pair / 2);
+        cb25_rows(selector, codes + 32 * (pair % 2), codes + 64, 4 * (pair % 2), library, w);
     } else if (cb == 3) {
         cb3_rows(selector, codes + 48 * pair, library, w);
     } else {
         cb4_rows(selector, codes + 64 * pair, library, w);
+    }
+    if (cb == 5) {
+        add_cb5_rows(selector, chunk.second + 16 * pair, second, w);
+    } else if (cb == 6) {
+        add_cb6_rows(selector, chunk.second + 32 * pair, second, w);
     }
 }
 

@@ -17,15 +17,18 @@ _Static_assert(SPAN_BLOCKS * 256 <= LUTRA_SPAN, "the tests have wider rows than 
 
 // What is the same for all strips.
 struct span {
-    _Alignas(64) uint8_t entries[LUTRA_TABLES * 32]; // entry + 128
+    _Alignas(64) uint8_t entries[LUTRA_TABLES * 64]; // the library, with the first layer's entries + 128
     int32_t excess[LUTRA_BATCH][SPAN_BLOCKS];        // 128 * sum of q
 };
 
 LUTRA_INLINE void make_entries(int cb, const int8_t *library, uint8_t *entries) {
-    for (int i = 0; i < LUTRA_TABLES * cb_table_bytes(cb); i += 64) {
+    const int first = LUTRA_TABLES * (int)cb_table_bytes(cb),
+              second = LUTRA_TABLES * (int)cb_second_table(cb);
+    for (int i = 0; i < first; i += 64) {
         const __m512i v = _mm512_loadu_si512(library + i);
         _mm512_store_si512(entries + i, _mm512_xor_si512(v, _mm512_set1_epi8((char)128)));
     }
+    memcpy(entries + first, library + first, (size_t)second);
 }
 
 LUTRA_INLINE int32_t excess_of(int sb, const int8_t *q) {
@@ -51,6 +54,9 @@ LUTRA_INLINE void multiply_block(int cb, int sb, int n, bool hints, int64_t s, s
             const struct lutra_weights chunk = cb_chunk(cb, block, c);
             for (int i = 0; hints && first == 0 && i < cb_chunk_bytes(cb); i += 64) {
                 _mm_prefetch((const char *)chunk.strips + PREFETCH + i, _MM_HINT_T1);
+            }
+            for (int i = 0; hints && first == 0 && i < cb_second_bytes(cb); i += 64) {
+                _mm_prefetch((const char *)chunk.second + PREFETCH + i, _MM_HINT_T1);
             }
             const int64_t k = s * sb + c * LUTRA_CHUNK;
 #pragma GCC unroll 4

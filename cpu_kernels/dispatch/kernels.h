@@ -296,21 +296,39 @@
     ROW(gemv,       AVX512, LUTRA_TYPE_CB2,     lutra_gemv_cb2_8x1_avx512) \
     ROW(gemv,       AVX512, LUTRA_TYPE_CB3,     lutra_gemv_cb3_8x1_avx512) \
     ROW(gemv,       AVX512, LUTRA_TYPE_CB4,     lutra_gemv_cb4_8x1_avx512) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB5,     lutra_gemv_cb5_8x1_avx512) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB6,     lutra_gemv_cb6_8x1_avx512) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB25,    lutra_gemv_cb25_8x1_avx512) \
     ROW(gemv,       AVX512, LUTRA_TYPE_CB2_64,  lutra_gemv_cb2_64_8x1_avx512) \
     ROW(gemv,       AVX512, LUTRA_TYPE_CB3_64,  lutra_gemv_cb3_64_8x1_avx512) \
     ROW(gemv,       AVX512, LUTRA_TYPE_CB4_64,  lutra_gemv_cb4_64_8x1_avx512) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB5_64,  lutra_gemv_cb5_64_8x1_avx512) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB6_64,  lutra_gemv_cb6_64_8x1_avx512) \
+    ROW(gemv,       AVX512, LUTRA_TYPE_CB25_64, lutra_gemv_cb25_64_8x1_avx512) \
     ROW(batch,      AVX512, LUTRA_TYPE_CB2,     lutra_batch_cb2_8x8_avx512) \
     ROW(batch,      AVX512, LUTRA_TYPE_CB3,     lutra_batch_cb3_8x8_avx512) \
     ROW(batch,      AVX512, LUTRA_TYPE_CB4,     lutra_batch_cb4_8x8_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB5,     lutra_batch_cb5_8x8_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB6,     lutra_batch_cb6_8x8_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB25,    lutra_batch_cb25_8x8_avx512) \
     ROW(batch,      AVX512, LUTRA_TYPE_CB2_64,  lutra_batch_cb2_64_8x8_avx512) \
     ROW(batch,      AVX512, LUTRA_TYPE_CB3_64,  lutra_batch_cb3_64_8x8_avx512) \
     ROW(batch,      AVX512, LUTRA_TYPE_CB4_64,  lutra_batch_cb4_64_8x8_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB5_64,  lutra_batch_cb5_64_8x8_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB6_64,  lutra_batch_cb6_64_8x8_avx512) \
+    ROW(batch,      AVX512, LUTRA_TYPE_CB25_64, lutra_batch_cb25_64_8x8_avx512) \
     ROW(gemm,       AVX512, LUTRA_TYPE_CB2,     lutra_gemm_cb2_32x8_avx512) \
     ROW(gemm,       AVX512, LUTRA_TYPE_CB3,     lutra_gemm_cb3_32x8_avx512) \
     ROW(gemm,       AVX512, LUTRA_TYPE_CB4,     lutra_gemm_cb4_32x8_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB5,     lutra_gemm_cb5_32x8_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB6,     lutra_gemm_cb6_32x8_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB25,    lutra_gemm_cb25_32x8_avx512) \
     ROW(gemm,       AVX512, LUTRA_TYPE_CB2_64,  lutra_gemm_cb2_64_32x8_avx512) \
     ROW(gemm,       AVX512, LUTRA_TYPE_CB3_64,  lutra_gemm_cb3_64_32x8_avx512) \
-    ROW(gemm,       AVX512, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_32x8_avx512)
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB4_64,  lutra_gemm_cb4_64_32x8_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB5_64,  lutra_gemm_cb5_64_32x8_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB6_64,  lutra_gemm_cb6_64_32x8_avx512) \
+    ROW(gemm,       AVX512, LUTRA_TYPE_CB25_64, lutra_gemm_cb25_64_32x8_avx512)
 
 // Those of this build.
 #if defined(__aarch64__)
