@@ -20,6 +20,7 @@ from gguf_tools.sources.families import FAMILIES
 
 INPUTS = {
     "quality": ["--model", "main-88m", "--text", "wikitext.txt"],
+    "files": ["--model", "main-88m", "--text", "wikitext.txt"],
     "answers": ["--model", "main-88m", "--questions", "questions.jsonl"],
     "bakeoff": ["--model", "main-88m", "--text", "wikitext.txt"],
     "mixes": ["--model", "main-88m"],
