@@ -111,8 +111,8 @@ def test_close(tiny_chat):
 
 def test_a_model_that_fails_is_not_kept(tiny_chat):
     path = tiny_chat("cb4")
-    with pytest.raises(LutraError, match=f"no context of {1 << 28} tokens"):  # of a terabyte
-        Model(path, threads=1, n_ctx=1 << 28)
+    with pytest.raises(LutraError, match=f"no context of {1 << 31} tokens"):
+        Model(path, threads=1, n_ctx=1 << 31)
     assert not is_mapped(path)
 
 
