@@ -360,6 +360,18 @@ def test_a_cache_predicts_what_the_whole_sequence_does(source):
 
 
 @pytest.mark.torch
+def test_a_cache_of_transformers_does_so_beyond_a_window(tmp_path):
+    pytest.importorskip("transformers", reason="the networks are not installed")
+    source = open_source(hf_model(tmp_path / "model", "Gemma3ForCausalLM", dtype="F32", **SMALL))
+    network, tokens = network_of(source), torch.tensor(pieces(2, 80))
+    predict = network.bound(weights_of(source))
+    cache = network.cache(2, 80, torch.device("cpu"))
+    with torch.no_grad():
+        parts = [predict(part, cache) for part in tokens.split([70, 1, 9], 1)]
+        torch.testing.assert_close(torch.cat(parts, 1), predict(tokens))
+
+
+@pytest.mark.torch
 def test_a_network_writes_what_it_predicts(source):
     network, weights = LlamaNetwork.of(source), weights_of(source)
 
