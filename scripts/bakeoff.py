@@ -31,21 +31,26 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from gguf_tools.formats.family import CB_FORMATS
 from pyquant.arguments import Shape
-from pyquant.codebook import decode_shape, encode_shape, learn_shape
+from pyquant.codebook import decode_shape, encode_shape, learn_shape, look_up
+from pyquant.layers import First, encode_layer, learn_layer
 
 CB = {fmt.name: Shape.of(fmt) for fmt in CB_FORMATS.values() if fmt.sb == 256}
+SECOND = {fmt.name: Shape.of_second(fmt) for fmt in CB_FORMATS.values() if fmt.sb == 256 and fmt.second}
 PER_ROW = 0  # as Shape.sb: one scale per row
 # llama-quantize's name -> the type that --pure gives every matrix
 UPSTREAM = {
     "Q2_K": "Q2_K", "IQ2_XS": "IQ2_XS", "IQ2_M": "IQ2_S", "Q3_K_M": "Q3_K", "IQ3_M": "IQ3_S",
     "Q4_0": "Q4_0", "IQ4_XS": "IQ4_XS", "IQ4_NL": "IQ4_NL", "Q4_K_M": "Q4_K",
+    "Q5_K_M": "Q5_K", "Q6_K": "Q6_K",
 }  # fmt: skip
 STATISTICS = (r"Mean PPL\(Q\)", r"Mean +KLD", "Same top p")
 NEEDS_IMATRIX = {"IQ2_XS", "IQ2_M"}
 
 
 def around(name: str) -> dict[str, Shape]:
-    """The member ``name`` with one parameter changed at a time."""
+    """The member ``name`` with one parameter changed at a time; none of those of two layers."""
+    if name in SECOND:
+        return {}
     shape = CB[name]
     variants = {f"{name}, {t} tables": replace(shape, tables=t) for t in (64, 128, 512)}
     variants |= {f"{name}, groups of {g}": replace(shape, group=g) for g in (16, 64)}
@@ -109,8 +114,8 @@ class Model:
         texts = [self._statistics(self.copy, text) for text in self.args.text]
         return Score(bits / weights, 10 * np.log10(signal / noise), texts)
 
-    def score_cb(self, shape: Shape) -> Score:
-        """Learn and encode every matrix."""
+    def score_cb(self, shape: Shape, second: Shape | None = None) -> Score:
+        """Learn and encode every matrix, with a ``second`` layer if there is one."""
         bits = 0.0
         coded = {}
         for tensor in GGUFReader(self.path).tensors:
@@ -121,6 +126,13 @@ class Model:
             library = learn_shape(w, own, threads=self.args.threads)
             codes, selectors, d, _ = encode_shape(w, library, own, threads=self.args.threads)
             coded[tensor.name] = decode_shape(codes, selectors, d, library, own)
+            if second:
+                first = First.of(codes, selectors, d, library, own)
+                rest = first.rest(w)
+                entries = learn_layer(rest, first, library, second, threads=self.args.threads)
+                codes, _ = encode_layer(rest, first, entries, second, threads=self.args.threads)
+                coded[tensor.name] += look_up(codes, selectors, d, entries, second)
+                bits += w.size * second.bits / second.pair + 8 * entries.size
             per_weight = own.bits / own.pair + np.log2(own.tables) / own.group + 16 / own.sb
             bits += w.size * per_weight + 8 * library.size
         return self.score(bits, lambda name, _: coded[name])
@@ -169,7 +181,7 @@ def rows(models: list[Model], wanted: str) -> Iterator[tuple[str, list[Score]]]:
     """Score every variant whose name matches ``wanted`` on every model."""
     variants: list[tuple[str, Callable[[Model], Score]]] = []
     for name in CB:
-        variants.append((name, lambda m, s=CB[name]: m.score_cb(s)))
+        variants.append((name, lambda m, n=name: m.score_cb(CB[n], SECOND.get(n))))
         peers = [u for u in UPSTREAM if UPSTREAM[u].removeprefix("I")[1] == name[2]]
         variants += [(UPSTREAM[u], lambda m, u=u: m.score_upstream(u)) for u in peers]
         variants += [(v, lambda m, s=s: m.score_cb(s)) for v, s in around(name).items()]
