@@ -31,6 +31,7 @@ INPUTS = {
     "speed": ["--model", "main-88m"],
     "kernels": [],
     "arm": [],
+    "layers": [],
 }
 
 
