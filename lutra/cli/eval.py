@@ -87,8 +87,9 @@ def _activations(args: argparse.Namespace) -> int:
     from lutra.conversion.export import export
     from lutra.measure.activations import describe, measure_activations
 
-    if args.base or args.questions:
-        raise LutraError("--activations compares the model with itself; leave --base and --questions out")
+    if args.base or args.questions or args.planes:
+        other = "--base, --questions and --planes"
+        raise LutraError(f"--activations compares the model with itself; leave {other} out")
     if not (text := text_of(args)):
         raise LutraError("--activations needs --text, a text to predict")
     threads = args.threads or default_threads()
