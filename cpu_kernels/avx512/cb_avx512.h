@@ -21,18 +21,28 @@ LUTRA_INLINE __m256i indices(__m256i v, int64_t low, int64_t high) {
     return _mm256_gf2p8affine_epi64_epi8(v, _mm256_setr_epi64x(low, low, high, high), 0);
 }
 
+// The same for a whole row: `low` for the lower half, group 0, and `high` for the upper one.
+LUTRA_INLINE __m512i two_matrices(int64_t low, int64_t high) {
+    return _mm512_setr_epi64(low, low, low, low, high, high, high, high);
+}
+
 #define SELECT 0xca // VPTERNLOGD: first ? second : third
 #define LOW_NIBBLE INDEX4(0, 1, 2, 3)
 #define HIGH_NIBBLE INDEX4(4, 5, 6, 7)
 
-// Low nibbles are of group 0, high nibbles of group 1, for both vectors of a table, T_a | T_b.
+// Group i of two rows: low nibbles are of group 0, high nibbles of group 1, for both vectors of a table,
+// T_a | T_b.
+LUTRA_INLINE __m256i cb2_group(const uint8_t *selector, const uint8_t *codes, const uint8_t *library, int i) {
+    const __m256i v = load_twice(codes + 16 * (i / 2));
+    const __m256i index =
+        i % 2 == 0 ? _mm256_and_si256(v, _mm256_set1_epi8(15)) : indices(v, HIGH_NIBBLE, HIGH_NIBBLE);
+    return _mm256_shuffle_epi8(load256(library + 32 * (size_t)selector[i]), index);
+}
+
 LUTRA_INLINE void cb2_rows(const uint8_t *selector, const uint8_t *codes, const uint8_t *library,
                            __m256i w[4]) {
     for (int i = 0; i < 4; i++) {
-        const __m256i v = load_twice(codes + 16 * (i / 2));
-        const __m256i index =
-            i % 2 == 0 ? _mm256_and_si256(v, _mm256_set1_epi8(15)) : indices(v, HIGH_NIBBLE, HIGH_NIBBLE);
-        w[i] = _mm256_shuffle_epi8(load256(library + 32 * (size_t)selector[i]), index);
+        w[i] = cb2_group(selector, codes, library, i);
     }
 }
 
@@ -63,19 +73,23 @@ LUTRA_INLINE void cb4_rows(const uint8_t *selector, const uint8_t *codes, const 
     }
 }
 
-// As CB2, but T_a and T_b have 32 entries each: where bit 4 of the code is set, those of the second half
-// replace those of the first. `bit` is bit 4's place in the vector `top`, for w[0].
+// As CB2, but T_a and T_b have 32 entries each, 64 bytes together, which one VPERMB looks up: bits 0 to 3 of
+// an index are a nibble, bit 4 is bit `bit` of the vector `top` for w[0], and bit 5 chooses T_b.
 LUTRA_INLINE void cb25_rows(const uint8_t *selector, const uint8_t *codes, const uint8_t *top, int bit,
                             const uint8_t *library, __m256i w[4]) {
-    for (int i = 0; i < 4; i++) {
-        const __m256i v = load_twice(codes + 16 * (i / 2));
-        const __m256i index =
-            i % 2 == 0 ? _mm256_and_si256(v, _mm256_set1_epi8(15)) : indices(v, HIGH_NIBBLE, HIGH_NIBBLE);
-        const uint8_t *t = library + 64 * (size_t)selector[i];
-        const __mmask32 second =
-            _mm256_test_epi8_mask(load_twice(top), _mm256_set1_epi8((char)(1 << (bit + i))));
-        const __m256i first = _mm256_shuffle_epi8(load_halves(t, t + 32), index);
-        w[i] = _mm256_mask_shuffle_epi8(first, second, load_halves(t + 16, t + 48), index);
+    const __m512i second = _mm512_maskz_set1_epi64(0xcc, 0x2020202020202020);
+    for (int row = 0; row < 2; row++, bit += 2, selector += 2) {
+        const __m512i nibble = _mm512_gf2p8affine_epi64_epi8(
+            _mm512_broadcast_i32x4(load128(codes + 16 * row)), two_matrices(LOW_NIBBLE, HIGH_NIBBLE), 0);
+        const __m512i fifth = _mm512_gf2p8affine_epi64_epi8(
+            _mm512_broadcast_i32x4(load128(top)), two_matrices(1ll << (24 + bit), 2ll << (24 + bit)), 0);
+        const __m512i index = _mm512_ternarylogic_epi32(nibble, fifth, second, 0xfe); // all ored
+        const __m512i *tables = (const __m512i *)library;
+        const __m512i both = _mm512_mask_permutexvar_epi8(
+            _mm512_permutexvar_epi8(index, _mm512_loadu_si512(tables + selector[0])), 0xffffffff00000000,
+            index, _mm512_loadu_si512(tables + selector[1]));
+        w[2 * row] = _mm512_castsi512_si256(both);
+        w[2 * row + 1] = _mm512_extracti64x4_epi64(both, 1);
     }
 }
 
@@ -95,10 +109,8 @@ LUTRA_INLINE void add_cb5_rows(const uint8_t *selector, const uint8_t *codes, co
 // CB6 adds those of pairs, with codes as CB2's.
 LUTRA_INLINE void add_cb6_rows(const uint8_t *selector, const uint8_t *codes, const uint8_t *library,
                                __m256i w[4]) {
-    __m256i second[4];
-    cb2_rows(selector, codes, library, second);
     for (int i = 0; i < 4; i++) {
-        w[i] = _mm256_add_epi8(w[i], second[i]);
+        w[i] = _mm256_add_epi8(w[i], cb2_group(selector, codes, library, i));
     }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// gemv and batch: strips times 1 to 8 columns. The entries of a few rows meet all columns while they are
-// in registers; as many rows as leave 16 sums at most, one vector of int32 each.
+// gemv and batch: strips times 1 to 8 columns. The entries of a few rows meet the columns while they are in
+// registers: 8 rows x 1 or 2 columns or 4 rows x up to 6, with one vector of int32 sums each. 7 and 8 columns
+// take two tiles.
 //
 // VPDPBUSD multiplies unsigned by signed bytes. The entries become unsigned, entry + 128, in a copy of
 // the library; 128 times the sum of a super-block's q, the same for every row, is taken off at the end.
@@ -11,6 +12,8 @@
 
 enum {
     PREFETCH = 4096,  // bytes ahead, across the page ends where the hardware stops
+    TILE_ROWS = 4,    // rows per register tile; twice as many for 1 or 2 columns
+    TILE_COLUMNS = 6, // columns per register tile
     SPAN_BLOCKS = 64, // super-blocks whose excess is known at a time
 };
 _Static_assert(SPAN_BLOCKS * 256 <= LUTRA_SPAN, "the tests have wider rows than a span");
@@ -39,13 +42,14 @@ LUTRA_INLINE int32_t excess_of(int sb, const int8_t *q) {
     return _mm512_reduce_add_epi32(sums);
 }
 
-// acc[column][row] = sums over super-block s, in lanes.
+// acc[column][row] = sums over super-block s, in lanes; at most TILE_COLUMNS columns.
 LUTRA_INLINE void multiply_block(int cb, int sb, int n, bool hints, int64_t s, struct lutra_weights block,
                                  const struct lutra_column *column, __m256i acc[][LUTRA_ROWS]) {
-    const int rows = n <= 2 ? 8 : n <= 4 ? 4 : 2;
+    const int rows = n <= 2 ? 2 * TILE_ROWS : TILE_ROWS;
 #pragma GCC unroll 4
     for (int first = 0; first < LUTRA_ROWS; first += rows) {
-        __m256i sum[16]; // [row][column]
+        __m256i sum[TILE_ROWS * TILE_COLUMNS]; // [row][column]
+#pragma GCC unroll 24
         for (int i = 0; i < rows * n; i++) {
             sum[i] = _mm256_setzero_si256();
         }
@@ -72,6 +76,7 @@ LUTRA_INLINE void multiply_block(int cb, int sb, int n, bool hints, int64_t s, s
                 }
             }
         }
+#pragma GCC unroll 24
         for (int i = 0; i < rows * n; i++) {
             acc[i % n][first + i / n] = sum[i];
         }
@@ -82,7 +87,7 @@ LUTRA_INLINE void strips_times_columns(int cb, int sb, int n, int64_t k, int64_t
                                        struct lutra_weights w, const struct lutra_column *column) {
     const int64_t n_blocks = k / sb;
     // AMD's prefetcher keeps up with CB4's bytes per chunk, and hints hinder it. Intel's needs them.
-    const bool hints = cb < 4 || !__builtin_cpu_is("amd");
+    const bool hints = cb_chunk_bytes(cb) < cb_chunk_bytes(4) || !__builtin_cpu_is("amd");
     for (int i = 0; i < PREFETCH; i += 64) { // arrives while the entries are made
         _mm_prefetch((const char *)w.strips + i, _MM_HINT_T1);
     }
@@ -104,7 +109,11 @@ LUTRA_INLINE void strips_times_columns(int cb, int sb, int n, int64_t k, int64_t
             }
             for (int64_t s = first; s < end; s++) {
                 __m256i acc[LUTRA_BATCH][LUTRA_ROWS];
-                multiply_block(cb, sb, n, hints, s, block, column, acc);
+                const int part = n <= TILE_COLUMNS ? n : (n + 1) / 2;
+                multiply_block(cb, sb, part, hints, s, block, column, acc);
+                if (part < n) {
+                    multiply_block(cb, sb, n - part, false, s, block, column + part, acc + part);
+                }
                 const __m256 d = load_d(block.strips);
                 for (int i = 0; i < n; i++) {
                     const __m256i excess = _mm256_set1_epi32(span.excess[i][s - first]);
