@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -110,9 +111,13 @@ def test_close(tiny_chat):
 
 
 def test_a_model_that_fails_is_not_kept(tiny_chat):
-    path = tiny_chat("cb4")
-    with pytest.raises(LutraError, match=f"no context of {1 << 31} tokens"):
-        Model(path, threads=1, n_ctx=1 << 31)
+    path, limits = tiny_chat("cb4"), resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, limits[1]))  # of the 16 GiB that it would take
+    try:
+        with pytest.raises(LutraError, match=f"no context of {1 << 22} tokens"):
+            Model(path, threads=1, n_ctx=1 << 22)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
     assert not is_mapped(path)
 
 
