@@ -134,9 +134,9 @@ def quantize(
     count when libraries are learned. ``libraries``: those of each layer, if they are there already.
 
     The result does not depend on ``threads``. Memory beside ``w``, the Hessians and the result: 12 bytes for
-    each weight of the sample, 24 for each weight of a slab, and 36 b^2 bytes while a Hessian is factored.
-    Raises ValueError as ``learn`` does, for formats other than MEMBERS, and for a Hessian, row weights or a
-    library that do not fit, are not finite or are no such thing.
+    each weight of the sample and 24 for each weight of a slab, 8 more of both in a second layer, and 36 b^2
+    bytes while a Hessian is factored. Raises ValueError as ``learn`` does, for formats other than MEMBERS,
+    and for a Hessian, row weights or libraries that do not fit, are not finite or are no such thing.
     """
     threads = thread_count(threads)
     if rounds < 0:

@@ -87,7 +87,9 @@ class Footprint:
         codes = (
             sum(weights // layer.pair for layer in fmt.layers) + 2 * weights // GROUP + 2 * weights // fmt.sb
         )
-        return 2 * weights + codes + 12 * min(weights, SAMPLE) + 24 * min(weights, SLAB) + 36 * width**2
+        more = 8 * (len(fmt.layers) - 1)
+        learning, slab = (12 + more) * min(weights, SAMPLE), (24 + more) * min(weights, SLAB)
+        return 2 * weights + codes + learning + slab + 36 * width**2
 
 
 def require_memory(models: int, groups: Sequence[Sequence[Planned]], tokens: int, used: int) -> None:

@@ -12,7 +12,7 @@ from gguf_tools.formats.family import CB_FORMATS, CBFormat, Codes, first_layer
 from pyquant import _native, encode_layers, in_order, learn, learn_second
 from pyquant.arguments import Shape
 from pyquant.codebook import encode_shape, learn_shape, look_up
-from pyquant.gptq import quantize
+from pyquant.gptq import learn_libraries, quantize
 from pyquant.layers import First, encode_layer, learn_layer, limits, reaching
 
 try:
@@ -203,6 +203,19 @@ def test_calibration_pays(name):
 
     plain = codebook.dequantize(made(W, fmt, importance=np.diag(h))[0], *W.shape, fmt)
     assert error(encoded.weights()) < 0.7 * error(plain)
+
+
+def test_experts_one_by_one_share_both_libraries():
+    """As a stack is encoded whose Hessians would take too much memory together."""
+    fmt, hessians = LAYERED["CB6"], [hessian(), hessian()]
+    libraries = learn_libraries(W, np.stack(hessians), fmt, threads=2)
+    each = [quantize(w, h, fmt, libraries=libraries) for w, h in zip(np.split(W, 2), hessians, strict=True)]
+    tensor = data(in_order([part.layers() for part in each], libraries))
+    decoded = codebook.dequantize(tensor, *W.shape, fmt)
+    assert np.array_equal(decoded, np.concatenate([part.weights() for part in each]))
+    assert largest_sum(tensor, W, fmt) <= 127
+    together = quantize(W, np.stack(hessians), fmt, threads=2)
+    assert sum(part.loss[-1] for part in each) < 2 * 1.5 * together.loss[-1]  # refitted to these codes
 
 
 def test_layers_in_slabs(monkeypatch):
