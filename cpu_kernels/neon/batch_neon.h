@@ -46,9 +46,13 @@ LUTRA_INLINE void batch_2xn(int cb, int sb, int n, int64_t k, int64_t n_strips, 
             for (int i = 0; i < n; i++) {
                 q[i] = columns[i].q + s * sb;
             }
+            const int pairs = cb == 25 ? 2 : 1; // whose codes share a vector
 #pragma GCC unroll 1
-            for (int pair = 0; pair < 4; pair++) {
-                batch_pair(cb, sb, n, block, pair, q, sums);
+            for (int i = 0; i < 4; i += pairs) {
+#pragma GCC unroll 2
+                for (int pair = 0; pair < pairs; pair++) {
+                    batch_pair(cb, sb, n, block, i / pairs * pairs + pair, q, sums);
+                }
             }
             const float32x4_t d0 = load_d(block.strips), d1 = load_d(block.strips + 8);
             for (int i = 0; i < n; i++) {

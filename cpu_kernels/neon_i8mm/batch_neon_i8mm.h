@@ -17,6 +17,13 @@ LUTRA_INLINE void batch_decode(int cb, struct lutra_weights chunk, int row, int8
         w[2 * i] = vreinterpretq_s8_s64(vzip1q_s64(a, b));
         w[2 * i + 1] = vreinterpretq_s8_s64(vzip2q_s64(a, b));
     }
+    if (cb > 4) { // complete before the tables of the next two rows, which would not fit beside these
+        __asm__ volatile(""
+                         :
+                         : "w"(w[0]), "w"(w[1]), "w"(w[2]), "w"(w[3]), "w"(w[4]), "w"(w[5]), "w"(w[6]),
+                           "w"(w[7])
+                         : "memory");
+    }
 }
 
 // sums[column pair][row pair] += rows `row` to `row` + 3 of a block x tile. Of the 32 registers w takes 16
