@@ -61,3 +61,14 @@ def test_flags_of_the_environment_change_no_set(machine: str, tmp_path: Path) ->
         hostile = predefined(machine, cflags, tmp_path / str(i))
         for directory, macros in plain.items():
             assert hostile[directory] == macros, f"{directory} with {cflags}"
+
+
+@pytest.mark.parametrize(
+    "options", [["-DCMAKE_BUILD_TYPE=RelWithDebInfo"], ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_C_FLAGS=-O2"]]
+)
+def test_kernels_are_optimized_as_the_tests_run_them(options: list[str], tmp_path: Path) -> None:
+    command = ["cmake", "-S", ROOT / "cpu_kernels", "-B", tmp_path, "-G", "Ninja", *options]
+    subprocess.run([*command, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"], check=True, capture_output=True)
+    for entry in json.loads((tmp_path / "compile_commands.json").read_text()):
+        levels = [word for word in shlex.split(entry["command"]) if word.startswith("-O")]
+        assert levels[-1] == "-O3", entry["file"]
