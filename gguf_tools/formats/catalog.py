@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from gguf_tools.formats.family import CB_FORMATS, ROWS
 
-# Signal to quantization noise in dB on normally distributed weights (measured, no calibration): what the
+# Signal to quantization noise in dB on normally distributed weights (scripts/layers.py types): what the
 # planner of --target-bpw chooses by. Types that it does not choose from have none.
 _SNR = {
     "cb2": 12.4, "cb25": 15.5, "cb3": 17.5, "cb4": 23.8, "cb5": 28.6, "cb6": 33.6, "q8_0": 45.4, "f16": 73.6,
