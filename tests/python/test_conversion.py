@@ -21,6 +21,7 @@ from gguf_tools.formats.catalog import RECIPES, TYPES
 from gguf_tools.reader import GGUFFile
 from lutra.conversion import pipeline
 from lutra.conversion.options import ConversionOptions, Target
+from lutra.conversion.slice import slice_file
 from lutra.conversion.text import PIECE, read_documents
 from lutra.conversion.workdir import WorkDirectory
 from lutra.measure.questions import read_questions
@@ -217,6 +218,19 @@ def test_a_layered_type_is_made_again_to_the_same_bytes(calibrated, model, text,
     types = {tensor.name: tensor.type for tensor in result.tensors}
     assert types["output.weight"].startswith("CB6")
     assert types["blk.0.ffn_up.weight"].startswith("CB5")
+
+
+@pytest.mark.parametrize("pure", [False, True])
+def test_a_file_that_was_cut_is_the_one_that_is_made_directly(pure, model, tmp_path):
+    for kind in ("cb4", "cb5"):
+        options = lutra.ConversionOptions(type=kind, pure=pure, calibrate=False, threads=2)
+        lutra.convert(model, options, tmp_path / f"{kind}.gguf")
+    slice_file(tmp_path / "cb5.gguf", tmp_path / "cut.gguf", type="cb4", pure=pure)
+    with GGUFFile(tmp_path / "cb4.gguf") as made, GGUFFile(tmp_path / "cut.gguf") as cut:
+        assert list(made.tensors) == list(cut.tensors)
+        for name, tensor in made.tensors.items():
+            assert cut.tensors[name].type == tensor.type
+            assert (cut.data(cut.tensors[name]) == made.data(tensor)).all(), name
 
 
 @pytest.mark.parametrize("failure", ["raises", "finds nothing"])
