@@ -49,19 +49,29 @@ def add_cache_types(add: Callable[..., object]) -> None:
             + (", ".join(CACHE_TYPES) if option == "--ctk" else "as --ctk") + " (default: f16)")  # fmt: skip
 
 
-PLANES = ("1", "2")
+# How a model is loaded, whatever its file says: options, and in capitals what they put into the environment.
+FORCED = {
+    "planes": "of int8 for activations: 2 rounds 250 times less and is slower (default: as the file says)",
+    "layers": "of codes: 1 leaves out the second one of cb5 and cb6, which is not read then (default: both)",
+}
 
 
-def add_planes(add: Callable[..., object]) -> None:
-    """Declare, with an ``add_argument``, how activations are held in products with codebooks."""
-    what = "planes of int8 for activations: 2 rounds 250 times less and is slower (default: as the file says)"
-    add("--planes", choices=PLANES, help=what)
+def add_forced(add: Callable[..., object]) -> None:
+    """Declare, with an ``add_argument``, the options of ``FORCED``."""
+    for name, what in FORCED.items():
+        add(f"--{name}", choices=("1", "2"), help=f"{name} {what}")
 
 
-def force_planes(planes: str | None) -> None:
-    """Let models that are loaded from now on, here and by child processes, have ``planes``, if any."""
-    if planes:
-        os.environ["LUTRA_PLANES"] = planes
+def force(**values: str | None) -> None:
+    """Let models that are loaded from now on, here and by child processes, have these, where any are given.
+
+    Raises LutraError for another number than 1 and 2.
+    """
+    for name, value in values.items():
+        if value not in (None, "1", "2"):
+            raise LutraError(f"--{name} {value}: there are 1 or 2")
+        if value:
+            os.environ[f"LUTRA_{name.upper()}"] = value
 
 
 def add_rpc(add: Callable[..., object]) -> None:

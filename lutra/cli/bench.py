@@ -9,14 +9,14 @@ from pathlib import Path
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
-from lutra.cli.arguments import PLANES, force_planes
+from lutra.cli.arguments import FORCED, force
 from lutra.runtime.probe import require_loadable
 from lutra.runtime.tools import pass_through
 from lutra.runtime.workers import parse_workers, tool_arguments
 
 EPILOG = """\
 Every option after the files goes to llama-bench: -p -n -r -t -d -o csv|json|jsonl|md|sql ...
---rpc HOST[:PORT],... names machines where 'lutra worker' runs. --planes 1|2: planes of int8 for activations.
+--rpc HOST[:PORT],... names machines where 'lutra worker' runs. --planes and --layers are those of chat.
 
 example:
   lutra bench model-cb4.gguf model-f16.gguf -t 4 -p 512 -n 128 -o json
@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
     files = list(itertools.takewhile(lambda argument: not argument.startswith("-"), args.files))
     if not files:
         raise LutraError("bench needs a GGUF file; see 'lutra bench --help'")
-    options, planes = taken(args.files[len(files) :], "--planes")
-    if planes not in (None, *PLANES):
-        raise LutraError(f"--planes {planes}: activations have 1 plane or 2")
-    force_planes(planes)
+    options = args.files[len(files) :]
+    for name in FORCED:
+        options, value = taken(options, f"--{name}")
+        force(**{name: value})
     paths = [require_loadable(local_gguf(file)) for file in files]
     models = [argument for path in paths for argument in ("-m", str(path))]
     pass_through("llama-bench", models + shared(paths[0], options))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
-from lutra.cli.arguments import add_cache_types, add_planes, add_rpc, force_planes, parsed, positive
+from lutra.cli.arguments import add_cache_types, add_forced, add_rpc, force, parsed, positive
 from lutra.cli.chat_input import messages
 from lutra.cli.chat_screen import Screen, is_terminal
 from lutra.runtime.probe import trying
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_cache_types(add)
     add("--seed", type=int, metavar="N", help="seed of the sampling (default: random, with -p 1)")
-    add_planes(add)
+    add_forced(add)
     add_rpc(add)
     add("--verbose", action="store_true", help="show llama.cpp's log")
     group = parser.add_argument_group(
@@ -92,7 +92,7 @@ def _setting(name: str) -> Callable[[str], str]:
 
 def run(args: argparse.Namespace) -> int:
     """Answer ``-p`` or talk until the end of the input."""
-    force_planes(args.planes)
+    force(planes=args.planes, layers=args.layers)
     question = None if args.prompt is None else read_question(args.prompt)
     path = local_gguf(args.file)
     with trying(path):  # in another process; all this takes as long

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
-from lutra.cli.arguments import add_planes, force_planes, positive
+from lutra.cli.arguments import add_forced, force, positive
 from lutra.console import figure
 from lutra.runtime.threads import default_threads
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(add)
     what = "what rounding the activations and the cache costs, with --text"
     add("--activations", action="store_true", help=what)
-    add_planes(add)
+    add_forced(add)
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
     add("--json", action="store_true", help="print the results as JSON")
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from lutra.measure.perplexity import measure_text
     from lutra.measure.questions import ask, read_questions
 
-    force_planes(args.planes)
+    force(planes=args.planes, layers=args.layers)
     if args.activations:
         return _activations(args)
     if not args.text and not args.questions:
@@ -87,8 +87,8 @@ def _activations(args: argparse.Namespace) -> int:
     from lutra.conversion.export import export
     from lutra.measure.activations import describe, measure_activations
 
-    if args.base or args.questions or args.planes:
-        other = "--base, --questions and --planes"
+    if args.base or args.questions or args.planes or args.layers:
+        other = "--base, --questions, --planes and --layers"
         raise LutraError(f"--activations compares the model with itself; leave {other} out")
     if not (text := text_of(args)):
         raise LutraError("--activations needs --text, a text to predict")

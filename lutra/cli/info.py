@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_tools.sources.hub import local_gguf
 from lutra import __version__
+from lutra.cli.arguments import FORCED
 from lutra.console import mib, table
 from lutra.runtime import kernels
 from lutra.runtime.paths import CALIBRATION_TEXT, lib_dir
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 Without FILE: the kernels of this build, which of them this CPU supports, and which run. LUTRA_KERNELS=SET
 in the environment takes a lower set (ref is the reference). LUTRA_PLANES=1 or 2 gives all activations so many
-planes of int8, as --planes of chat, serve, eval and bench does.
+planes of int8, as --planes of chat, serve, eval and bench does; LUTRA_LAYERS=1 is their --layers 1.
 With FILE: its size, metadata and tensors.
 
 examples:
@@ -62,7 +63,7 @@ def machine_json() -> dict[str, Any]:
         "libraries": str(lib_dir()),
         "cpu_library": kernels.cpu_library(),
         "calibration_text": f"{CALIBRATION_TEXT.parent.name}/{CALIBRATION_TEXT.name}",
-        "planes": os.environ.get("LUTRA_PLANES") or None,
+        **{name: os.environ.get(f"LUTRA_{name.upper()}") or None for name in FORCED},
         "sets": kernels.sets()["supported"],
         "kernels": [
             {"name": k.name, "compiled": True, "supported": k.supported, "chosen": k.chosen} for k in listed
@@ -75,11 +76,15 @@ def machine_text(machine: dict[str, Any]) -> str:
     yes = {True: "yes", False: "-"}
     rows = [("kernel", "supported", "chosen")]
     rows += [(k["name"], yes[k["supported"]], yes[k["chosen"]]) for k in machine["kernels"]]
+    forced = [
+        f"{name}: {f'{machine[name]}, by LUTRA_{name.upper()}' if machine[name] else 'as the file says'}"
+        for name in FORCED
+    ]
     return f"""\
 lutra {machine["version"]} on {machine["machine"]}, libraries in {machine["libraries"]}
 ggml's own code for the CPU: {machine["cpu_library"]}
 kernel sets of this CPU: {", ".join(machine["sets"])}
-planes of activations: {f"{machine['planes']}, by LUTRA_PLANES" if machine["planes"] else "as the file says"}
+{chr(10).join(forced)}
 
 {table(rows)}"""
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.hub import local_gguf
-from lutra.cli.arguments import add_cache_types, add_planes, add_rpc, force_planes, positive
+from lutra.cli.arguments import add_cache_types, add_forced, add_rpc, force, positive
 from lutra.console import mib, say, warn
 from lutra.runtime.context import Context, choose_context
 from lutra.runtime.page import write_page
@@ -61,14 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cache_types(add)
     add("--parallel", type=positive, default=4, metavar="N", help="conversations at once (default: 4)")
     add("--threads", type=positive, metavar="N", help="default: the fast physical cores")
-    add_planes(add)
+    add_forced(add)
     add_rpc(add)
     add("--verbose", action="store_true", help="show llama-server's log")
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes, which is success."""
-    force_planes(args.planes)
+    force(planes=args.planes, layers=args.layers)
     key = os.environ.get("LLAMA_API_KEY") if args.api_key is None else args.api_key
     if args.api_key is not None and (not key or not key.isprintable() or key != key.strip()):
         raise LutraError("the API key is empty, or has spaces around it; give another one with --api-key")

@@ -139,7 +139,7 @@ def test_serve_obeys(model):
     ("args", "fragment"),
     [
         (["chat", "m.gguf", "--planes", "3"], "--planes"),
-        (["bench", "m.gguf", "--planes", "3"], "activations have 1 plane or 2"),
+        (["bench", "m.gguf", "--planes", "3"], "--planes 3: there are 1 or 2"),
         (["chat", "FILE", "-p", "a"], "LUTRA_PLANES=3: activations have 1 plane or 2"),
     ],
 )
@@ -150,6 +150,6 @@ def test_other_numbers_are_one_line(args, fragment, model):
 
 def test_info_shows_what_is_forced():
     require_built()
-    assert "planes of activations: as the file says" in lutra("info", env={"LUTRA_PLANES": ""}).stdout
+    assert "planes: as the file says" in lutra("info", env={"LUTRA_PLANES": ""}).stdout
     forced = lutra("info", "--json", env={"LUTRA_PLANES": "2"})
     assert json.loads(forced.stdout)["planes"] == "2"

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import assert_error, lutra
+from cli_runner import assert_error, lutra, require_built
 from gguf import GGUFValueType
 from gguf.gguf_writer import GGUFValue
-from gguf_samples import F32, METADATA, cb_tensor, u32, write_gguf
+from gguf_samples import F32, METADATA, cb_tensor, hf_model, u32, write_gguf
 
 from gguf_tools import inspect
+from gguf_tools.errors import LutraError
 from gguf_tools.formats import codebook
 from gguf_tools.formats.family import CB_FORMATS, LAYOUT_VERSION_KEY, first_layer
 from gguf_tools.reader import GGUFFile, type_name
+from lutra.conversion.slice import slice_file
+from lutra.runtime.model import Model
 
 IDS = {fmt.name: fmt.type for fmt in CB_FORMATS.values()}
 KEYS = METADATA | {
@@ -82,3 +86,48 @@ def test_the_source_is_not_overwritten(file: Path) -> None:
     before = file.read_bytes()
     assert_error(lutra("slice", file, "-o", file), "would overwrite the source")
     assert file.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory) -> Path:
+    """A random model of CB5 throughout."""
+    require_built()
+    directory = tmp_path_factory.mktemp("layers")
+    source = hf_model(
+        directory / "hf", hidden_size=512, intermediate_size=704, num_attention_heads=8,
+        num_key_value_heads=2, gain=2.0,
+    )  # fmt: skip
+    path = directory / "m.gguf"
+    done = lutra("convert", source, "--type", "cb5", "--pure", "--no-calibration", "-o", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def logits(path: Path) -> np.ndarray:
+    with Model(path, threads=1, n_ctx=64) as model:
+        tokens = list(range(3, 40))
+        return np.ctypeslib.as_array(model.logits(tokens), (len(tokens), 100)).copy()
+
+
+def test_one_layer_computes_what_the_cut_file_does(layered: Path, monkeypatch) -> None:
+    both = logits(layered)
+    cut = slice_file(layered, layered.with_name("cut.gguf"), pure=True).path
+    assert not np.array_equal(both, logits(cut))
+    monkeypatch.setenv("LUTRA_LAYERS", "2")
+    assert np.array_equal(both, logits(layered))
+    monkeypatch.setenv("LUTRA_LAYERS", "1")
+    assert np.array_equal(logits(cut), logits(layered))
+    monkeypatch.setenv("LUTRA_LAYERS", "3")
+    with pytest.raises(LutraError, match="LUTRA_LAYERS is neither 1 nor 2"):
+        logits(layered)
+
+
+def test_layers_is_an_option_of_those_who_load(layered: Path) -> None:
+    text = layered.with_name("text.txt")
+    text.write_text("A strip has eight rows. " * 60)
+    eval_ = ("eval", layered, "--text", text, "--ctx", "64", "--chunks", "1", "--json")
+    values = [json.loads(lutra(*eval_, *more).stdout)["ppl"] for more in ((), ("--layers", "1"))]
+    assert values[0] != values[1]
+    assert json.loads(lutra(*eval_, env={"LUTRA_LAYERS": "1"}).stdout)["ppl"] == values[1]
+    assert "layers: 1, by LUTRA_LAYERS" in lutra("info", env={"LUTRA_LAYERS": "1"}).stdout
+    assert_error(lutra("bench", layered, "--layers", "3"), "--layers 3: there are 1 or 2")
