@@ -22,9 +22,8 @@ from pyquant.layers import pack_second
 _LARGEST = 127  # entry
 _NOTHING = 2.0**-10  # a scale whose entries are zeros
 _PER_OCTAVE = 16  # scales of an octave that are tried
-_TRIED = (
-    28  # octaves * _PER_OCTAVE * bits below the scale that cuts nothing off: the best of 2 bits is at 0.7
-)
+# Scales that are tried, times bits, below the one that cuts nothing off: the best of 2 bits is at 0.7 of it.
+_TRIED = 28
 
 
 def has_integers(fmt: CBFormat) -> bool:

@@ -43,12 +43,8 @@ SLICE = 256  # rows per call of BLAS
 CG_STEPS = {1: 5, 2: 8}  # of conjugate gradients per refit, by weights per code: pairs have more entries
 ROUNDS = 1
 
-MEMBERS = (
-    (3, 1),
-    (4, 1),
-    (4, 2),
-    (5, 2),
-)  # bits, weights per code: first layers that native/gptq.c has loops for
+# Bits, weights per code: first layers that native/gptq.c has loops for.
+MEMBERS = ((3, 1), (4, 1), (4, 2), (5, 2))
 TINY = float(np.finfo(np.float32).tiny)
 
 Array = NDArray[np.float32]

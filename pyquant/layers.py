@@ -75,8 +75,8 @@ def learn_layer(
     """The library of a second layer of this ``shape``, int8 ``shape.library_shape``.
 
     ``rest``: what ``first`` leaves, float32 (n, k); ``importance`` float32 (n, k). The same for any number of
-    threads. Memory: 12 bytes per weight of the table that has most. Raises ValueError for NaN, infinity and
-    shapes that do not fit.
+    threads. Memory: 24 bytes per code of the tables that threads are at. Raises ValueError for NaN, infinity
+    and shapes that do not fit.
     """
     n, k = check_matrix(rest.shape, shape)
     rest = read_rows(rest, 0, n)

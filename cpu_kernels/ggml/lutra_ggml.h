@@ -40,7 +40,7 @@ GGML_API struct lutra_weights lutra_weights_at(const struct ggml_tensor *tensor,
 // first layer alone, whose bytes come first.
 GGML_API enum ggml_type lutra_loaded_type(enum ggml_type type);
 
-// NULL, or why LUTRA_LAYERS cannot be obeyed.
+// NULL, or why LUTRA_LAYERS cannot be obeyed; if it is empty, nothing is asked.
 GGML_API const char *lutra_layers_error(void);
 
 // False, with the reason in the log, for a CB tensor that is empty or whose rows do not fill strips.

@@ -52,7 +52,7 @@ enum ggml_type lutra_loaded_type(enum ggml_type type) {
 
 const char *lutra_layers_error(void) {
     const char *layers = getenv("LUTRA_LAYERS");
-    return !layers || strcmp(layers, "1") == 0 || strcmp(layers, "2") == 0
+    return !layers || !*layers || strcmp(layers, "1") == 0 || strcmp(layers, "2") == 0
                ? NULL
                : "LUTRA_LAYERS is neither 1 nor 2: a tensor has two layers at most";
 }

@@ -52,7 +52,7 @@ def add_cache_types(add: Callable[..., object]) -> None:
 # How a model is loaded, whatever its file says: options, and in capitals what they put into the environment.
 FORCED = {
     "planes": "of int8 for activations: 2 rounds 250 times less and is slower (default: as the file says)",
-    "layers": "of codes: 1 leaves out the second one of cb5 and cb6, which is not read then (default: both)",
+    "layers": "of codes: 1 leaves out the second one of cb5 and cb6 (default: both)",
 }
 
 

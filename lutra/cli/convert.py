@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 SRC is a Hugging Face directory, ORG/MODEL of its hub (fetched into the hub's cache; of GGUF files too, and
-ORG/MODEL:TYPE chooses), or a GGUF of F32, F16, BF16 or Q8_0.
+ORG/MODEL:TYPE chooses), or a GGUF of floats, Q8_0 or ternary weights.
 T is cb2, cb25, cb3, cb4, cb5 or cb6 (codebooks of 2.3, 2.8, 3.3, 4.3, 5.3 and 6.3 bits per weight), f16,
 bf16, or any type of llama-quantize in lower case, which then does the work. cb2_m, cb25_m, cb3_m and cb4_m
 give a few small matrices more. cb5 and cb6 are cb4 with a second layer of codes.

@@ -99,10 +99,13 @@ def is_exact(matrix: Matrix, fmt: CBFormat, threads: int) -> bool:
     A few rows decide in nearly all cases; zeros alone say nothing.
     """
     library, first = grids(fmt), matrix.read(0, ROWS)
-    if not first.any() or encode_exact(first, library, fmt, threads=threads) is None:
+    try:
+        if not first.any() or encode_exact(first, library, fmt, threads=threads) is None:
+            return False
+        pieces = (encode_exact(rows, library, fmt, threads=threads) for rows, _ in matrix.blocks(None))
+        return all(piece is not None for piece in pieces)
+    except ValueError:  # weights that no codebook can have: whatever encodes them says so, with their name
         return False
-    pieces = (encode_exact(rows, library, fmt, threads=threads) for rows, _ in matrix.blocks(None))
-    return all(piece is not None for piece in pieces)
 
 
 def encode_exactly(name: str, matrix: Matrix, fmt: CBFormat, threads: int) -> list[NDArray[Any]]:

@@ -96,11 +96,14 @@ def require_memory(models: int, groups: Sequence[Sequence[Planned]], tokens: int
     """Raises LutraError when the machine has less free memory than calibration takes.
 
     ``models``: bytes of both copies' activations, keys and values. ``groups``: matrices with the same inputs,
-    ``tokens`` of them, each for up to ``used`` experts of a stack.
+    ``tokens`` of them. Each token meets ``used`` experts, of which the last matrix has inputs of its own.
     """
-    largest = max(
-        Footprint(group[0], 4 * tokens * used * group[0].source.k).peak(len(group)) for group in groups
-    )
+
+    def inputs(p: Planned) -> int:
+        is_own = len(p.source.shape) > 2 and "_down" in p.name
+        return 4 * tokens * (used if is_own else 1) * p.source.k
+
+    largest = max(Footprint(group[0], inputs(group[0])).peak(len(group)) for group in groups)
     needed, free = PROGRAM + models + largest, free_memory()
     if needed > free:
         raise LutraError(

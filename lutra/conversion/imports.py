@@ -20,15 +20,19 @@ from pyquant.exact import has_grids
 MARGIN = 0.25  # bits per weight that a type may have more than asked for, where it loses nothing
 
 
-def take_over(planned: Sequence[Planned], rules: Rules, threads: int) -> list[Planned]:
+def take_over(
+    planned: Sequence[Planned], rules: Rules, threads: int, *, may_grow: bool = True
+) -> list[Planned]:
     """``planned`` with what can be taken over in at most the bits that it would get otherwise.
 
     Reads the first rows of each matrix, and all of one that looks as if it could be. Types that the user has
-    named for a tensor stay.
+    named for a tensor stay. Not ``may_grow``: no tensor takes more bytes than planned, where a size is met.
     """
     tied = is_tied([p.source for p in planned])
     return [
-        _as_published(p, fixed_type(p.source, rules, tied) is not None, threads) if p.is_quantized else p
+        _as_published(p, fixed_type(p.source, rules, tied) is not None, threads, may_grow)
+        if p.is_quantized
+        else p
         for p in planned
     ]
 
@@ -41,14 +45,16 @@ def taken_over(planned: Sequence[Planned]) -> str:
     return f"tensors taken over: {', '.join(parts)}" if parts else ""
 
 
-def _as_published(p: Planned, is_fixed: bool, threads: int) -> Planned:
+def _as_published(p: Planned, is_fixed: bool, threads: int, may_grow: bool) -> Planned:
     for kind, fmt in _candidates(p, is_fixed):
-        if is_exact(Matrix.of(p), fmt, threads):
-            return Planned(p.source, kind, fmt.type, exact=True)
+        exact = Planned(p.source, kind, fmt.type, exact=True)
+        if (may_grow or exact.nbytes <= p.nbytes) and is_exact(Matrix.of(p), fmt, threads):
+            return exact
     published = PUBLISHED.get(p.source.dtype)
     if published and p.source.stored and not is_fixed and published.bpw <= p.type.bpw + MARGIN:
         number = published.id_for(p.source.shape)
-        return p if number is None else Planned(p.source, published, number)
+        kept = p if number is None else Planned(p.source, published, number)
+        return kept if may_grow or kept.nbytes <= p.nbytes else p
     return p
 
 

@@ -218,7 +218,9 @@ Made = tuple[Sequence[Planned], Mapping[str, float]]
 
 def _completed(planned: list[Planned], options: ConversionOptions) -> list[Planned]:
     """``planned`` with what can be taken over, and the planes that are asked for."""
-    return give_planes(take_over(planned, options.rules, options.threads), options.rules)
+    has_size = options.target is not None and options.target.bound is None
+    taken = take_over(planned, options.rules, options.threads, may_grow=not has_size)
+    return give_planes(taken, options.rules)
 
 
 def _convert_planned(source: Source, options: ConversionOptions, output: Path) -> Made:

@@ -92,7 +92,7 @@ class Search:
         bound, loss = self.target.bound, measured.loss
         if bound is None or ENOUGH * bound <= loss <= bound:
             return True
-        if len(self.rounds) == ROUNDS:
+        if len(self.rounds) >= ROUNDS:  # more, if it was interrupted behind the last one
             if loss <= bound:
                 return True
             raise LutraError(

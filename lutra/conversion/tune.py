@@ -116,7 +116,11 @@ def reproducible(device: torch.device) -> Iterator[None]:
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-    before = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a kernel more for every tensor
@@ -127,7 +131,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
         raise LutraError("--tune: the GPU's memory is too small for this model; take --device cpu") from None
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        torch.utils.deterministic.fill_uninitialized_memory = before[2]
         torch.set_float32_matmul_precision(before[1])
 
 

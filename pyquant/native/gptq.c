@@ -186,9 +186,9 @@ INLINE float find_codes(int pair, int entries, const struct lutra_group_form *f,
     }
     float sum = 0.0f;
     for (int i = 0; i < GROUP; i++) {
-        const float entry = c[i] - e[i];
-        const bool fits = !first || ((float)first[i] + entry < 128.0f && (float)first[i] + entry > -128.0f);
-        sum += fits ? e[i] * g[i] : INFINITY; // of a table that has nothing to add to that
+        // c - e would not be the entry where c is large beside it.
+        const float both = first ? (float)first[i] + table[i % pair * entries + codes[i / pair]] : 0.0f;
+        sum += fabsf(both) <= 127.0f ? e[i] * g[i] : INFINITY; // of a table that has nothing to add to that
     }
     return sum;
 }

@@ -105,6 +105,7 @@ bool lutra_multiples(const float *w, int n, int8_t *q, uint16_t *d);
 enum lutra_status lutra_encode_bipolar(const struct lutra_shape *shape, int bits, int64_t rows, int64_t k,
                                        const float *w, int scales, const float *scale, int step, int tries,
                                        int threads, uint8_t *levels, uint16_t *selectors, uint16_t *d);
+
 // ---- layers.c ------------------------------------------------------------------------------
 
 // A second layer of codes under the selectors and scales of the first: w [rows][k] is what the first leaves,

@@ -97,6 +97,17 @@ def test_too_little_memory_is_said_before_work_starts(monkeypatch):
         require_memory(4 << 30, [[p]], 256, 1)
 
 
+def test_inputs_count_for_each_expert_only_where_each_has_its_own(monkeypatch):
+    p, tokens = stack(2, 8, 256), 1 << 16
+    once = footprint.PROGRAM + Footprint(p, 4 * tokens * 256).peak(1)
+    monkeypatch.setattr(footprint, "free_memory", lambda: once)
+    p.name = "blk.0.ffn_gate_exps.weight"
+    require_memory(0, [[p]], tokens, 8)
+    p.name = "blk.0.ffn_down_exps.weight"
+    with pytest.raises(LutraError, match="of memory"):
+        require_memory(0, [[p]], tokens, 8)
+
+
 LIMITED = """
 import resource, sys
 sys.path[:0] = {paths}

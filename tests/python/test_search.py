@@ -184,6 +184,13 @@ def test_a_bound_that_is_never_met_is_an_error():
         found.met(found.planned(), lost)
 
 
+def test_a_search_that_was_stopped_behind_its_last_round_ends():
+    found = searching(Target.parse_kld("0.02"))
+    lost = Divergence(0.001, 0.0, 0.0, 0.0, 4096)
+    found.rounds = ROUNDS * [lost]
+    assert found.met(found.planned(), lost)
+
+
 def test_perplexity_counts_where_it_shows_more_than_the_divergence():
     assert Divergence(0.01, 0.001, 0.03, 0.002, 4096).loss == pytest.approx(0.026)
     assert Divergence(0.01, 0.001, 0.012, 0.002, 4096).loss == 0.01

@@ -12,11 +12,14 @@ from gguf_samples import METADATA, write_gguf
 from quantized_samples import FORMS, quantized_model
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.catalog import RECIPES
 from gguf_tools.reader import GGUFFile, type_name
 from gguf_tools.rows import read_rows
 from gguf_tools.sources.open import open_source
+from lutra.conversion.imports import take_over
 from lutra.conversion.options import ConversionOptions
 from lutra.conversion.pipeline import convert, preview
+from lutra.conversion.plan import Rules, plan
 
 ROWS, K = 128, 512
 NAME = "blk.0.ffn_up.weight"
@@ -165,3 +168,20 @@ def test_codes_of_mxfp4_need_the_option_unless_the_model_is_published_so(tmp_pat
     source = model_of(tmp_path / "m.gguf", Q.MXFP4, mxfp4(RNG(0), 3)[0])
     with pytest.raises(LutraError, match="--allow-requantize"):
         made(source)
+
+
+def test_where_a_size_is_met_no_tensor_grows(tmp_path):
+    """Super-blocks of 64 take more than what was planned; the published type does not."""
+    source, rules = model_of(tmp_path / "m.gguf", 42, q2_0(RNG(0))[0]), Rules(RECIPES["cb2"])
+    with open_source(source) as opened:
+        planned = plan(opened.tensors, rules)
+        for may_grow, found in ((True, "CB2_64"), (False, "Q2_0")):
+            taken = take_over(planned, rules, 1, may_grow=may_grow)
+            assert {p.name: p.type_name for p in taken}[NAME] == found
+
+
+def test_weights_beyond_all_codebooks_are_an_error_of_one_line(tmp_path):
+    w = np.ones((ROWS, K), np.float32)
+    w[0, 0] = 1e9
+    with pytest.raises(LutraError, match=NAME):
+        made(model_of(tmp_path / "m.gguf", Q.F32, w))
