@@ -328,11 +328,7 @@ def _make(
         return {}
     importance = read_importance(planned, options.imatrix)
     file_type = None if options.target else RECIPES[str(options.type)].base.file_type
-    for p in codebooks:
-        if p.fmt and p.name not in work and (p.exact or options.is_bipolar):
-            encode = encode_exactly if p.exact else bipolar
-            parts = encode(p.name, Matrix.of(p), p.fmt, options.threads)
-            work.save(p.name, parts, loss=0.0 if p.exact else nan)
+    _encode_unlearned(work, planned, codebooks, options, output)
     if options.calibration_text:
         _calibrate(work, source, codebooks, options, jobs, output)
     _encode(work, planned, codebooks, importance, options, jobs, output)
@@ -346,6 +342,28 @@ def _make(
     warn_uncovered([p for p in planned if isnan(losses.get(p.name, nan))], options.imatrix, importance)
     write(path, source, planned, values, options.threads, importance, work)
     return {name: loss for name, loss in losses.items() if not isnan(loss)}
+
+
+def _encode_unlearned(
+    work: WorkDirectory,
+    planned: Sequence[Planned],
+    codebooks: Sequence[Planned],
+    options: ConversionOptions,
+    output: Path,
+) -> None:
+    """Finish in ``work`` those of ``codebooks`` whose tables are there: grids and odd integers."""
+    left = [p for p in codebooks if p.name not in work and (p.exact or options.is_bipolar)]
+    if not left:
+        return
+    require_space(output, sum(p.nbytes for p in (*planned, *left)))
+    with progress(sum(p.weights for p in left), "w") as bar:
+        for p in left:
+            assert p.fmt
+            encode = encode_exactly if p.exact else bipolar
+            parts = encode(p.name, Matrix.of(p), p.fmt, options.threads)
+            work.save(p.name, parts, loss=0.0 if p.exact else nan)
+            bar.set_postfix_str(p.name)
+            bar.update(p.weights)
 
 
 def _encode(
