@@ -39,6 +39,7 @@ GGML_API struct lutra_weights lutra_weights_at(const struct ggml_tensor *tensor,
 // The type that a tensor of a file gets when it is loaded. With LUTRA_LAYERS=1 in the environment that is its
 // first layer alone, whose bytes come first.
 GGML_API enum ggml_type lutra_loaded_type(enum ggml_type type);
+GGML_API bool lutra_first_layers_only(void);
 
 // NULL, or why LUTRA_LAYERS cannot be obeyed; if it is empty, nothing is asked.
 GGML_API const char *lutra_layers_error(void);

@@ -44,10 +44,14 @@ struct lutra_weights lutra_weights_at(const struct ggml_tensor *tensor, size_t o
     };
 }
 
-enum ggml_type lutra_loaded_type(enum ggml_type type) {
+bool lutra_first_layers_only(void) {
     const char *layers = getenv("LUTRA_LAYERS");
+    return layers && strcmp(layers, "1") == 0;
+}
+
+enum ggml_type lutra_loaded_type(enum ggml_type type) {
     const struct lutra_cb_format *f = lutra_is_cb(type) ? lutra_cb_format_of_type(type) : NULL;
-    return f && layers && strcmp(layers, "1") == 0 ? (enum ggml_type)lutra_cb_first_layer(f)->type : type;
+    return f && lutra_first_layers_only() ? (enum ggml_type)lutra_cb_first_layer(f)->type : type;
 }
 
 const char *lutra_layers_error(void) {

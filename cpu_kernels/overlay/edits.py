@@ -175,6 +175,14 @@ HOOKS: tuple[Edit, ...] = (
         "before",
         FILE_TYPES + "\n",
     ),
+    Edit("src/llama-mmap.cpp", "", '#include "llama-mmap.h"', "after", '#include "lutra_ggml.h"\n'),
+    Edit(
+        "src/llama-mmap.cpp",
+        "struct llama_mmap::impl {",
+        "if (numa) { prefetch = 0; }",
+        "after",
+        "        if (lutra_first_layers_only()) { prefetch = 0; } // pages are read when they are used\n",
+    ),
     Edit("src/llama-model-loader.cpp", "", '#include "llama.h"', "after", '#include "loader.h"\n'),
     Edit(
         "src/llama-model-loader.cpp",

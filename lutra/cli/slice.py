@@ -13,7 +13,7 @@ from lutra.cli.convert import summary
 EPILOG = """\
 cb5 and cb6 are cb4 and a second layer of codes, which is left out here: no original, no calibration, at the
 speed of the disk. Tensors that get more bits in a file of type T (the embeddings and the output) keep both
-layers; --pure cuts them too. Without making a file, 'lutra chat FILE --layers 1' takes first layers only.
+layers; --pure cuts them too. Without making a file, 'lutra chat FILE --layers 1' reads first layers only.
 Of a split file give the first part; the output is one file.
 
 examples:
