@@ -9,6 +9,7 @@
 #define LUTRA_GGML_H
 
 #include "ggml.h"
+#include "lutra_kernels.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -30,8 +31,6 @@ GGML_API size_t lutra_library_bytes(const struct ggml_tensor *tensor);
 
 // The libraries of a CB tensor or of a view of one, all of them in a row.
 GGML_API const int8_t *lutra_library(const struct ggml_tensor *tensor);
-
-struct lutra_weights;
 
 // Where the strip begins that lies `offset` bytes behind the start of a CB tensor or view, as ggml counts.
 GGML_API struct lutra_weights lutra_weights_at(const struct ggml_tensor *tensor, size_t offset);

@@ -129,7 +129,7 @@ def test_a_job_without_a_test_or_a_benchmark(copy: Path, source: str, op: str) -
     ("pattern", "replacement", "message"),
     [
         (r"(?m)^gemm = (.*gemm_avx2)", r"gem = \1", "kernels.avx2: there is no gem"),
-        (r'(?s)(kernels.avx512.*?)"cb4"\]', r'\1"cb9"]', "kernels.avx512: there is no cb9"),
+        (r'(?s)(kernels.avx512.*?)"cb25"\]', r'\1"cb9"]', "kernels.avx512: there is no cb9"),
         (r'"16x4"', '"16"', "kernels.avx2.gemm: a tile is rows x columns, as 8x4, not 16"),
     ],
 )

@@ -93,7 +93,7 @@ def test_without_its_packages_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setenv("LUTRA_CONVERTER_DIR", str(tmp_path))
     refused(
         other(tmp_path / "m"),
-        "ArceeForCausalLM is not read directly, as gemma, granite, llama, ",
+        "ArceeForCausalLM is not read directly, as bitnet, gemma, granite, llama, ",
         'after pip install "lutra-llm[hf]" the same command converts it',
     )
 
