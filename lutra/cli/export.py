@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lutra.cli.arguments import positive
 from lutra.cli.convert import summary
+from lutra.console import warn
 
 EPILOG = """\
 Codebooks become T: f16, q8_0 (half the size; noise far below that of codebooks), bf16, or f32, which holds
@@ -40,4 +41,6 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     info = export(args.file, args.output, type=args.type, pure=args.pure, threads=args.threads)
     print(summary(info, time.monotonic() - started), file=sys.stderr)
+    if "bitnet.hidden_activation" in info.metadata:
+        warn(f"{info.path}: its activation is not SiLU; a llama.cpp without Lutra computes it wrongly")
     return 0

@@ -166,3 +166,13 @@ def test_nothing_is_left_of_an_interrupted_one(file: Path, tmp_path: Path) -> No
     assert set(tmp_path.iterdir()) == before
     assert lutra("export", file, "-o", out).returncode == 0
     assert set(tmp_path.iterdir()) == before | {out}
+
+
+def test_a_model_that_llama_cpp_computes_otherwise_is_warned_of(tmp_path: Path) -> None:
+    tensors = {"blk.0.ffn_up.weight": cb_tensor(min(CB_FORMATS), 64, 256)}
+    keys = KEYS | {"bitnet.hidden_activation": GGUFValue("relu2", GGUFValueType.STRING)}
+    for name, values, lines in (("plain", KEYS, 1), ("bitnet", keys, 2)):
+        done = lutra("export", write_gguf(tmp_path / f"{name}.gguf", tensors, values), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stderr.splitlines()) == lines
+    assert "lutra: warning: bitnet-f16.gguf: its activation is not SiLU" in done.stderr
