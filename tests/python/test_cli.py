@@ -74,7 +74,7 @@ def test_help_has_an_example(verb):
         (["eval", "missing.gguf", "--text", "missing.txt"], "missing.txt"),
         (["eval", "missing.gguf", "--activations"], "--activations needs --text"),
         (["eval", "missing.gguf", "--activations", "--base", "b"], "leave --base"),
-        (["eval", "missing.gguf", "--activations", "--planes", "2"], "--planes out"),
+        (["eval", "missing.gguf", "--activations", "--planes", "2"], "--planes and --layers out"),
         (["eval", "missing.gguf", "--questions", "missing.jsonl"], "missing.jsonl"),
         (["info", "missing.gguf"], "missing.gguf"),
         (["verify", "missing.gguf"], "missing.gguf"),
