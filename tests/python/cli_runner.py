@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf_samples import hf_model
 
 from gguf_tools.errors import LutraError
 from lutra.runtime.paths import lib_path, tool_path
@@ -24,6 +25,19 @@ def lutra(*args: object, cwd: Path | None = None, env: dict[str, str] | None = N
     return subprocess.run(
         command(*args), cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=600, **options
     )
+
+
+def random_codebooks(directory: Path, kind: str = "cb4", **sizes: object) -> Path:
+    """A random model of codebooks throughout, of super-blocks of 256 and, unless ``sizes`` differ, of 64."""
+    require_built()
+    sizes = {"intermediate_size": 704} | sizes
+    source = hf_model(
+        directory / "hf", hidden_size=512, num_attention_heads=8, num_key_value_heads=2, **sizes
+    )
+    path = directory / "m.gguf"
+    done = lutra("convert", source, "--type", kind, "--pure", "--no-calibration", "-o", path)
+    assert done.returncode == 0, done.stderr
+    return path
 
 
 def command(*args: object) -> list[str]:

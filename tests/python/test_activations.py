@@ -10,8 +10,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from cli_runner import lutra, require_built
-from gguf_samples import hf_model
+from cli_runner import random_codebooks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,15 +73,7 @@ def test_zeros_stay_and_inputs_are_not_written_to(form):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A random model of codebooks throughout."""
-    require_built()
-    directory = tmp_path_factory.mktemp("activations")
-    source = hf_model(
-        directory / "hf", hidden_size=512, intermediate_size=768, num_attention_heads=8, num_key_value_heads=2
-    )
-    path = directory / "m.gguf"
-    done = lutra("convert", source, "--type", "cb4", "--pure", "--no-calibration", "-o", path)
-    assert done.returncode == 0, done.stderr
-    return path
+    return random_codebooks(tmp_path_factory.mktemp("activations"), intermediate_size=768)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import signal
 
 import numpy as np
 import pytest
-from cli_runner import assert_error, lutra, require_built
+from cli_runner import assert_error, lutra, random_codebooks, require_built
 from gguf import GGUFValueType as T
 from gguf.gguf_writer import GGUFValue
-from gguf_samples import hf_model, write_gguf
+from gguf_samples import write_gguf
 from serving import serving
 
 from gguf_tools.formats.family import CB_FORMATS
@@ -27,16 +27,7 @@ TOKENS = list(range(3, 50))
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A random model of codebooks throughout, with super-blocks of 256 and of 64."""
-    require_built()
-    directory = tmp_path_factory.mktemp("planes")
-    source = hf_model(
-        directory / "hf", hidden_size=512, intermediate_size=704, num_attention_heads=8,
-        num_key_value_heads=2, gain=2.0,
-    )  # fmt: skip
-    path = directory / "m.gguf"
-    done = lutra("convert", source, "--type", "cb4", "--pure", "--no-calibration", "-o", path)
-    assert done.returncode == 0, done.stderr
-    return path
+    return random_codebooks(tmp_path_factory.mktemp("planes"), gain=2.0)
 
 
 @pytest.fixture(scope="module")

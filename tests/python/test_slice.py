@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import assert_error, lutra, require_built
+from cli_runner import assert_error, lutra, random_codebooks
 from gguf import GGUFValueType
 from gguf.gguf_writer import GGUFValue
-from gguf_samples import F32, METADATA, cb_tensor, hf_model, u32, write_gguf
+from gguf_samples import F32, METADATA, cb_tensor, u32, write_gguf
 
 from gguf_tools import inspect
 from gguf_tools.errors import LutraError
@@ -91,16 +91,7 @@ def test_the_source_is_not_overwritten(file: Path) -> None:
 @pytest.fixture(scope="module")
 def layered(tmp_path_factory) -> Path:
     """A random model of CB5 throughout."""
-    require_built()
-    directory = tmp_path_factory.mktemp("layers")
-    source = hf_model(
-        directory / "hf", hidden_size=512, intermediate_size=704, num_attention_heads=8,
-        num_key_value_heads=2, gain=2.0,
-    )  # fmt: skip
-    path = directory / "m.gguf"
-    done = lutra("convert", source, "--type", "cb5", "--pure", "--no-calibration", "-o", path)
-    assert done.returncode == 0, done.stderr
-    return path
+    return random_codebooks(tmp_path_factory.mktemp("layers"), "cb5", gain=2.0)
 
 
 def logits(path: Path) -> np.ndarray:
