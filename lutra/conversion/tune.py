@@ -15,8 +15,9 @@ import hashlib
 import importlib.util
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from gguf_tools.sources.tensors import EMBEDDING, Source
 from gguf_tools.writer import GGUFWriter, TensorSpec
 from lutra.console import progress, say, warn
 from lutra.conversion.network import network_of
+from lutra.conversion.recorded import Recorded
 from lutra.conversion.tunable import Codebook, Norm, open_tensor
 
 if TYPE_CHECKING:
@@ -183,6 +185,7 @@ class _Tuning:
         self._adam = torch.optim.Adam(groups, betas=BETAS)
         self._best, self._best_at, self._untuned = self._copies(), float("nan"), float("nan")
         self._worse = self._step = 0
+        self._recorded = Recorded(lambda tokens: self._gradients(self._weights(), tokens))
 
     def run(self, pieces: NDArray[np.int64], checkpoint: Path | None) -> None:
         """Tune with all of ``pieces`` but some, until these say that nothing is gained any more."""
@@ -249,14 +252,17 @@ class _Tuning:
 
     def _descend(self, batch: NDArray[np.int64]) -> float:
         """One step of Adam; the divergence before it."""
-        weights = self._fixed | {name: t.weights() for name, t in self._tuned.items()}
-        losses, gradients = zip(
-            *self._map(lambda tokens: self._gradients(weights, tokens), batch), strict=True
-        )
+        of_shard: Callable[[Tensor], tuple[Tensor, list[Tensor]]] = self._recorded
+        if self._device.type == "cpu":
+            of_shard = partial(self._gradients, self._weights())  # the same for all shards
+        losses, gradients = zip(*self._map(of_shard, batch), strict=True)
         for p, *parts in zip(self._parameters, *gradients, strict=True):
             p.grad = sum(parts[1:], parts[0]) / batch.size
         self._adam.step()
-        return float(sum(losses)) / batch.size
+        return sum(map(float, losses)) / batch.size
+
+    def _weights(self, rounded: bool = False) -> Weights:
+        return self._fixed | {name: t.weights(rounded) for name, t in self._tuned.items()}
 
     def _map(self, what: Any, batch: NDArray[np.int64]) -> Iterator[Any]:
         """``what`` of the tokens of every shard of a batch."""
@@ -268,7 +274,7 @@ class _Tuning:
         ]
         return iter(self._pool.map(what, tokens)) if len(tokens) > 1 else map(what, tokens)
 
-    def _gradients(self, weights: Weights, tokens: Tensor) -> tuple[float, list[Tensor]]:
+    def _gradients(self, weights: Weights, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """KL divergence, summed over ``tokens``, and its gradients in the order of all parameters."""
         tuned, reduced = self._tuned, {}
 
@@ -286,7 +292,7 @@ class _Tuning:
         leaves = {name: watched(name) if name in tuned else w for name, w in weights.items()}
         loss = self._loss(leaves, tokens)
         loss.backward()
-        return loss.item(), [gradient for name in tuned for gradient in reduced[name]]
+        return loss.detach(), [gradient for name in tuned for gradient in reduced[name]]
 
     def _loss(self, weights: Weights, tokens: Tensor) -> Tensor:
         import torch
@@ -303,7 +309,7 @@ class _Tuning:
         """Mean KL divergence, as the file would have it now."""
         import torch
 
-        weights = self._fixed | {name: t.weights(rounded=True) for name, t in self._tuned.items()}
+        weights = self._weights(rounded=True)
 
         def shard(tokens: Tensor) -> float:
             with torch.no_grad():
