@@ -68,9 +68,14 @@ class CBFormat:
         return (first, self.second) if self.second else (first,)
 
     @property
+    def code_bits(self) -> float:
+        """Bits of codes per weight, in all layers."""
+        return sum(layer.bits / layer.pair for layer in self.layers)
+
+    @property
     def bpw(self) -> float:
         """Bits per weight without the library."""
-        return sum(layer.bits / layer.pair for layer in self.layers) + 8 / GROUP + 16 / self.sb
+        return self.code_bits + 8 / GROUP + 16 / self.sb
 
     @property
     def block_bytes(self) -> int:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-TABLE_RATE = 0.1  # of Adam at the start: entries by so much of an int8 step,
-RATIO_RATE = 1e-3  # scales and norms by so much of themselves
+TABLE_RATE = 0.15  # of Adam at the start, in a file of CB2: entries by so much of an int8 step,
+RATIO_RATE = 1.5e-3  # scales and norms by so much of themselves; see rate_share
 
 
 class Codebook:
@@ -146,6 +146,14 @@ class Norm:
         """The tensor's bytes."""
         data: NDArray[np.uint8] = self.weights().cpu().numpy().view(np.uint8)
         return data
+
+
+def rate_share(file: GGUFFile) -> float:
+    """What the rates are multiplied by: each bit of the codes more halves the rounding error, and steps that
+    are no smaller lead away from what is left of it.
+    """
+    formats = [(t.weights, CB_FORMATS[t.type]) for t in file.tensors.values() if t.type in CB_FORMATS]
+    return sum(n * 2 ** (2 - fmt.code_bits) for n, fmt in formats) / sum(n for n, _ in formats)
 
 
 def open_tensor(file: GGUFFile, info: TensorInfo, device: torch.device) -> Codebook | Norm | Tensor:

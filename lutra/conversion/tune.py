@@ -31,7 +31,7 @@ from gguf_tools.writer import GGUFWriter, TensorSpec
 from lutra.console import progress, say, warn
 from lutra.conversion.network import network_of
 from lutra.conversion.recorded import Recorded
-from lutra.conversion.tunable import Codebook, Norm, open_tensor
+from lutra.conversion.tunable import Codebook, Norm, open_tensor, rate_share
 
 if TYPE_CHECKING:
     import torch
@@ -181,7 +181,8 @@ class _Tuning:
         for parameter, rate in (p for t in self._tuned.values() for p in t.parameters()):
             self._parameters.append(parameter)
             alike.setdefault(rate, []).append(parameter)
-        groups = [{"params": parameters, "lr": rate} for rate, parameters in alike.items()]
+        share = rate_share(file)
+        groups = [{"params": parameters, "lr": rate * share} for rate, parameters in alike.items()]
         self._adam = torch.optim.Adam(groups, betas=BETAS)
         self._best, self._best_at, self._untuned = self._copies(), float("nan"), float("nan")
         self._worse = self._step = 0
