@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda")
 MOST = 1 << 22  # tokens to tune with: minutes on a GPU
 SHARE = 3  # of the calibration's time, which writing a text and tuning with it may take on CPUs
-BATCH = 2048  # tokens of a step
+BATCH = {"cpu": 1024, "cuda": 2048}  # tokens of a step: on CPUs there is time for few of them
 SHARDS = 4  # of a step on CPUs, side by side; fixed, so that sums do not depend on the number of threads
 WARM_UP = 5  # steps
 BETAS = 0.9, 0.95
@@ -102,7 +102,7 @@ def affordable(
     A step is taken and timed; nothing comes of it. ``writing``: seconds that each token takes before, when
     the model writes it. Other arguments, and errors, as for ``tune``.
     """
-    size = max(1, BATCH // length), length
+    size = max(1, BATCH["cpu"] // length), length
     tokens = np.random.default_rng(0).integers(len(original[EMBEDDING]), size=size)
     with GGUFFile(path) as file:
         per_token = writing + _Tuning(file, source, original, 0, threads).seconds_per_token(tokens)
@@ -154,7 +154,7 @@ def tune(
     one length, to predict. Nothing else in the file changes. The same ``seed`` gives the same file for any
     number of ``threads``, on one kind of CPU or GPU and version of torch, and so does a tuning that was
     stopped and goes on from ``checkpoint``. Memory: 12 bytes per weight, 14 on a GPU, and activations and
-    logits of BATCH tokens. Raises LutraError as ``require``.
+    logits of a step's tokens. Raises LutraError as ``require``.
     """
     device = original[EMBEDDING].device
     with GGUFFile(path) as file, reproducible(device):
@@ -173,6 +173,7 @@ class _Tuning:
         self._rng = np.random.default_rng(seed)
         self._network = network_of(source)
         self._device = original[EMBEDDING].device
+        self._batch = BATCH[self._device.type]
         tensors = {name: open_tensor(file, info, self._device) for name, info in file.tensors.items()}
         self._tuned = {name: t for name, t in tensors.items() if isinstance(t, Codebook | Norm)}
         self._fixed = {name: t for name, t in tensors.items() if not isinstance(t, Codebook | Norm)}
@@ -195,7 +196,7 @@ class _Tuning:
         pieces = self._rng.permutation(pieces)
         held = min(HELD_OUT, len(pieces) // 8)
         held_out, pieces = pieces[:held], pieces[held:]
-        size = max(1, BATCH // pieces.shape[1])
+        size = max(1, self._batch // pieces.shape[1])
         batches = [pieces[start : start + size] for start in range(0, len(pieces), size)]
         schedule = LambdaLR(self._adam, lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / len(batches)))
         signature = self._signature(pieces)
@@ -316,7 +317,7 @@ class _Tuning:
             with torch.no_grad():
                 return float(self._loss(weights, tokens))
 
-        size = max(1, BATCH // pieces.shape[1])
+        size = max(1, self._batch // pieces.shape[1])
         parts = (pieces[start : start + size] for start in range(0, len(pieces), size))
         return float(sum(loss for part in parts for loss in self._map(shard, part)) / pieces.size)
 
@@ -341,7 +342,7 @@ class _Tuning:
         import torch
 
         kind = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
-        about = f"{torch.__version__} {kind} {BATCH} {SHARDS} {WARM_UP} {BETAS} {HELD_OUT} {LOOKS} {PATIENCE}"
+        about = f"{torch.__version__} {kind} {self._batch} {SHARDS} {WARM_UP} {BETAS} {HELD_OUT} {LOOKS} {PATIENCE}"
         return hashlib.sha256(about.encode() + np.ascontiguousarray(pieces).tobytes()).hexdigest()
 
     def _save(self, path: Path, signature: str, schedule: Any) -> None:

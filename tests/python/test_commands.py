@@ -112,7 +112,7 @@ def test_the_commands_of_a_table_are_understood(table: str, tmp_path: Path) -> N
 
 def test_the_picture_is_drawn_from_the_results(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    results = ROOT / "docs/results/quality-main-88m.json"
+    results = ROOT / "docs/results/quality-smollm2-135m.json"
     labels = [file["label"] for file in json.loads(results.read_text())["files"]]
     drawn = tmp_path / "picture.svg"
     reproduce("picture", "--output", drawn)

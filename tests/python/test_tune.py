@@ -156,7 +156,7 @@ OTHERS = {
 @pytest.mark.parametrize("architecture", BLOCKS)
 def test_every_family_is_tuned_as_it_is_run(tmp_path, monkeypatch, architecture):
     pytest.importorskip("transformers", reason="the networks are not installed")
-    monkeypatch.setattr(tune, "BATCH", 64)
+    monkeypatch.setitem(tune.BATCH, "cpu", 64)
     monkeypatch.setattr(tunable, "TABLE_RATE", 0.6)
     # Of norms around 1, or what comes out does not depend on where a token is.
     gain = 1 - BY_ARCHITECTURE[architecture].norm_offset
@@ -193,7 +193,7 @@ def test_gradients_are_those_of_the_weights(quantized):
 
 @pytest.mark.torch
 def test_only_what_is_continuous_changes_and_divergence_falls(tmp_path, source, quantized, monkeypatch):
-    monkeypatch.setattr(tune, "BATCH", 64)
+    monkeypatch.setitem(tune.BATCH, "cpu", 64)
     monkeypatch.setattr(tunable, "TABLE_RATE", 1.0)  # in few steps far enough for another int8
     outputs = [tmp_path / f"tuned-{threads}.gguf" for threads in (1, 3)]
     for threads, output in zip((1, 3), outputs, strict=True):
@@ -220,7 +220,7 @@ def test_only_what_is_continuous_changes_and_divergence_falls(tmp_path, source, 
 @pytest.mark.torch
 @pytest.mark.parametrize("moment", [1, 5])
 def test_a_stopped_tuning_goes_on_to_the_same_file(tmp_path, source, quantized, monkeypatch, moment):
-    monkeypatch.setattr(tune, "BATCH", 64)
+    monkeypatch.setitem(tune.BATCH, "cpu", 64)
     whole, stopped, checkpoint = (tmp_path / name for name in ("whole.gguf", "stopped.gguf", "tuning.pt"))
     tuned(quantized, source, whole, pieces(16, 32))
     monkeypatch.setattr(tune, "SAVED_EVERY", 0)
@@ -266,7 +266,7 @@ def test_a_slower_day_does_not_change_how_many_tokens(tmp_path, monkeypatch):
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             convert(model, options, tmp_path / "out.gguf")
-    assert asked == [tune.BATCH]
+    assert asked == [tune.BATCH["cpu"]]
     assert numbers[0] == numbers[1] > 0
 
 
@@ -298,7 +298,7 @@ def test_a_checkpoint_of_another_text_is_not_used(tmp_path, source, quantized, m
 
 @pytest.mark.torch
 def test_steps_that_lead_away_change_nothing(tmp_path, source, quantized, monkeypatch):
-    monkeypatch.setattr(tune, "BATCH", 64)
+    monkeypatch.setitem(tune.BATCH, "cpu", 64)
     monkeypatch.setattr(tunable, "TABLE_RATE", 1000.0)
     tuned(quantized, source, tmp_path / "tuned.gguf", pieces(16, 32))
     before, after = GGUFFile(quantized), GGUFFile(tmp_path / "tuned.gguf")
