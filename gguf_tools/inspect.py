@@ -77,6 +77,12 @@ def read_info(path: str | Path) -> FileInfo:
     return FileInfo(file.path, file.size, bits / weights if weights else 0.0, tensors, file.metadata)
 
 
+def second_bytes(tensor: TensorInfo) -> int:
+    """Bytes of the second layer's codes."""
+    fmt = CB_FORMATS.get(tensor.type)
+    return tensor.weights // ROWS // fmt.sb * fmt.second_bytes if fmt else 0
+
+
 def check(path: str | Path) -> list[str]:
     """Everything that is wrong with a file, a line each; empty when nothing is.
 

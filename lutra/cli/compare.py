@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.catalog import RECIPES
 from gguf_tools.sources.hub import local_gguf
 from lutra.cli.arguments import positive
 from lutra.cli.convert import add_options as add_conversion_options
@@ -139,7 +140,7 @@ def converted(args: argparse.Namespace, failed: dict[str, str]) -> tuple[list[Pa
     if not base:
         base = args.out_dir / f"{name}-f16.gguf"
         types = list(dict.fromkeys(["f16", *types]))
-    wanted = {args.out_dir / f"{name}-{kind}.gguf": options_of(args, kind) for kind in types}
+    wanted = {args.out_dir / f"{name}-{kind}.gguf": _options(args, kind) for kind in types}
     args.out_dir.mkdir(parents=True, exist_ok=True)
     missing = [path for path, options in wanted.items() if not is_made(path, source, options)]
     for i, path in enumerate(missing, 1):
@@ -152,6 +153,13 @@ def converted(args: argparse.Namespace, failed: dict[str, str]) -> tuple[list[Pa
                 source = str(base)
     files = dict.fromkeys([base, *wanted])
     return [path for path in files if str(path) not in failed], base
+
+
+def _options(args: argparse.Namespace, kind: str) -> ConversionOptions:
+    """What the arguments ask for; what is for codebooks does not concern types without them."""
+    if kind not in RECIPES or not RECIPES[kind].base.is_codebook:
+        args = argparse.Namespace(**(vars(args) | {"codebook": "learned", "two_planes": None}))
+    return options_of(args, kind)
 
 
 def is_made(path: Path, source: str, options: ConversionOptions) -> bool:

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gguf import GGMLQuantizationType
+
 from gguf_tools.errors import LutraError
+from gguf_tools.inspect import read_info
 from gguf_tools.sources.hub import local_gguf
 from lutra.cli.arguments import add_forced, force, positive
 from lutra.console import figure
@@ -94,8 +97,10 @@ def _activations(args: argparse.Namespace) -> int:
         raise LutraError("--activations needs --text, a text to predict")
     threads = args.threads or default_threads()
     with tempfile.TemporaryDirectory(prefix="lutra-eval-") as directory:
-        model = Path(directory) / "f32.gguf"
-        export(args.file, model, type="f32", pure=True, threads=threads)
+        model = local_gguf(args.file)
+        if any(t.type != GGMLQuantizationType.F32 for t in read_info(model).tensors):
+            model = Path(directory) / "f32.gguf"
+            export(args.file, model, type="f32", pure=True, threads=threads)
         results = measure_activations(model, text, threads, Path(directory))
     print(json.dumps(results) if args.json else describe(results))
     return 0

@@ -342,7 +342,8 @@ class _Tuning:
         import torch
 
         kind = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
-        about = f"{torch.__version__} {kind} {self._batch} {SHARDS} {WARM_UP} {BETAS} {HELD_OUT} {LOOKS} {PATIENCE}"
+        fixed = f"{SHARDS} {WARM_UP} {BETAS} {HELD_OUT} {LOOKS} {PATIENCE}"
+        about = f"{torch.__version__} {kind} {self._batch} {fixed}"
         return hashlib.sha256(about.encode() + np.ascontiguousarray(pieces).tobytes()).hexdigest()
 
     def _save(self, path: Path, signature: str, schedule: Any) -> None:

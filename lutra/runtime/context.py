@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +56,19 @@ def choose_context(
     """The context for ``conversations`` at once with a file, of ``tokens`` each (None: what suits it).
     ``types`` of keys and values.
 
-    Weights, which are mapped from the file, should stay in memory: the conversations that run get half of
-    what is left beside them, those that wait a quarter, and the rest is for intermediate results and for
-    other programs. Raises LutraError for what is no GGUF file.
+    Weights that are used, which are mapped from the file, should stay in memory: the conversations that run
+    get half of what is left beside them, those that wait a quarter, and the rest is for intermediate results
+    and for other programs. Raises LutraError for what is no GGUF file.
     """
-    from gguf_tools.reader import GGUFFile  # with numpy, which a chat does without
+    from gguf_tools.inspect import second_bytes  # with numpy, which a chat does without
+    from gguf_tools.reader import GGUFFile
     from gguf_tools.sources.gguf import other_parts
 
     with GGUFFile(path) as file:
         each_bytes = kv_bytes(file, types)
         weights = sum(part.stat().st_size for part in (path, *other_parts(file)))
+        if os.environ.get("LUTRA_LAYERS") == "1":
+            weights -= sum(map(second_bytes, file.tensors.values()))  # mapped, but never touched
         trained = _number(file, "context_length") or MOST
     free = free_memory()
     rest = max(0, free - weights)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from gguf.gguf_writer import GGUFValue
 from gguf_samples import cb_tensor, hf_model, write_gguf
 
 from gguf_tools.inspect import read_info
+from lutra.cli import compare
 from lutra.cli.eval import describe
 from lutra.measure import tables
 from lutra.measure.pareto import Point, frontier
@@ -183,6 +185,15 @@ def test_types_of_a_model(model):
     assert [row["codebook"] for row in found["files"]] == [True, False, False]
     info = read_info(model / "files" / "qwen-cb2.gguf")
     assert (cb2["bytes"], cb2["bpw"]) == (info.bytes, pytest.approx(info.bpw))
+
+
+def test_what_is_for_codebooks_does_not_concern_other_types():
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    args = parser.parse_args(["m", "--types", "cb4,q4_k,f16", "--codebook", "bipolar", "--two-planes", "x"])
+    made = [compare._options(args, kind) for kind in args.types]
+    assert [o.is_bipolar for o in made] == [True, False, False]
+    assert [o.two_planes for o in made] == ["x", None, None]
 
 
 def test_files_are_used_again_and_one_that_fails_does_not_stop_the_others(model):

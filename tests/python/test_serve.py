@@ -13,11 +13,16 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_runner import assert_error, lutra, require_built
+from gguf import GGUFValueType
+from gguf.gguf_writer import GGUFValue
 from gguf_samples import sample_gguf
 from serving import QUESTION, serving
 
+from gguf_tools.formats.family import CB_FORMATS
+from gguf_tools.writer import GGUFWriter, TensorSpec
 from lutra.runtime import context
 from lutra.runtime.paths import tool_path
 
@@ -250,6 +255,20 @@ def test_with_less_memory_conversations_share_and_then_shrink(chosen):
     assert (chosen(256 * MIB).tokens, chosen(256 * MIB).total) == (4096, 8192)
     assert (chosen(32 * MIB).tokens, chosen(32 * MIB).total) == (1024, 1024)
     assert (chosen(0).tokens, chosen(0).total, chosen(0).cache) == (256, 256, 0)
+
+
+def test_a_second_layer_that_is_left_out_takes_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(context, "free_memory", lambda: 1 << 40)
+    file = tmp_path / "cb5.gguf"
+    fmt = next(f for f in CB_FORMATS.values() if f.name == "CB5")
+    spec = TensorSpec("blk.0.ffn_up.weight", fmt.type, (64, 512), fmt.tensor_bytes(64, 512))
+    with GGUFWriter(
+        file, {"general.architecture": GGUFValue("llama", GGUFValueType.STRING)}, [spec]
+    ) as writer:
+        writer.write(np.zeros(spec.nbytes, np.uint8))
+    assert context.choose_context(file, 1).weights == file.stat().st_size
+    monkeypatch.setenv("LUTRA_LAYERS", "1")
+    assert context.choose_context(file, 1).weights == file.stat().st_size - 64 * 512 // 8  # a bit for each
 
 
 def test_what_is_asked_for_is_given(chosen):
