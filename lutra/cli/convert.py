@@ -27,12 +27,14 @@ T is cb2, cb25, cb3, cb4, cb5 or cb6 (codebooks of 2.3, 2.8, 3.3, 4.3, 5.3 and 6
 bf16, or any type of llama-quantize in lower case, which then does the work. cb2_m, cb25_m, cb3_m and cb4_m
 give a few small matrices more. cb5 and cb6 are cb4 with a second layer of codes.
 
-Targets choose the type of each tensor. A sample of it is encoded in every type, and what such errors cost is
-measured on a part of the calibration text. --target-bpw and --target-size take the types of least loss,
---max-loss (perplexity) and --max-kld (divergence from the original's predictions) the smallest file within
-the loss, with --for the fastest there: pi5, graviton3, graviton4 (modelled), here. The file is then measured
-on text that was kept aside; where a bound is overshot, types change and are converted again. That takes a few
-minutes; --tensor-type and the like stay in force, --dry-run prints the plan only.
+Targets choose the type of each tensor. A first file is converted, and what the rounding of each matrix costs
+in it is measured on a part of the calibration text. --target-bpw and --target-size take the types of least
+loss, --max-loss (perplexity) and --max-kld (divergence from the original's predictions) the smallest file
+within the loss, with --for the fastest there: pi5, graviton3, graviton4 (modelled), here. The file is then
+measured on text that was kept aside: one of a size is never worse there than the best recipe that is no
+larger; where a bound is overshot, types change and are converted again. A bound may ask for two planes of
+activations (see --two-planes), and says whether the cache may be q8_0. All that takes two to four times as
+long as a conversion; --tensor-type and the like stay in force, --dry-run prints the plan only.
 
 The token embeddings and the output matrix get more bits: cb4 with cb2, cb25 and cb3, cb6 with cb4 and cb5;
 --pure gives every matrix T. Tensors that cannot be a codebook (rows not a multiple of 64, not a

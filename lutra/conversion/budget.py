@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_tools.formats.catalog import Type
+from lutra.conversion.plan import Planned
 
 STATES = 1 << 13  # combinations of the first n parts that are followed; the knapsack is exact below
 
@@ -23,12 +23,9 @@ STATES = 1 << 13  # combinations of the first n parts that are followed; the kna
 class Step:
     """One way for a part of the file to be: what it becomes, its cost (bytes, or seconds per token), its loss
     (KL divergence, nats per token).
-
-    Parts are matrices, and a change is their type. Whatever else has a cost and adds a loss (planes of
-    activations, types of the cache) can be a part beside them.
     """
 
-    change: Type
+    change: Planned
     cost: float
     loss: float
 

@@ -129,11 +129,13 @@ def calibrate(
     tied: bool,
     seed: int,
     threads: int,
+    aims: Callable[[str, NDArray[np.float16]], None] | None = None,
 ) -> Iterator[Planned]:
     """Quantize the matrices in ``groups`` (of ``matmul_order``) into ``work``; yields each as it is finished.
 
     ``model`` is their source as an F16 GGUF; ``tied``: its token embeddings are the output matrix too. What
-    ``work`` has is not done again: the graph goes on with it. Warns about experts that no token reached.
+    ``work`` has is not done again: the graph goes on with it. ``aims`` is told what each matrix is rounded
+    from, (rows, k), but for experts that are done one by one. Warns about experts that no token reached.
     """
     wanted = {name for group in groups for name in group}
     group_of = {group[0]: [planned[name] for name in group] for group in groups}
@@ -152,7 +154,7 @@ def calibrate(
             group = group_of.pop(now.name, [])  # tied embeddings come again as the output matrix
             left = [p for p in group if p.name not in work]
             if left:
-                results = _encoded(before, now, left, embedding, pieces, jobs, rounds, seed, threads)
+                results = _encoded(before, now, left, embedding, pieces, jobs, rounds, seed, threads, aims)
                 for p, (parts, loss) in zip(left, results, strict=True):
                     work.save(p.name, parts, loss)
             if now.experts is not None and group:
@@ -182,6 +184,7 @@ def _encoded(
     rounds: int,
     seed: int,
     threads: int,
+    aims: Callable[[str, NDArray[np.float16]], None] | None,
 ) -> Iterator[tuple[list[NDArray[Any]], float]]:
     """The bytes of each matrix in ``group``, which have the same inputs, in parts, and its loss."""
     footprint = Footprint(group[0], 0 if now.inputs is None else now.inputs.nbytes)
@@ -190,10 +193,14 @@ def _encoded(
         yield from encode_divided(experts, group, footprint, jobs, rounds, seed)
         return
     hessian, corrections = _problem(before, now, group[0], embedding, threads)
-    calls = (
-        (p.name, targets(p, corrections, threads), hessian, p.fmt, _row_weight(p, pieces), rounds, seed)
-        for p in group
-    )
+
+    def target(p: Planned) -> NDArray[np.float16]:
+        weights = targets(p, corrections, threads)
+        if aims:
+            aims(p.name, weights)
+        return weights
+
+    calls = ((p.name, target(p), hessian, p.fmt, _row_weight(p, pieces), rounds, seed) for p in group)
     for encoded in jobs.run(encode, calls, at_once=min(footprint.at_once, len(group))):
         yield in_order([encoded.layers(threads)], encoded.libraries), encoded.loss[-1]
 

@@ -46,8 +46,14 @@ class Divergence:
         )
 
 
-def divergence(model: Path, other: Path, pieces: Sequence[Sequence[int]], threads: int) -> Divergence:
-    """Of ``other`` from ``model``, over the second halves of ``pieces``.
+def divergence(
+    model: Path,
+    other: Path,
+    pieces: Sequence[Sequence[int]],
+    threads: int,
+    cache: str = "f16",
+) -> Divergence:
+    """Of ``other``, with keys and values of a type, from ``model``, over the second halves of ``pieces``.
 
     Raises LutraError when one of them cannot be computed.
     """
@@ -55,7 +61,7 @@ def divergence(model: Path, other: Path, pieces: Sequence[Sequence[int]], thread
     diverging, rising = [], []
     with (
         Model(model, threads=threads, n_ctx=length) as original,
-        Model(other, threads=threads, n_ctx=length) as changed,
+        Model(other, threads=threads, n_ctx=length, cache_types=(cache, cache)) as changed,
         progress(sum(map(len, pieces)), "tok", "measuring the loss") as bar,
     ):
         for piece in pieces:

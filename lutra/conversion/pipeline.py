@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +12,10 @@ from dataclasses import asdict, dataclass
 from math import isnan, log10, nan
 from pathlib import Path
 
+import numpy as np
 from gguf import GGUFValueType
 from gguf.gguf_writer import GGUFValue
+from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.catalog import FLOATS, RECIPES
@@ -23,9 +26,9 @@ from gguf_tools.sources.gguf import good_types
 from gguf_tools.sources.open import Scratch, open_source
 from gguf_tools.sources.tensors import Source, SourceTensor
 from lutra.console import progress, say, warn
-from lutra.conversion import llama_quantize, own_text, tune, workdir
+from lutra.conversion import llama_quantize, own_text, sensitivity, tune, workdir
 from lutra.conversion.boards import BOARDS, HERE, Board
-from lutra.conversion.calibrate import calibrate, copy_bytes, matmul_order, token_limit
+from lutra.conversion.calibrate import calibrate, copy_bytes, dequantized, matmul_order, token_limit
 from lutra.conversion.divergence import TOKENS as ASIDE_TOKENS
 from lutra.conversion.divergence import Divergence, divergence
 from lutra.conversion.encode import Matrix, bipolar, codebook, encode_exactly
@@ -146,7 +149,11 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
                 work = stack.enter_context(
                     WorkDirectory(beside, fingerprint(opened, [], options), lasting=False)
                 )
-                found, _ = _search(work, opened, options, Jobs(options.threads, options.cluster), beside)
+                found, jobs = _search(work, opened, options, beside), Jobs(options.threads, options.cluster)
+                first = found.planned()
+                made, _, measured = _round(work, found, first, jobs, beside)
+                _learn(work, found, first, measured, made)
+                found.judge(first, measured)
                 chosen = found.planned()
                 description = found.describe(chosen) + "\n"
             is_there = not headers or Path(source).exists()  # on the hub there may be names and shapes only
@@ -242,31 +249,99 @@ def _convert_planned(source: Source, options: ConversionOptions, output: Path) -
 def _convert_searched(source: Source, options: ConversionOptions, output: Path) -> Made:
     """Write ``output`` with the types that meet the target. Raises LutraError when it cannot be met."""
     with WorkDirectory(output, fingerprint(source, [], options)) as work:
-        jobs = Jobs(options.threads, options.cluster)
-        found, model = _search(work, source, options, jobs, output)
+        found, jobs = _search(work, source, options, output), Jobs(options.threads, options.cluster)
+        best = work.path / "best.gguf"  # kept, as what comes after it may be worse
         for before in work.cached("rounds", list):
-            found.met(found.planned(), Divergence(**before))
-        made = work.temporary("made.gguf")
-        is_met = False
-        while not is_met:
-            chosen = found.planned()
-            say(f"round {len(found.rounds) + 1}\n\n{found.describe(chosen)}\n")
-            planned = _completed(chosen, options)
+            chosen, measured = found.planned(), Divergence(**before) if before else None
             if not found.rounds:
-                _note_origin(source, planned)
-            work.drop({p.name: p.nbytes for p in planned if p.fmt})
-            losses = _make(work, source, planned, options, jobs, output, made)
-            if not found.aside:
-                break
-            measured = divergence(model, made, found.aside, options.threads)
-            say(f"predicted {found.predicted(chosen):.5f}, measured on text kept aside: {measured}")
-            is_met = found.met(chosen, measured)
-            work.keep("rounds", [asdict(measured) for measured in found.rounds])
+                _learn(work, found, chosen, measured, best)
+            found.judge(chosen, measured)
+        while not found.is_met:
+            chosen = found.planned()
+            made, losses, measured = _round(work, found, chosen, jobs, output)
+            if not found.rounds:
+                _learn(work, found, chosen, measured, made)
+            if found.judge(chosen, measured):
+                made.replace(best)
+                work.keep("losses", losses)
+            if len(found.rounds) == 1:  # what comes now is calibrated behind other types
+                work.drop({p.name: 0 for p in chosen})
+            work.keep("rounds", [asdict(measured) if measured else None for measured in found.rounds])
+        planned, losses = _completed(list(found.best), options), work.cached("losses", dict)
+        _note_cache(found, best)
         if options.tune:
-            _tune(work, made, source, [p for p in planned if p.fmt], options, output)
+            _tune(work, best, source, [p for p in planned if p.fmt], options, output)
         else:
-            made.replace(output)
+            best.replace(output)
     return planned, losses
+
+
+def _round(
+    work: WorkDirectory, found: Search, chosen: list[Planned], jobs: Jobs, output: Path
+) -> tuple[Path, Mapping[str, float], Divergence | None]:
+    """A file with the types of a plan, the losses of its calibrated tensors, and the file's own, where there
+    is text aside.
+    """
+    options, made = found.options, work.temporary("made.gguf")
+    say(f"round {len(found.rounds) + 1}\n\n{found.describe(chosen)}\n")
+    planned = _completed(chosen, options)
+    if not found.rounds:
+        _note_origin(found.source, planned)
+        if not _aims(work).exists():
+            partial = work.temporary("aims.partial")
+            shutil.copyfile(found.model, partial)
+            partial.replace(_aims(work))
+    work.drop({p.name: p.nbytes for p in planned if p.fmt})
+    losses = _make(work, found.source, planned, options, jobs, output, made)
+    if not found.aside:
+        return made, losses, None
+    measured = divergence(found.model, made, found.aside, options.threads)
+    predicted = f"predicted {found.predicted(chosen):.5f}, " if found.rounds else ""
+    say(f"{predicted}measured on text kept aside: {measured}")
+    return made, losses, measured
+
+
+def _learn(
+    work: WorkDirectory, found: Search, chosen: Sequence[Planned], measured: Divergence | None, made: Path
+) -> None:
+    """Tell the search what rounding costs in its first file; what ``work`` has is not measured again."""
+    codebooks = [p for p in _completed(list(chosen), found.options) if p.fmt and not p.exact]
+
+    def cost() -> tuple[dict[str, float], float, str]:
+        rounded, aims = work.temporary("rounded.gguf"), _aims(work)
+        shutil.copyfile(found.model, rounded)
+        matrices = sensitivity.Matrices(rounded, writable=True)
+        for p in codebooks:
+            matrices[p.name][:] = dequantized(p, work.load(p.name)[0]).reshape(-1)
+        names = [p.name for p in codebooks]
+        costs = sensitivity.measure(
+            found.model, made, rounded, aims, names, found.pieces, found.options.threads
+        )
+        rounded.unlink()
+        aims.unlink()
+        return costs
+
+    if codebooks:
+        costs, rounding, found.how = work.cached("search", cost)
+        found.learn(chosen, costs, rounding, measured)
+
+
+def _aims(work: WorkDirectory) -> Path:
+    """The F16 model in which calibration keeps what it rounds, while it is there."""
+    return work.path / "aims.gguf"
+
+
+def _note_cache(found: Search, path: Path) -> None:
+    """Say whether keys and values may be rounded when the file is used: no file says how they are kept."""
+    bound = found.target.bound
+    if bound is None:
+        return
+    try:
+        lost = divergence(found.model, path, found.aside, found.options.threads, cache="q8_0").loss
+    except LutraError:  # heads of other sizes
+        return
+    what = "may be q8_0 (--ctk q8_0 --ctv q8_0)" if lost <= bound else "should stay f16"
+    say(f"keys and values in the cache {what}: with q8_0 the file loses {lost:.5f}, of {bound:.5f}")
 
 
 def _note_origin(source: Source, planned: Sequence[Planned]) -> None:
@@ -276,10 +351,8 @@ def _note_origin(source: Source, planned: Sequence[Planned]) -> None:
         say(taken)
 
 
-def _search(
-    work: WorkDirectory, source: Source, options: ConversionOptions, jobs: Jobs, output: Path
-) -> tuple[Search, Path]:
-    """What is measured of ``source`` and planned, and its F16 model, which stays in ``work``."""
+def _search(work: WorkDirectory, source: Source, options: ConversionOptions, output: Path) -> Search:
+    """A search that knows nothing yet."""
     assert options.target
     found = Search(source, options)
     found.refuse_what_cannot_be()
@@ -290,18 +363,17 @@ def _search(
         found.board = Board(HERE, per_weight, per_byte)
     elif options.board:
         found.board = BOARDS[options.board]
-    model = _f16_model(work, source, [], options, output)
-    with Model(model, threads=1, n_ctx=32, weights=False) as tokenizer:
+    found.model = _f16_model(work, source, [], options, output)
+    with Model(found.model, threads=1, n_ctx=32, weights=False) as tokenizer:
         length = piece_length(tokenizer)
-        limit = token_limit(source, length, copy_bytes(model, length))
-        pieces, found.aside = _pieces(work, model, tokenizer, limit, options)
+        limit = token_limit(source, length, copy_bytes(found.model, length))
+        found.pieces, found.aside = _pieces(work, found.model, tokenizer, limit, options)
     if options.target.bound and not found.aside:
         raise LutraError(
             f"{options.text}: too short to keep a part aside for {options.target.option}; it needs "
             f"two sequences of {length} tokens"
         )
-    found.measure(work, model, pieces, jobs)
-    return found, model
+    return found
 
 
 def _write_stock(source: Source, planned: Sequence[Planned], options: ConversionOptions, path: Path) -> None:
@@ -423,11 +495,17 @@ def _calibrate(
         say(f"calibrating with {sum(map(len, pieces))} tokens {options.text_origin}")
     work.tokens = sum(map(len, pieces))
     left = [name for group in groups for name in group if name not in work]
+    aims = sensitivity.Matrices(_aims(work), writable=True) if _aims(work).exists() else None
+
+    def aim(name: str, weights: NDArray[np.float16]) -> None:
+        if aims:
+            aims[name][:] = weights.reshape(-1)
+
     started = time.monotonic()
     with progress(sum(planned[name].weights for group in groups for name in group), "w") as bar:
         for p in calibrate(
             model, groups, planned, pieces, work, jobs,
-            tied=is_tied(source.tensors), seed=options.seed, threads=options.threads,
+            tied=is_tied(source.tensors), seed=options.seed, threads=options.threads, aims=aim,
         ):  # fmt: skip
             bar.set_postfix_str(f"{p.name} {_decibel(work.load(p.name)[1])}")
             bar.update(p.weights)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.catalog import FLOATS, TYPES, Recipe, Type
@@ -23,16 +23,14 @@ SPEED, CALIBRATED_SPEED = 4e6, 0.3e6
 class Rules:
     """What the user asked for: a recipe and exceptions.
 
-    ``tensor_types`` are (regular expression, type) in order of precedence. ``solved`` are types by tensor
-    name that take the recipe's place. Activations for codebooks whose name ``two_planes`` matches get two
-    planes of int8.
+    ``tensor_types`` are (regular expression, type) in order of precedence. Activations for codebooks whose
+    name ``two_planes`` matches get two planes of int8.
     """
 
     recipe: Recipe
     tensor_types: Sequence[tuple[re.Pattern[str], Type]] = ()
     output_type: Type | None = None
     embedding_type: Type | None = None
-    solved: Mapping[str, Type] = field(default_factory=dict)
     two_planes: re.Pattern[str] | None = None
 
     @property
@@ -134,7 +132,7 @@ def plan(tensors: Sequence[SourceTensor], rules: Rules) -> list[Planned]:
     """The type of every tensor, in order."""
     tied = is_tied(tensors)
     return [
-        plan_as(tensor, fixed_type(tensor, rules, tied) or _type_by_recipe(tensor, rules))
+        plan_as(tensor, fixed_type(tensor, rules, tied) or rules.recipe.wanted(tensor.name))
         for tensor in tensors
     ]
 
@@ -165,10 +163,6 @@ def fixed_type(tensor: SourceTensor, rules: Rules, tied: bool) -> Type | None:
     if is_output and rules.output_type:
         return rules.output_type
     return next((kind for pattern, kind in rules.tensor_types if pattern.search(tensor.name)), None)
-
-
-def _type_by_recipe(tensor: SourceTensor, rules: Rules) -> Type:
-    return rules.solved.get(tensor.name) or rules.recipe.wanted(tensor.name)
 
 
 def plan_as(tensor: SourceTensor, wanted: Type) -> Planned:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Types for a target, one engine for ``--target-bpw``, ``--target-size``, ``--max-loss`` and ``--max-kld``.
 
-1. ``losses``: what each type loses of each matrix, and ``sensitivity``: what that costs the predictions.
-2. ``budget``: the types of least loss for a size, or of least size (or time, ``boards``) for a loss.
-3. A rehearsal, errors of all matrices at once: losses add up to a little less than their sum. Inputs rounded
-   to 8 bits cost something, too.
-4. The conversion itself, and its loss on text that was kept aside from the calibration. Where the bound is
-   overshot, or far from reached, the prediction is corrected by what was measured, and what changes is
-   converted again, as in the precision search of arXiv 2411.15982.
+1. A first file, really converted: for a size the best recipe that is no larger, for a bound the type whose
+   noise should be about that.
+2. ``sensitivity``: what the rounding of each matrix costs in that file, and the rounding of their inputs.
+   Another type costs as much more or less as its signal to noise says.
+3. ``budget``: the types of least loss for a size, or of least size (or time, ``boards``) for a loss.
+4. The conversion itself, and its loss on text that was kept aside from the calibration. A size gets the
+   better one of both files. Where a bound is overshot, or far from reached, the prediction is corrected by
+   what was measured, and what changes is converted again, as in the precision search of arXiv 2411.15982.
 """
 
 from __future__ import annotations
@@ -17,48 +18,59 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import log
 from pathlib import Path
-from typing import Any
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.catalog import RECIPES, TYPES, Recipe
+from gguf_tools.formats.catalog import RECIPES, TYPES, Type
 from gguf_tools.sources.tensors import EMBEDDING, Source, SourceTensor
 from gguf_tools.writer import file_bytes, padded
 from lutra.console import mib, table
 from lutra.conversion.boards import Board
 from lutra.conversion.budget import Step, cheapest, within
-from lutra.conversion.divergence import Divergence, divergence
-from lutra.conversion.jobs import Jobs
-from lutra.conversion.losses import TOKENS, Losses, measure_losses
+from lutra.conversion.divergence import Divergence
 from lutra.conversion.options import ConversionOptions, Target
-from lutra.conversion.output import metadata, tensor_specs, write, write_floats
+from lutra.conversion.output import metadata, tensor_specs
 from lutra.conversion.plan import Planned, Rules, fixed_type, give_planes, is_tied, plan, plan_as
-from lutra.conversion.sensitivity import Errors, measure
-from lutra.conversion.text import spread
-from lutra.conversion.workdir import WorkDirectory
 
 CANDIDATES = sorted((kind for kind in TYPES.values() if kind.snr), key=lambda kind: kind.snr or 0.0)
+LADDER = sorted(  # better and better
+    (recipe for recipe in RECIPES.values() if recipe.base.is_codebook),
+    key=lambda recipe: (recipe.base.snr or 0.0, recipe.is_mix),
+)
+LOSS = 8.0  # nats per token that noise as large as the weights would cost, if small errors did in proportion
 AIM, ENOUGH = 0.92, 0.75  # of the bound: what is planned for, and what needs no further round
 ROUNDS = 6  # of conversions, at most
 KEPT = 0.01  # of the time to read it: what a byte costs that a token does not read
+PLANES = 1.25  # what two planes of activations cost, relative to one
+FLOOR = 0.1  # of the mean cost of a weight: what a matrix costs at least
 
 
 @dataclass
 class Search:
     """What was measured of a model, and the plan that follows.
 
-    ``aside``: sequences that nothing is calibrated with. ``losses``: by matrix and type, nats per token, each
-    alone; ``scale``: what their sum is multiplied by. ``rounds``: what the conversions so far have lost.
+    ``model``: the source in F16; ``pieces``: sequences to calibrate with, ``aside``: others. ``units``: by
+    matrix, what a relative error of 1 of its outputs would cost in nats per token, if small errors cost in
+    proportion; ``rounding``: the relative error of inputs that are rounded to int8; ``scale`` corrects both.
+    ``rounds``: what the conversions so far have lost, the first file's first. ``best``: the plan of the best
+    of them; ``is_met``: whether it is what was asked for.
     """
 
     source: Source
     options: ConversionOptions
     board: Board | None = None
+    model: Path = Path()
+    pieces: Sequence[Sequence[int]] = ()
     aside: Sequence[Sequence[int]] = ()
-    losses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    units: Mapping[str, float] = field(default_factory=dict)
+    rounding: float = 0.0
     scale: float = 1.0
     how: str = ""
-    rounds: list[Divergence] = field(default_factory=list)
+    rounds: list[Divergence | None] = field(default_factory=list)
+    is_met: bool = False
+    best: Sequence[Planned] = ()
+    _least: float = math.inf
 
     @property
     def target(self) -> Target:
@@ -67,7 +79,28 @@ class Search:
         return self.options.target
 
     def planned(self) -> list[Planned]:
-        """The type of every tensor. Raises LutraError when none meet the target."""
+        """The type of every tensor in the next file. Raises LutraError when none meet the target."""
+        return self._solved() if self.rounds else self._first()
+
+    def refuse_what_cannot_be(self) -> None:
+        """Raise LutraError when no file is as small as the target: nothing has to be measured to know."""
+        if self.target.bound is None:
+            self._solved()
+
+    def _first(self) -> list[Planned]:
+        """The best recipe of the size, or the type that should lose about the bound."""
+        tensors, rules = self.source.tensors, self.options.rules
+        if self.target.bound is not None:
+            loss = self.target.bound / LOSS
+            near = min(
+                filter(lambda kind: kind.is_codebook, CANDIDATES), key=lambda k: abs(log(noise(k) / loss))
+            )
+            return plan(tensors, replace(rules, recipe=RECIPES[near.name]))
+        recipes = (plan(tensors, replace(rules, recipe=recipe)) for recipe in LADDER)
+        fitting = [r for r in recipes if sum(padded(p.nbytes) for p in r) <= self._capacity()]
+        return fitting[-1] if fitting else self._solved()
+
+    def _solved(self) -> list[Planned]:
         parts = [self._steps(tensor) for tensor in self.source.tensors]
         if self.target.bound is None:
             chosen = within(parts, self._capacity())
@@ -75,141 +108,81 @@ class Search:
             chosen = cheapest(parts, AIM * self.target.bound / self.scale)
         if chosen is None:
             raise LutraError(self._impossible(parts))
-        names = (tensor.name for tensor in self.source.tensors)
-        solved = {name: step.change for name, step in zip(names, chosen, strict=True)}
-        return plan(self.source.tensors, replace(self.options.rules, solved=solved))
+        return [step.change for step in chosen]
+
+    def learn(
+        self, planned: Sequence[Planned], costs: Mapping[str, float], rounding: float,
+        measured: Divergence | None,
+    ) -> None:  # fmt: skip
+        """Take what ``sensitivity.measure`` has found in a file, and what that loses on text kept aside."""
+        of = {p.name: p for p in planned}
+        units = {name: cost / noise(of[name].type) for name, cost in costs.items()}
+        mean = sum(units.values()) / sum(of[name].weights for name in units)
+        # Of a text of this length small costs are not known well, and some come out below nothing.
+        self.units = {
+            p.name: max(units.get(p.name, mean * p.weights), FLOOR * mean * p.weights) for p in planned
+        }
+        lost = sum(self.units[name] * noise(of[name].type) for name in units)
+        if measured and measured.kld > rounding:
+            scale = (measured.kld - rounding) / lost
+            self.units = {name: scale * unit for name, unit in self.units.items()}  # together, not one by one
+        self.rounding = rounding / sum(self.units[p.name] * share(p) for p in planned)
 
     def predicted(self, planned: Sequence[Planned]) -> float:
         """The KL divergence of a plan."""
         return self.scale * sum(self._loss(p) for p in planned)
 
-    def met(self, planned: Sequence[Planned], measured: Divergence) -> bool:
-        """Whether the file of a plan is what was asked for; if not, ``planned`` gives another one now.
+    def judge(self, planned: Sequence[Planned], measured: Divergence | None) -> bool:
+        """Whether the file of ``planned`` is the best so far. If that is not what was asked for, ``planned``
+        gives another one now. Where nothing could be measured, the last file is the best.
 
         Raises LutraError when no plan came near the bound.
         """
         self.rounds.append(measured)
-        bound, loss = self.target.bound, measured.loss
-        if bound is None or ENOUGH * bound <= loss <= bound:
-            return True
-        if len(self.rounds) >= ROUNDS:  # more, if it was interrupted behind the last one
-            if loss <= bound:
-                return True
-            raise LutraError(
-                f"{self.target.option} {self.target.text}: not met in {ROUNDS} rounds, the last one lost "
-                f"{loss:.5f} nats per token, not {bound:.5f}; allow more"
-            )
-        before, types = self.scale, [p.type for p in planned]
+        bound = self.target.bound
+        if bound is None:
+            value = measured.loss if measured else -len(self.rounds)
+            self.is_met = len(self.rounds) > 1
+        else:
+            assert measured
+            value = sum(map(self._cost, planned)) if measured.loss <= bound else math.inf
+            self.is_met = len(self.rounds) > 1 and not self._corrected(planned, measured.loss, bound)
+        is_best = value < self._least
+        if is_best:
+            self._least, self.best = value, planned
+        if not self.is_met and len(self.rounds) > ROUNDS:  # more, if it was interrupted behind the last one
+            if measured and not self.best:
+                raise LutraError(
+                    f"{self.target.option} {self.target.text}: not met in {ROUNDS} rounds, the last one lost "
+                    f"{measured.loss:.5f} nats per token, not {bound:.5f}; allow more"
+                )
+            self.is_met = True
+        return is_best
+
+    def _corrected(self, planned: Sequence[Planned], loss: float, bound: float) -> bool:
+        """Whether there is another plan, with the prediction corrected by what a file has lost."""
+        if ENOUGH * bound <= loss <= bound:
+            return False
+        before, same = self.scale, kinds(planned)
         self.scale *= max(loss, 1e-9) / self.predicted(planned) if self.predicted(planned) else 1.0
-        while loss > bound and [p.type for p in self.planned()] == types:
+        while loss > bound and kinds(self._solved()) == same:
             self.scale *= 1.05  # types are few: the next one up is a large step
-        if loss <= bound and [p.type for p in self.planned()] == types:
+        if loss <= bound and kinds(self._solved()) == same:
             self.scale = before
-            return True
-        return False
-
-    def refuse_what_cannot_be(self) -> None:
-        """Raise LutraError when no file is as small as the target: nothing has to be measured to know."""
-        if self.target.bound is None:
-            self.planned()
-
-    def measure(
-        self,
-        work: WorkDirectory,
-        model: Path,
-        pieces: Sequence[Sequence[int]],
-        jobs: Jobs,
-    ) -> None:
-        """Measure ``model``, the F16 GGUF of the source; what ``work`` has is not measured again.
-
-        ``pieces`` are what the conversion is calibrated with. Raises LutraError when the model cannot be
-        computed.
-        """
-        known = work.cached("search", lambda: self._measured(work, model, pieces, jobs))
-        self.losses, self.how = known["losses"], known["how"]
-
-    def _measured(
-        self,
-        work: WorkDirectory,
-        model: Path,
-        pieces: Sequence[Sequence[int]],
-        jobs: Jobs,
-    ) -> dict[str, Any]:
-        options, tensors, threads = self.options, self.source.tensors, self.options.threads
-        losses = measure_losses(
-            model,
-            {t.name: (t, [p.type for p in possible(t, self)]) for t in tensors if not t.keeps_f32},
-            spread(pieces, TOKENS // len(pieces[0])),
-            jobs,
-            tied=is_tied(tensors), calibrated=options.calibration_text is not None,
-            seed=options.seed, threads=threads,
-        )  # fmt: skip
-        noisy = work.temporary("noisy.gguf")
-        write_floats(noisy, self.source, "f16", threads, options.record())
-        costs, how = measure(noisy, tensors, losses, pieces, threads)
-        noise = {
-            name: {k: costs[name] * loss for k, loss in own.by_type.items()} for name, own in losses.items()
-        }
-        rounding = self._rounding(work, model, losses, costs)
-        share = 1.0
-        for _ in range(1 if self.target.bound is None else 2):
-            self.losses = _sum(noise, rounding, share)
-            planned = self.planned()
-            alone = sum(noise[p.name][p.type.name] for p in planned if p.name in noise)
-            if self.aside and alone:
-                share = self._rehearsed(planned, losses, noisy, model) / alone
-        noisy.unlink()
-        return {"losses": _sum(noise, rounding, share), "how": how}
-
-    def _rounding(
-        self, work: WorkDirectory, model: Path, losses: Mapping[str, Losses], costs: Mapping[str, float]
-    ) -> dict[str, dict[str, float]]:
-        """What it costs that inputs of quantized matrices are rounded to 8 bits, by matrix and type.
-
-        The sum is measured with Q8_0, whose weights lose next to nothing.
-        """
-        relative = {
-            name: {kind: costs[name] * r for kind, r in own.rounding.items()} for name, own in losses.items()
-        }
-        fine = [name for name in losses if "q8_0" in relative[name]]
-        alone = sum(relative[name]["q8_0"] for name in fine)
-        if not self.aside or not alone:
-            return {name: dict.fromkeys(own, 0.0) for name, own in relative.items()}
-        rounded = work.temporary("rounded.gguf")
-        planned = plan(self.source.tensors, Rules(Recipe("q8_0", TYPES["q8_0"])))
-        values = metadata(self.source, planned, self.options.record())
-        write(rounded, self.source, planned, values, self.options.threads)
-        found = divergence(model, rounded, self.aside, self.options.threads).kld
-        rounded.unlink()
-        weights = sum(costs[name] * losses[name].by_type["q8_0"] for name in fine)
-        ratio = max(found - weights, 0.0) / alone
-        return {name: {kind: ratio * r for kind, r in own.items()} for name, own in relative.items()}
-
-    def _rehearsed(
-        self, planned: Sequence[Planned], losses: Mapping[str, Losses], noisy: Path, model: Path
-    ) -> float:
-        """The divergence with errors as large as those of a plan in all matrices at once."""
-        sizes = {
-            p.name: own.by_type[p.type.name] / own.of_errors
-            for p in planned
-            if (own := losses.get(p.name)) and own.of_errors
-        }
-        errors = Errors(noisy, self.source.tensors, losses)
-        errors.write(sizes)
-        found = divergence(model, noisy, self.aside, self.options.threads)
-        errors.remove(list(sizes))
-        return max(found.kld, 1e-9)
+            return False
+        return True
 
     def _steps(self, tensor: SourceTensor) -> list[Step]:
-        return [Step(p.type, self._cost(p), self._loss(p)) for p in possible(tensor, self)]
+        return [Step(p, self._cost(p), self._loss(p)) for p in possible(tensor, self)]
 
     def _cost(self, p: Planned) -> float:
         """Bytes, or seconds per token on the board."""
+        planes = PLANES if p.has_two_planes else 1.0
         if not self.board:
-            return padded(p.nbytes)
+            return planes * padded(p.nbytes)
         multiplied = self._multiplied(p)
         computing = multiplied * self.board.per_weight[p.type.name] if multiplied else 0.0
-        return computing + KEPT * p.nbytes * self.board.per_byte
+        return planes * computing + KEPT * p.nbytes * self.board.per_byte
 
     def _multiplied(self, p: Planned) -> float:
         """Weights that a token is multiplied by: none of what is looked up, a part of stacked experts."""
@@ -221,7 +194,7 @@ class Search:
         return p.weights
 
     def _loss(self, p: Planned) -> float:
-        return self.losses.get(p.name, {}).get(p.type.name, 0.0)
+        return self.units.get(p.name, p.weights) * (noise(p.type) + self.rounding * share(p))
 
     def _capacity(self) -> int:
         weights = sum(t.rows * t.k for t in self.source.tensors)
@@ -252,40 +225,60 @@ class Search:
     # ---- for people --------------------------------------------------------------------------
 
     def describe(self, planned: Sequence[Planned]) -> str:
-        """The plan by kind of matrix: which layers have which type, with the loss predicted."""
+        """The plan by kind of matrix: which layers have which type, with the loss predicted.
+
+        Sensitivity is what the same relative error would cost per weight, relative to the mean.
+        """
         layers: dict[tuple[str, str], list[int]] = {}
         nbytes: Counter[tuple[str, str]] = Counter()
+        weights: Counter[tuple[str, str]] = Counter()
+        units: dict[tuple[str, str], float] = defaultdict(float)
         lost: dict[tuple[str, str], float] = defaultdict(float)
         for p in planned:
-            if p.name not in self.losses:
+            if p.source.keeps_f32:
                 continue
             place = re.fullmatch(r"blk\.(\d+)\.(.+)", p.name)
-            key = place[2] if place else p.name, p.type_name
+            key = place[2] if place else p.name, p.type_name + (" x 2" if p.has_two_planes else "")
             layers.setdefault(key, []).extend([int(place[1])] if place else [])
             nbytes[key] += p.nbytes
+            weights[key] += p.weights
+            units[key] += self.units.get(p.name, 0.0)
             lost[key] += self.scale * self._loss(p)
         roles = list(dict.fromkeys(role for role, _ in layers))
-        rows = [("matrix", "type", "layers", "MiB", "loss")]
+        mean = sum(units.values()) / weights.total() or 1.0
+        rows = [("matrix", "type", "layers", "MiB", "sensitivity", "loss")]
         for key in sorted(layers, key=lambda key: (roles.index(key[0]), min(layers[key], default=0))):
-            size, loss = f"{nbytes[key] / 2**20:.1f}", f"{lost[key]:.5f}"
-            rows.append((*key, ranges(layers[key]), size, loss))
+            row = (*key, ranges(layers[key]), f"{nbytes[key] / 2**20:.1f}")
+            known = (f"{units[key] / weights[key] / mean:.2f}", f"{lost[key]:.5f}")
+            rows.append((*row, *(known if self.units else ("", ""))))
         total = sum(p.nbytes for p in planned)
         bpw = 8 * total / sum(p.weights for p in planned)
         facts = [f"{mib(total)}, {bpw:.3f} bits per weight"]
-        facts += [f"predicted KL divergence {self.predicted(planned):.5f}"] if self.losses else []
+        facts += [f"predicted KL divergence {self.predicted(planned):.5f}"] if self.units else []
         if self.board:
             seconds = sum(self._cost(p) for p in planned)
             facts.append(f"{1e3 * seconds:.3g} ms per token in matrices on {self.board.name}")
-        return "\n".join([f"{self.how}", "", table(rows, right=(3, 4)), "", "; ".join(facts)])
+        return "\n".join([f"{self.how}", "", table(rows, right=(3, 4, 5)), "", "; ".join(facts)])
 
 
-def _sum(
-    noise: Mapping[str, Mapping[str, float]], rounding: Mapping[str, Mapping[str, float]], share: float
-) -> dict[str, dict[str, float]]:
-    return {
-        name: {kind: share * loss + rounding[name][kind] for kind, loss in own.items()}
-        for name, own in noise.items()
-    }
+def noise(kind: Type) -> float:
+    """The squared error of a type's weights relative to them, on normally distributed ones."""
+    return 10 ** (-(kind.snr or 6 * kind.bpw) / 10)
+
+
+def share(p: Planned) -> float:
+    """What rounding the inputs of a matrix costs, relative to one plane with a scale per 256. A scale per 32
+    is worth a bit (docs/ACTIVATIONS.md); two planes and floats round nothing.
+    """
+    if not p.is_quantized or p.has_two_planes:
+        return 0.0
+    block = next(block for block, number in p.type.ids.items() if number == p.id)
+    return float((block / 256) ** (2 / 3))
+
+
+def kinds(planned: Sequence[Planned]) -> list[tuple[str, bool]]:
+    """What distinguishes plans."""
+    return [(p.type.name, p.has_two_planes) for p in planned]
 
 
 def possible(tensor: SourceTensor, search: Search) -> list[Planned]:
@@ -293,7 +286,10 @@ def possible(tensor: SourceTensor, search: Search) -> list[Planned]:
     fixed = fixed_type(tensor, search.options.rules, is_tied(search.source.tensors))
     if fixed:
         return [plan_as(tensor, fixed)]
-    return [p for p in (plan_as(tensor, kind) for kind in CANDIDATES) if not p.instead_of]
+    found = [p for p in (plan_as(tensor, kind) for kind in CANDIDATES) if not p.instead_of]
+    if search.target.bound is not None:  # more planes are no more bytes
+        found += [replace(p, has_two_planes=True) for p in found if p.fmt]
+    return found
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -1,75 +1,117 @@
 # SPDX-License-Identifier: MIT
-"""What errors in each matrix cost: the model predicts a text with errors in one group of matrices at a time.
+"""What rounding each matrix costs in a file, from two measurements with the errors of a real encoding.
 
-The errors are drawn from those of a real encoding (``losses``): every row gets a random mixture of the errors
-of some rows, so that they have the same directions. Their cost is the KL divergence of the predictions to
-those of the untouched model. Small errors cost in proportion to the loss of the matrix's outputs, and the
-costs of several matrices add up, so that one measurement predicts what any type of any matrix will cost.
+*Alone*: a matrix has its errors in an otherwise exact model. In a calibrated file these cost less, for the
+matrices behind it make up for some of what they do. *In the file*: the matrix becomes exact, and what makes
+up for its errors stays, so that this wins less than they cost. The truth is in the middle: docs/RECIPES.md.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.reader import GGUFFile
-from gguf_tools.sources.tensors import SourceTensor
 from lutra.console import progress
-from lutra.conversion.losses import Losses
 from lutra.runtime.model import Model
 
 LENGTH = 128  # tokens of a sequence, at most
-TOKENS = 512  # of the text, four times as many for small models
-WORK = 4e12  # weights x tokens that may be computed before layers share a measurement: a minute on two cores
+TOKENS = 512, 1024  # of the text, for large models and for small ones
+WORK = 3e12  # weights x tokens that may be computed before layers share a measurement: a minute on two cores
 BANDS = 3  # of layers that share one, at least
-BLOCK = 1 << 22  # weights in memory at a time, as float32
 
 Array = NDArray[np.float32]
 
 
+class Matrices:
+    """The matrices in a GGUF of F16, flat. The runtime, which maps the file, computes with what is written to
+    them, if they are ``writable``.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False) -> None:
+        with GGUFFile(path) as file:
+            self._places = file.tensors
+        self._file = np.memmap(path, np.float16, "r+" if writable else "r")
+
+    def __getitem__(self, name: str) -> NDArray[np.float16]:
+        place = self._places[name]
+        weights: NDArray[np.float16] = self._file[place.offset // 2 :][: place.weights]
+        return weights
+
+
 def measure(
-    model: Path,
-    tensors: Sequence[SourceTensor],
-    losses: Mapping[str, Losses],
+    original: Path,
+    encoded: Path,
+    rounded: Path,
+    aims: Path,
+    names: Sequence[str],
     pieces: Sequence[Sequence[int]],
     threads: int,
-) -> tuple[dict[str, float], str]:
-    """What a loss of 1 of each matrix's outputs costs (KL divergence, nats per token) by name, and how that
-    was measured.
+) -> tuple[dict[str, float], float, str]:
+    """What it costs that each of the matrices ``names`` is rounded, and that all inputs are, to 8 bits: KL
+    divergences from ``original``, nats per token. Then how that was measured.
 
-    ``model`` has ``tensors`` in F16 and is written to: the runtime maps it and sees the changes. It is
-    restored in the end. ``pieces`` are the sequences to predict some of. Raises LutraError when the model
-    cannot be loaded.
+    ``encoded`` is a file, ``rounded`` what its matrices stand for in F16, ``aims`` what they were rounded
+    from. These two are written to. Raises LutraError when a model cannot be computed.
     """
-    matrices = [t for t in tensors if t.name in losses]
-    weights = sum(t.rows * t.k for t in matrices)
-    tokens = 4 * TOKENS if 4 * TOKENS * weights * len(matrices) < WORK else TOKENS
-    groups = group([t.name for t in matrices], WORK / weights / tokens)
-    spread = np.unique(np.linspace(0, len(pieces) - 1, max(1, tokens // LENGTH)).astype(int))
-    chosen = [list(pieces[i][:LENGTH]) for i in spread]
-    predicted = sum(map(len, chosen))
-    errors = Errors(model, tensors, losses)
+    exact, now, aim = Matrices(original), Matrices(rounded, writable=True), Matrices(aims, writable=True)
+    weights = sum(len(exact[name]) for name in names)
+    pieces = sample(pieces, weights)
+    tokens = sum(map(len, pieces))
+    bands, groups = group(names, 0), group(names, WORK / weights / tokens)
+    with Model(original, threads=threads, n_ctx=LENGTH) as model:
+        expected = [predict(model, list(piece)) for piece in pieces]
+
+    def cost(model: Model) -> float:
+        lost = (
+            float((np.exp(log_p) * (log_p - predict(model, list(piece)))).sum(dtype=np.float64))
+            for log_p, piece in zip(expected, pieces, strict=True)
+        )
+        return sum(lost) / tokens
+
+    with Model(encoded, threads=threads, n_ctx=LENGTH) as model:
+        together = cost(model)
+    with (
+        Model(rounded, threads=threads, n_ctx=LENGTH) as model,
+        progress(len(bands) + len(groups), "group", "measuring sensitivity") as bar,
+    ):
+        whole = cost(model)
+        won: dict[str, float] = {}
+        for band in bands:
+            for name in band:
+                now[name][:], aim[name][:] = aim[name], now[name] - aim[name]  # from now on the errors
+            won[band[0]] = whole - cost(model)
+            for name in band:
+                now[name][:] += aim[name]
+            bar.update()
+        alone: dict[str, float] = {}
+        for name in names:
+            now[name][:] = exact[name]
+        for names_ in groups:
+            for name in names_:
+                now[name][:] += aim[name]
+            alone |= dict.fromkeys(names_, max(cost(model), 0.0) / len(names_))
+            for name in names_:
+                now[name][:] = exact[name]
+            bar.update()
     costs: dict[str, float] = {}
-    with Model(model, threads=threads, n_ctx=LENGTH) as runtime:
-        expected = [predict(runtime, piece) for piece in chosen]
-        with progress(len(groups), "group", "measuring sensitivity") as bar:
-            for names in groups:
-                errors.write(dict.fromkeys(names, 1.0))
-                cost = sum(
-                    float((np.exp(log_p) * (log_p - predict(runtime, piece))).sum(dtype=np.float64))
-                    for log_p, piece in zip(expected, chosen, strict=True)
-                )
-                errors.remove(names)
-                lost = sum(losses[name].of_errors for name in names)
-                # Rounding may leave less than nothing.
-                costs |= dict.fromkeys(names, max(cost, 0.0) / predicted / lost if lost else 0.0)
-                bar.update()
-    how = f"{len(groups)} measurements for {len(matrices)} matrices, {predicted} tokens each"
-    return costs, how
+    for band in bands:
+        share = won[band[0]] / max(sum(alone[name] for name in band), 1e-12)
+        costs |= {name: (1 + min(max(share, 0.0), 1.0)) / 2 * alone[name] for name in band}
+    how = f"{len(bands) + len(groups)} measurements for {len(names)} matrices, {tokens} tokens each"
+    return costs, together - whole, how
+
+
+def sample(pieces: Sequence[Sequence[int]], weights: int) -> list[list[int]]:
+    """The sequences to measure a model of so many weights with."""
+    fewest, most = TOKENS
+    tokens = min(most, max(fewest, int(WORK / weights / (8 * BANDS))))
+    spread = np.unique(np.linspace(0, len(pieces) - 1, max(1, tokens // LENGTH)).astype(int))
+    return [list(pieces[i][:LENGTH]) for i in spread]
 
 
 def group(names: Sequence[str], most: float) -> list[list[str]]:
@@ -86,41 +128,6 @@ def group(names: Sequence[str], most: float) -> list[list[str]]:
         key = (place[2] if place else name, layer and 1 + (layer - 1) * (bands - 1) // (layers - 1))
         groups.setdefault(key, []).append(name)
     return list(groups.values())
-
-
-class Errors:
-    """The matrices in a mapped F16 file, to be overwritten with errors such as encodings make."""
-
-    def __init__(self, model: Path, tensors: Sequence[SourceTensor], losses: Mapping[str, Losses]) -> None:
-        with GGUFFile(model) as file:
-            self._places = file.tensors
-        self._file = np.memmap(model, np.float16, "r+")
-        self._sources = {t.name: t for t in tensors}
-        self._losses = losses
-
-    def write(self, sizes: Mapping[str, float]) -> None:
-        """Put errors into matrices: by name, how large relative to those of ``losses``, squared."""
-        rng = np.random.default_rng(0)
-        for name, size in sizes.items():
-            errors = self._losses[name].errors
-            scale = np.float32(np.sqrt(size / len(errors)))
-            for place, w in self._rows(name):
-                mixture = rng.standard_normal((len(w), len(errors)), np.float32) @ errors
-                place[:] = w + scale * np.linalg.norm(w, axis=1, keepdims=True) * mixture
-
-    def remove(self, names: Sequence[str]) -> None:
-        """Put the source's weights back."""
-        for name in names:
-            for place, w in self._rows(name):
-                place[:] = w
-
-    def _rows(self, name: str) -> Iterator[tuple[NDArray[np.float16], Array]]:
-        """Where rows lie in the file, (n, k), and what the source has there."""
-        tensor, start = self._sources[name], self._places[name].offset // 2
-        step = max(1, BLOCK // tensor.k)
-        for row in range(0, tensor.rows, step):
-            w = tensor.read(row, min(row + step, tensor.rows))
-            yield self._file[start + row * tensor.k :][: w.size].reshape(w.shape), w
 
 
 def predict(runtime: Model, tokens: list[int]) -> Array:

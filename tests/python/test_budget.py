@@ -8,7 +8,6 @@ import itertools
 import numpy as np
 import pytest
 
-from gguf_tools.formats.catalog import TYPES
 from lutra.conversion import budget
 from lutra.conversion.budget import Step, cheapest, within
 
@@ -19,7 +18,7 @@ def random_items(rng: np.random.Generator, count: int, kinds: int) -> list[list[
     for _ in range(count):
         sizes = np.sort(rng.integers(1, 60, kinds))
         costs = np.sort(rng.exponential(1.0, kinds))[::-1] * rng.choice([0.1, 1.0, 10.0])
-        items.append([Step(TYPES["f16"], int(n), float(c)) for n, c in zip(sizes, costs, strict=True)])
+        items.append([Step(None, int(n), float(c)) for n, c in zip(sizes, costs, strict=True)])
     return items
 
 
@@ -52,10 +51,7 @@ def test_a_large_knapsack_is_near_its_bound_and_monotone(monkeypatch):
     monkeypatch.setattr(budget, "STATES", 1 << 10)
     rng = np.random.default_rng(0)
     items = [
-        [
-            Step(TYPES["f16"], int(bits * n + rng.integers(999)), float(s * 4.0**-bits))
-            for bits in (2, 3, 4, 6)
-        ]
+        [Step(None, int(bits * n + rng.integers(999)), float(s * 4.0**-bits)) for bits in (2, 3, 4, 6)]
         for n, s in zip(rng.integers(10_000, 90_000, 60), rng.exponential(1.0, 60), strict=True)
     ]
     least = int(sum(item[0].cost for item in items))

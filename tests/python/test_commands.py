@@ -25,7 +25,6 @@ INPUTS = {
     "bakeoff": ["--model", "main-88m", "--text", "wikitext.txt"],
     "mixes": ["--model", "main-88m"],
     "targets": ["--model", "main-88m", "--text", "wikitext.txt"],
-    "sensitivity": ["--model", "main-88m"],
     "calibration": ["--model", "main-88m"],
     "activations": ["--model", "tiny-chat", "--text", "books.txt"],
     "speed": ["--model", "main-88m"],
