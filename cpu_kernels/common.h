@@ -58,6 +58,12 @@ LUTRA_INLINE struct lutra_weights cb_chunk(int cb, struct lutra_weights block, i
     return block;
 }
 
+// From a chunk to another one of its super-block, or to where the next super-block begins.
+LUTRA_INLINE struct lutra_weights cb_next(int cb, struct lutra_weights chunk, int64_t chunks) {
+    chunk.strips -= 2 * LUTRA_ROWS;
+    return cb_chunk(cb, chunk, chunks);
+}
+
 // Runs `call` with N = n, a constant from 1 to `most` <= LUTRA_BATCH; nothing for any other n.
 #define LUTRA_CONSTANT(n, most, call)                                                                        \
     switch (n) {                                                                                             \

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // The batch body of the NEON kernels, with and without dot product: 2 rows x n columns meet in registers,
-// n from 1 to 8, a constant of the inner functions.
+// n from 1 to 8, a constant of the inner functions; two columns have a body of their own.
 #ifndef LUTRA_NEON_BATCH_NEON_H
 #define LUTRA_NEON_BATCH_NEON_H
 
-#include "cb_neon.h"
+#include "two_columns_neon.h"
 
 // sums[column] = rows 2 pair and 2 pair + 1 of one super-block, two lanes each. A row of a chunk is decoded
 // once for all columns.
@@ -26,8 +26,8 @@ LUTRA_INLINE void batch_pair(int cb, int sb, int n, struct lutra_weights block, 
             int8x16_t x[4];
             load64(q[i] + c * LUTRA_CHUNK, x);
             __asm__ volatile("" : : : "memory"); // as in gemv: LDP, and one column after another
-            acc[i][0] = dot64(acc[i][0], w[0], x);
-            acc[i][1] = dot64(acc[i][1], w[1], x);
+            acc[i][0] = dot64_in_place(acc[i][0], w[0], x);
+            acc[i][1] = dot64_in_place(acc[i][1], w[1], x);
             __asm__ volatile("" : : "w"(acc[i][0]), "w"(acc[i][1]) : "memory");
         }
     }
@@ -39,6 +39,10 @@ LUTRA_INLINE void batch_pair(int cb, int sb, int n, struct lutra_weights block, 
 
 LUTRA_INLINE void batch_2xn(int cb, int sb, int n, int64_t k, int64_t n_strips, struct lutra_weights block,
                             const struct lutra_column *columns) {
+    if (n == 2) {
+        two_columns(cb, sb, k, n_strips, block, columns);
+        return;
+    }
     for (int64_t row = 0; row < n_strips * LUTRA_ROWS; row += LUTRA_ROWS) {
         for (int64_t s = 0; s < k / sb; s++, block = cb_block(cb, sb, block, 1)) {
             const int8_t *q[LUTRA_BATCH];

@@ -236,6 +236,19 @@ LUTRA_INLINE int32x4_t dot64(int32x4_t acc, const int8x16_t w[4], const int8x16_
     return acc;
 }
 
+// The same for bodies of several columns, whose sums gcc would copy.
+LUTRA_INLINE int32x4_t dot64_in_place(int32x4_t acc, const int8x16_t w[4], const int8x16_t x[4]) {
+#if defined(__ARM_FEATURE_DOTPROD) && !defined(__clang__)
+    __asm__("sdot %0.4s, %1.16b, %5.16b\n sdot %0.4s, %2.16b, %6.16b\n"
+            "sdot %0.4s, %3.16b, %7.16b\n sdot %0.4s, %4.16b, %8.16b"
+            : "+w"(acc)
+            : "w"(w[0]), "w"(w[1]), "w"(w[2]), "w"(w[3]), "w"(x[0]), "w"(x[1]), "w"(x[2]), "w"(x[3]));
+    return acc;
+#else
+    return dot64(acc, w, x);
+#endif
+}
+
 LUTRA_INLINE void load64(const int8_t *q, int8x16_t x[4]) {
     for (int i = 0; i < 4; i++) {
         x[i] = vld1q_s8(q + 16 * i);

@@ -87,12 +87,6 @@ LUTRA_INLINE void gemv_chunks_cb3(int chunks, const uint8_t **block, const int8_
 }
 #endif
 
-// From a chunk to another one of its super-block, or to where the next super-block begins.
-LUTRA_INLINE struct lutra_weights gemv_next(int cb, struct lutra_weights chunk, int chunks) {
-    chunk.strips -= 2 * LUTRA_ROWS;
-    return cb_chunk(cb, chunk, chunks);
-}
-
 // acc += the chunks of a super-block; block and q move on.
 LUTRA_INLINE void gemv_chunks(int cb, int chunks, struct lutra_weights *block, const int8_t **q,
                               int32x4_t acc[LUTRA_ROWS]) {
@@ -106,9 +100,9 @@ LUTRA_INLINE void gemv_chunks(int cb, int chunks, struct lutra_weights *block, c
     for (int c = 0; c < chunks; c += step) {
         gemv_chunk(cb, *block, *q, acc);
         if (step == 2) {
-            gemv_chunk(cb, gemv_next(cb, *block, 1), *q + LUTRA_CHUNK, acc);
+            gemv_chunk(cb, cb_next(cb, *block, 1), *q + LUTRA_CHUNK, acc);
         }
-        *block = gemv_next(cb, *block, step);
+        *block = cb_next(cb, *block, step);
         *q += step * LUTRA_CHUNK;
     }
 }

@@ -6,6 +6,7 @@
 #define LUTRA_NEON_I8MM_BATCH_NEON_I8MM_H
 
 #include "../neon/gemm_panels.h"
+#include "../neon/two_columns_neon.h"
 
 // Rows `row` and `row` + 1 of a chunk -> w[k / 8]: 8 bytes of one row, 8 of the next.
 LUTRA_INLINE void batch_decode(int cb, struct lutra_weights chunk, int row, int8x16_t w[8]) {
@@ -87,6 +88,10 @@ LUTRA_INLINE void batch(int cb, int sb, int64_t k, int64_t n_strips, struct lutr
                         const struct lutra_column *columns) {
     int8x16x2_t tables[LUTRA_TABLES];
     w = cb_prepare(cb, w, tables);
+    if (n == 2) { // SMMLA saves as many SDOT as it takes ZIP
+        two_columns(cb, sb, k, n_strips, w, columns);
+        return;
+    }
     LUTRA_CONSTANT((n + 1) / 2, LUTRA_BATCH / 2, batch_4xn(cb, sb, 2 * N, k, n_strips, w, n, columns))
 }
 
