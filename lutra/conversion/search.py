@@ -248,7 +248,7 @@ class Search:
         mean = sum(units.values()) / weights.total() or 1.0
         rows = [("matrix", "type", "layers", "MiB", "sensitivity", "loss")]
         for key in sorted(layers, key=lambda key: (roles.index(key[0]), min(layers[key], default=0))):
-            row = (*key, ranges(layers[key]), f"{nbytes[key] / 2**20:.1f}")
+            row = (*key, ranges(sorted(layers[key])), f"{nbytes[key] / 2**20:.1f}")
             known = (f"{units[key] / weights[key] / mean:.2f}", f"{lost[key]:.5f}")
             rows.append((*row, *(known if self.units else ("", ""))))
         total = sum(p.nbytes for p in planned)
