@@ -291,6 +291,12 @@ def test_this_machine_is_measured(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_layers_are_told_in_order_whatever_that_of_the_source():
+    found = searching(Target.parse_kld("0.02"), tensor_types=("ffn_up=cb4",))
+    found.source = Source(Path("model"), "llama", {}, TENSORS[::-1])
+    assert re.search(r"ffn_up\.weight +CB4 +0-3 ", found.describe(found.planned()))
+
+
 def test_ranges():
     assert ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
     assert ranges([]) == ""
