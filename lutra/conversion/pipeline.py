@@ -307,23 +307,22 @@ def _learn(
     """Tell the search what rounding costs in its first file; what ``work`` has is not measured again."""
     codebooks = [p for p in _completed(list(chosen), found.options) if p.fmt and not p.exact]
 
+    def rounded(p: Planned) -> Callable[[], NDArray[np.float16]]:
+        return lambda: dequantized(p, work.load(p.name)[0])
+
     def cost() -> tuple[dict[str, float], float, str]:
-        rounded, aims = work.temporary("rounded.gguf"), _aims(work)
-        shutil.copyfile(found.model, rounded)
-        matrices = sensitivity.Matrices(rounded, writable=True)
-        for p in codebooks:
-            matrices[p.name][:] = dequantized(p, work.load(p.name)[0]).reshape(-1)
-        names = [p.name for p in codebooks]
+        scratch = work.temporary("scratch.gguf")
+        matrices = {p.name: rounded(p) for p in codebooks}
         costs = sensitivity.measure(
-            found.model, made, rounded, aims, names, found.pieces, found.options.threads
+            found.model, made, scratch, _aims(work), matrices, found.pieces, found.options.threads
         )
-        rounded.unlink()
-        aims.unlink()
+        scratch.unlink()
         return costs
 
     if codebooks:
         costs, rounding, found.how = work.cached("search", cost)
         found.learn(chosen, costs, rounding, measured)
+    _aims(work).unlink(missing_ok=True)
 
 
 def _aims(work: WorkDirectory) -> Path:

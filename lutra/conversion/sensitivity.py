@@ -9,7 +9,8 @@ up for its errors stays, so that this wins less than they cost. The truth is in 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,19 +47,22 @@ class Matrices:
 def measure(
     original: Path,
     encoded: Path,
-    rounded: Path,
+    scratch: Path,
     aims: Path,
-    names: Sequence[str],
+    rounded: Mapping[str, Callable[[], NDArray[np.float16]]],
     pieces: Sequence[Sequence[int]],
     threads: int,
 ) -> tuple[dict[str, float], float, str]:
-    """What it costs that each of the matrices ``names`` is rounded, and that all inputs are, to 8 bits: KL
-    divergences from ``original``, nats per token. Then how that was measured.
+    """What it costs that each matrix is rounded, and that all inputs are, to 8 bits: KL divergences from
+    ``original``, nats per token. Then how that was measured.
 
-    ``encoded`` is a file, ``rounded`` what its matrices stand for in F16, ``aims`` what they were rounded
-    from. These two are written to. Raises LutraError when a model cannot be computed.
+    ``encoded`` is a file, ``rounded`` what its matrices stand for, by name, ``aims`` what they were rounded
+    from; ``scratch`` becomes a copy of ``original`` that is written to. Raises LutraError when a model cannot
+    be computed.
     """
-    exact, now, aim = Matrices(original), Matrices(rounded, writable=True), Matrices(aims, writable=True)
+    shutil.copyfile(original, scratch)
+    exact, aim, now = Matrices(original), Matrices(aims), Matrices(scratch, writable=True)
+    names = list(rounded)
     weights = sum(len(exact[name]) for name in names)
     pieces = sample(pieces, weights)
     tokens = sum(map(len, pieces))
@@ -76,27 +80,27 @@ def measure(
     with Model(encoded, threads=threads, n_ctx=LENGTH) as model:
         together = cost(model)
     with (
-        Model(rounded, threads=threads, n_ctx=LENGTH) as model,
+        Model(scratch, threads=threads, n_ctx=LENGTH) as model,
         progress(len(bands) + len(groups), "group", "measuring sensitivity") as bar,
     ):
+        alone: dict[str, float] = {}
+        for matrices in groups:
+            for name in matrices:
+                now[name][:] += rounded[name]().reshape(-1) - aim[name]
+            alone |= dict.fromkeys(matrices, max(cost(model), 0.0) / len(matrices))
+            for name in matrices:
+                now[name][:] = exact[name]
+            bar.update()
+        for name, weights_of in rounded.items():
+            now[name][:] = weights_of().reshape(-1)
         whole = cost(model)
         won: dict[str, float] = {}
         for band in bands:
             for name in band:
-                now[name][:], aim[name][:] = aim[name], now[name] - aim[name]  # from now on the errors
+                now[name][:] = aim[name]
             won[band[0]] = whole - cost(model)
             for name in band:
-                now[name][:] += aim[name]
-            bar.update()
-        alone: dict[str, float] = {}
-        for name in names:
-            now[name][:] = exact[name]
-        for names_ in groups:
-            for name in names_:
-                now[name][:] += aim[name]
-            alone |= dict.fromkeys(names_, max(cost(model), 0.0) / len(names_))
-            for name in names_:
-                now[name][:] = exact[name]
+                now[name][:] = rounded[name]().reshape(-1)
             bar.update()
     costs: dict[str, float] = {}
     for band in bands:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -380,14 +380,17 @@ def pieces_of(model: Path, text: Path) -> list[list[int]]:
 
 def test_rounding_costs_what_the_matrix_does(model, text, tmp_path):
     """Nothing makes up for these errors: each costs as much alone as in the file."""
-    rounded, aims, rng = tmp_path / "rounded.gguf", tmp_path / "aims.gguf", np.random.default_rng(0)
-    names = [f"blk.0.{role}.weight" for role in ("ffn_up", "ffn_down", "attn_k")]
-    for path in (rounded, aims):
-        shutil.copyfile(model, path)
+    names, rng = (
+        [f"blk.0.{role}.weight" for role in ("ffn_up", "ffn_down", "attn_k")],
+        np.random.default_rng(0),
+    )
+    rounded = {}
     for name, size in zip(names, (0.3, 0.1, 0.0), strict=True):
-        weights = Matrices(rounded, writable=True)[name]
-        weights += (size * weights.std() * rng.standard_normal(len(weights))).astype(np.float16)
-    costs, rounding, how = measure(model, model, rounded, aims, names, pieces_of(model, text), 1)
+        weights = Matrices(model)[name]
+        errors = (size * weights.std() * rng.standard_normal(len(weights))).astype(np.float16)
+        rounded[name] = functools.partial(np.add, weights, errors)
+    pieces, scratch = pieces_of(model, text), tmp_path / "scratch.gguf"
+    costs, rounding, how = measure(model, model, scratch, model, rounded, pieces, 1)
     up, down, nothing = (costs[name] for name in names)
     assert up > 2 * down > 0
     assert nothing == 0
