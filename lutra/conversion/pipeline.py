@@ -59,6 +59,7 @@ UNCALIBRATED_KEY = (
 )
 
 
+AIMS = "aims.gguf"  # in the work directory of a target: a copy in which calibration keeps what it rounds
 SECONDS = "calibration seconds"  # in the work directory: what all of it takes
 
 
@@ -251,7 +252,7 @@ def _convert_searched(source: Source, options: ConversionOptions, output: Path) 
     with WorkDirectory(output, fingerprint(source, [], options)) as work:
         found, jobs = _search(work, source, options, output), Jobs(options.threads, options.cluster)
         best = work.path / "best.gguf"  # kept, as what comes after it may be worse
-        for before in work.cached("rounds", list):
+        for before in work.known("rounds", []):
             chosen, measured = found.planned(), Divergence(**before) if before else None
             if not found.rounds:
                 _learn(work, found, chosen, measured, best)
@@ -267,7 +268,7 @@ def _convert_searched(source: Source, options: ConversionOptions, output: Path) 
             if len(found.rounds) == 1:  # what comes now is calibrated behind other types
                 work.drop({p.name: 0 for p in chosen})
             work.keep("rounds", [asdict(measured) if measured else None for measured in found.rounds])
-        planned, losses = _completed(list(found.best), options), work.cached("losses", dict)
+        planned, losses = _completed(list(found.best), options), work.known("losses", {})
         _note_cache(found, best)
         if options.tune:
             _tune(work, best, source, [p for p in planned if p.fmt], options, output)
@@ -287,10 +288,11 @@ def _round(
     planned = _completed(chosen, options)
     if not found.rounds:
         _note_origin(found.source, planned)
-        if not _aims(work).exists():
+        aims = work.beside_tensors(AIMS)
+        if not aims.exists():
             partial = work.temporary("aims.partial")
             shutil.copyfile(found.model, partial)
-            partial.replace(_aims(work))
+            partial.replace(aims)
     work.drop({p.name: p.nbytes for p in planned if p.fmt})
     losses = _make(work, found.source, planned, options, jobs, output, made)
     if not found.aside:
@@ -314,7 +316,7 @@ def _learn(
         scratch = work.temporary("scratch.gguf")
         matrices = {p.name: rounded(p) for p in codebooks}
         costs = sensitivity.measure(
-            found.model, made, scratch, _aims(work), matrices, found.pieces, found.options.threads
+            found.model, made, scratch, work.path / AIMS, matrices, found.pieces, found.options.threads
         )
         scratch.unlink()
         return costs
@@ -322,12 +324,7 @@ def _learn(
     if codebooks:
         costs, rounding, found.how = work.cached("search", cost)
         found.learn(chosen, costs, rounding, measured)
-    _aims(work).unlink(missing_ok=True)
-
-
-def _aims(work: WorkDirectory) -> Path:
-    """The F16 model in which calibration keeps what it rounds, while it is there."""
-    return work.path / "aims.gguf"
+    (work.path / AIMS).unlink(missing_ok=True)
 
 
 def _note_cache(found: Search, path: Path) -> None:
@@ -494,7 +491,7 @@ def _calibrate(
         say(f"calibrating with {sum(map(len, pieces))} tokens {options.text_origin}")
     work.tokens = sum(map(len, pieces))
     left = [name for group in groups for name in group if name not in work]
-    aims = sensitivity.Matrices(_aims(work), writable=True) if _aims(work).exists() else None
+    aims = sensitivity.Matrices(work.path / AIMS, writable=True) if (work.path / AIMS).exists() else None
 
     def aim(name: str, weights: NDArray[np.float16]) -> None:
         if aims:

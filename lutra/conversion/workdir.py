@@ -150,6 +150,13 @@ class WorkDirectory:
         self._temporary.enter_context(crash.removing(path))
         return path
 
+    def beside_tensors(self, name: str) -> Path:
+        """A name in the directory for a file that finished tensors need: a crash without any removes it."""
+        path = self.path / name
+        if not self.done():
+            self._empty.enter_context(crash.removing(path))
+        return path
+
     def done(self) -> list[Path]:
         """The files of finished tensors."""
         return list(self.path.glob("*.tensor"))
@@ -214,6 +221,11 @@ class WorkDirectory:
         if not path.exists():
             self.keep(name, compute())
         return json.loads(path.read_text())
+
+    def known(self, name: str, default: Any) -> Any:
+        """What is kept as JSON under ``name``, or else ``default``, which is not kept."""
+        path = self.path / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else default
 
     def keep(self, name: str, value: Any) -> None:
         """Keep a value as JSON under ``name``, in the place of what was there."""
