@@ -46,7 +46,9 @@ def shown(experts: int, tokens: int, k: int) -> tuple[MatmulInputs, MatmulInputs
 def encoded(p: SimpleNamespace, before: MatmulInputs, now: MatmulInputs, threads: int):
     """The bytes and the loss of a stack and of a second one with the same inputs, which is its double."""
     results = list(
-        calibrate._encoded(before, now, [p, p], None, [], Jobs(threads), rounds=1, seed=0, threads=threads)
+        calibrate._encoded(
+            before, now, [p, p], None, [], Jobs(threads), rounds=1, seed=0, threads=threads, aims=None
+        )
     )
     (first, loss), (second, _) = ((b"".join(part.tobytes() for part in parts), x) for parts, x in results)
     assert first == second
