@@ -107,7 +107,7 @@ def affordable(
     with GGUFFile(path) as file:
         per_token = writing + _Tuning(file, source, original, 0, threads).seconds_per_token(tokens)
     steps = int(seconds / (per_token * tokens.size))
-    chosen = min(max(steps, LOOKS) * tokens.size, MOST)
+    chosen = min(max(steps, 2 * LOOKS) * tokens.size, MOST)
     say(f"there is time to tune with {chosen} tokens: about {chosen * per_token / 60:.0f} minutes in all")
     return chosen
 

@@ -278,9 +278,9 @@ def test_as_many_tokens_as_there_is_time_for(source, quantized, monkeypatch):
     def budget(seconds, writing):
         return tune.affordable(quantized, source, original, seconds, length=256, writing=writing, threads=1)
 
-    assert budget(1000, 0) == 2048 * int(1000 / 20.48)
-    assert budget(1000, 0.005) == 2048 * int(1000 / 30.72)
-    assert budget(0, 0) == 2048 * tune.LOOKS
+    assert budget(1000, 0) == 1024 * int(1000 / 10.24)
+    assert budget(1000, 0.005) == 1024 * int(1000 / 15.36)
+    assert budget(0, 0) == 1024 * 2 * tune.LOOKS
     assert budget(1e9, 0) == tune.MOST
 
 
