@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# Sourced by demo and test: .venv beside the sources, with lutra installed in it.
+# Sourced by demo and test, which set pipefail: .venv beside the sources, with lutra installed in it.
 # Needs python3 and a C++ compiler; cmake and ninja come with pip.
 
 die() {
@@ -35,12 +35,14 @@ install_lutra() {
             python3 -m venv .venv
         }
     fi
+    # That of Debian 12 and Ubuntu 22.04 knows no -C.
+    .venv/bin/pip install --help | grep -- '-C,' >/dev/null || .venv/bin/pip install --quiet --upgrade pip ||
+        die "pip in .venv is too old and cannot be upgraded; see the message above"
     echo "== installing (the first time compiles llama.cpp and Lutra's kernels: several minutes)"
     mkdir -p build
     # llama-cpp-python, which the tests compare with, uses the libraries built here: its own build is turned off.
     LUTRA_NATIVE=1 CMAKE_ARGS="-DLLAMA_BUILD=OFF ${CMAKE_ARGS:-}" .venv/bin/pip install -v --disable-pip-version-check \
-        -C build-dir=build/native "$@" ".$extras" 2>&1 | tee build/install.log | show_compiler_steps
-    [ "${PIPESTATUS[0]}" = 0 ] || {
+        -C build-dir=build/native "$@" ".$extras" 2>&1 | tee build/install.log | show_compiler_steps || {
         tail -n 40 build/install.log >&2
         die "the installation failed; the whole log is build/install.log"
     }

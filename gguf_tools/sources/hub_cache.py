@@ -17,7 +17,7 @@ from gguf_tools.errors import LutraError
 _MODEL = re.compile(r"models--(?:.+?--)?(.+)")
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 _TYPE = re.compile(
-    r"(?:^|[-._])((?:UD-)?(?:I?Q\d\w*|TQ\d_\d|CB\d(?:_M)?|B?F16|F32|MXFP4\w*)|[\d.]+bpw)$", re.IGNORECASE
+    r"(?:^|[-._])((?:UD-)?(?:I?Q\d\w*|TQ\d_\d|CB\d+(?:_M)?|B?F16|F32|MXFP4\w*)|[\d.]+bpw)$", re.IGNORECASE
 )
 
 

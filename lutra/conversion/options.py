@@ -311,8 +311,8 @@ class ConversionOptions:
 
 
 def source_name(source: str) -> str:
-    """Name of the model in a source: the last part without .gguf and without a float type's suffix."""
+    """Name of the model in a source: the last part without .gguf, file number and a float type's suffix."""
     if is_name(source):
         source = re.sub(r"(-gguf)?(:.*)?$", "", source, flags=re.IGNORECASE)
-    name = model_name(Path(source)).removesuffix(".gguf")
+    name = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", model_name(Path(source)))
     return re.sub(r"[-.](f32|f16|bf16)$", "", name, flags=re.IGNORECASE)

@@ -270,9 +270,12 @@ def _convert_searched(source: Source, options: ConversionOptions, output: Path) 
             work.keep("rounds", [asdict(measured) if measured else None for measured in found.rounds])
         planned, losses = _completed(list(found.best), options), work.known("losses", {})
         _note_cache(found, best)
-        if options.tune:
-            _tune(work, best, source, [p for p in planned if p.fmt], options, output)
+        codebooks = [p for p in planned if p.fmt]
+        if options.tune and codebooks:
+            _tune(work, best, source, codebooks, options, output)
         else:
+            if options.tune:
+                say("no tensor became a codebook: there is nothing to tune")
             best.replace(output)
     return planned, losses
 
@@ -290,6 +293,9 @@ def _round(
         _note_origin(found.source, planned)
         aims = work.beside_tensors(AIMS)
         if not aims.exists():
+            require_space(
+                output, 2 * found.model.stat().st_size
+            )  # this copy and the one that is measured with
             partial = work.temporary("aims.partial")
             shutil.copyfile(found.model, partial)
             partial.replace(aims)
@@ -555,9 +561,12 @@ def _f16_model(
     options: ConversionOptions,
     output: Path,
 ) -> Path:
-    """The model as a GGUF of F16 matrices: the source itself if it is in one, else a copy in ``work``."""
+    """The model as a GGUF of F16 matrices: the source itself if it is in one, else a copy in ``work``. For a
+    target it is a single file, of which the search makes copies.
+    """
     matrices = (t for t in source.tensors if not t.keeps_f32)
-    if source.gguf and all(t.dtype == "F16" for t in matrices):
+    is_split = len({t.path for t in source.tensors}) > 1
+    if source.gguf and all(t.dtype == "F16" for t in matrices) and not (options.target and is_split):
         return source.gguf
     model = work.temporary("f16.gguf")
     if not model.exists():

@@ -106,6 +106,7 @@ def test_output_is_named_after_the_model() -> None:
 def test_types_of_files() -> None:
     names = [
         "Model-1.5B-Q4_K_M.gguf", "Model-1.5B.IQ3_XXS.gguf", "Model-UD-Q4_K_XL.gguf", "model-cb4_m.gguf",
+        "model-cb25.gguf",
         "big/Model-BF16-00002-of-00002.gguf", "big/Model-BF16-00001-of-00002.gguf", "model-3.5bpw.gguf",
         "mmproj-F16.gguf", "model.imatrix.gguf", "README.md", "plain.gguf", "one-q8_0.gguf", "two-q8_0.gguf",
     ]  # fmt: skip
@@ -116,6 +117,7 @@ def test_types_of_files() -> None:
         "bf16": ["big/Model-BF16-00001-of-00002.gguf", "big/Model-BF16-00002-of-00002.gguf"],
         "3.5bpw": ["model-3.5bpw.gguf"],
         "cb4_m": ["model-cb4_m.gguf"],
+        "cb25": ["model-cb25.gguf"],
         "one-q8_0": ["one-q8_0.gguf"],
         "plain": ["plain.gguf"],
         "two-q8_0": ["two-q8_0.gguf"],

@@ -13,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runner import assert_error, lutra, require_built
+from gguf import GGUFValueType
+from gguf.gguf_writer import GGUFValue
 from gguf_samples import hf_model
 from plan_samples import asked, tensor
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.catalog import TYPES
 from gguf_tools.inspect import read_info
-from gguf_tools.reader import type_name
+from gguf_tools.reader import GGUFFile, type_name
 from gguf_tools.sources.tensors import Source
+from gguf_tools.writer import GGUFWriter, TensorSpec
 from lutra.conversion import pipeline, sensitivity
 from lutra.conversion.boards import BOARDS, CYCLES, Board, modelled
 from lutra.conversion.divergence import Divergence
@@ -412,10 +415,26 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(model, text, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_of_a_size(model, tmp_path):
+def in_two(path: Path, directory: Path) -> Path:
+    """A GGUF as two files, and the first of them."""
+    names = [directory / f"{path.stem}-{i:05}-of-00002.gguf" for i in (1, 2)]
+    with GGUFFile(path) as file:
+        tensors = list(file.tensors.values())
+        for i, part in enumerate((tensors[:5], tensors[5:])):
+            numbers = {"split.no": i, "split.count": 2, "split.tensors.count": len(tensors)}
+            values = {key: GGUFValue(n, GGUFValueType.UINT16) for key, n in numbers.items()}
+            specs = [TensorSpec(t.name, t.type, t.shape, t.nbytes) for t in part]
+            with GGUFWriter(names[i], file.metadata | values if i == 0 else values, specs) as writer:
+                for t in part:
+                    writer.write(file.data(t))
+    return names[0]
+
+
+def test_a_file_of_a_size(model, tmp_path, tmp_path_factory):
+    """From a split model, too, of which the search needs a whole one."""
     done = lutra(
         "convert",
-        model,
+        in_two(model, tmp_path_factory.mktemp("parts")),
         "--target-size",
         "2.3M",
         "--no-calibration",
