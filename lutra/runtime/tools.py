@@ -51,7 +51,8 @@ def pass_through(name: str, arguments: list[str]) -> None:
 
 def failure(output: str, code: int) -> str:
     """The reason in a failed tool's output: an assertion or our line, the first error, or how it ended."""
-    if found := re.search(r"^(?:.*/)?([\w.-]+:\d+: GGML_.*)|^lutra: error: (.*)", output, re.MULTILINE):
+    # Our line may come in the middle of one that another thread writes.
+    if found := re.search(r"^(?:.*/)?([\w.-]+:\d+: GGML_.*)|lutra: error: (.*)", output, re.MULTILINE):
         return (found[1] or found[2]).strip()
     for line in output.splitlines():
         if found := re.search(r"^[\d.]+ E (.*)|^.*?(\b(?:error|failed)\b.*)", line, re.IGNORECASE):
