@@ -50,7 +50,8 @@ reach.
 With --tune codes stay as calibrated and all that is continuous follows the original model's predictions of a
 text that the model writes, or of --calibration FILE. That takes longer than calibrating, and much of the loss
 away; a GPU has time for 30 times as much text. It needs torch, and for most of the families that lutra reads
-itself transformers (pip install "lutra-llm[hf]" has both); other families cannot be tuned.
+itself transformers (pip install "lutra-llm[hf]" has both); other families cannot be tuned. Where memory is
+too small, those that need no transformers are tuned in about 3 bytes per weight, more slowly.
 
 --codebook bipolar takes no text, and seconds: tables are odd integers times scales. For types of few bits
 learned ones are much better.

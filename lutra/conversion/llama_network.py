@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.tensors import Source
+from lutra.conversion.slabs import Matrix
 
 if TYPE_CHECKING:
     import torch
@@ -87,29 +88,56 @@ class LlamaNetwork:
         """See ``Network``."""
         return Cache(self, n, length, device)
 
+    def cache_bytes(self, length: int) -> int:
+        """See ``Network``."""
+        of_layer = 2 * self.kv_heads * length * self.head_dim  # keys and values
+        return 2 * self.layers * of_layer + 4 * of_layer  # half precision, and of one layer single
+
     def forward(self, w: Weights, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits (sequences, tokens, vocabulary) of ``tokens`` (sequences, tokens).
 
         With a ``cache`` they follow the tokens that it holds, and are added to it. Weights may have half
         precision; all is computed in single.
         """
-        from torch.nn.functional import embedding, silu
+        return _linear(w, self.output, self.hidden(w, tokens, cache))
 
-        x = embedding(tokens, w["token_embd.weight"]).float()
-        start = cache.length if cache else 0
-        turns = self._turns(w, start, tokens)
+    @property
+    def output(self) -> str:
+        """The name of the matrix whose products are logits, without its ending."""
+        return "token_embd" if self.tied else "output"
+
+    def hidden(
+        self, w: Weights, tokens: Tensor, cache: Cache | None = None, recomputed: bool = False
+    ) -> Tensor:
+        """What logits are the products of, (sequences, tokens, k).
+
+        ``recomputed``: for the gradients each block is computed again, so that only its inputs are kept.
+        """
+        from torch.utils.checkpoint import checkpoint
+
+        x = _embedded(w["token_embd.weight"], tokens)
+        turns = self._turns(w, cache.length if cache else 0, tokens)
         for i in range(self.layers):
-            block = f"blk.{i}."
-            h = self._norm(x, w[block + "attn_norm.weight"])
-            q, k, v = (_linear(w, block + name, h) for name in ("attn_q", "attn_k", "attn_v"))
-            x = x + _linear(w, block + "attn_output", self._attention(q, k, v, turns, cache, i))
-            h = self._norm(x, w[block + "ffn_norm.weight"])
-            inner = silu(_linear(w, block + "ffn_gate", h)) * _linear(w, block + "ffn_up", h)
-            x = x + _linear(w, block + "ffn_down", inner)
+            if recomputed:
+                x = checkpoint(self._block, w, x, turns, i, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = self._block(w, x, turns, i, cache)
         if cache:
             cache.length += tokens.shape[1]
-        x = self._norm(x, w["output_norm.weight"])
-        return _linear(w, "token_embd" if self.tied else "output", x)
+        return self._norm(x, w["output_norm.weight"])
+
+    def _block(
+        self, w: Weights, x: Tensor, turns: tuple[Tensor, Tensor], layer: int, cache: Cache | None = None
+    ) -> Tensor:
+        from torch.nn.functional import silu
+
+        block = f"blk.{layer}."
+        h = self._norm(x, w[block + "attn_norm.weight"])
+        q, k, v = (_linear(w, block + name, h) for name in ("attn_q", "attn_k", "attn_v"))
+        x = x + _linear(w, block + "attn_output", self._attention(q, k, v, turns, cache, layer))
+        h = self._norm(x, w[block + "ffn_norm.weight"])
+        inner = silu(_linear(w, block + "ffn_gate", h)) * _linear(w, block + "ffn_up", h)
+        return x + _linear(w, block + "ffn_down", inner)
 
     def _norm(self, x: Tensor, w: Tensor) -> Tensor:
         return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * w
@@ -161,8 +189,17 @@ class LlamaNetwork:
 def _linear(w: Weights, name: str, x: Tensor) -> Tensor:
     from torch.nn.functional import linear
 
-    bias = w.get(name + ".bias")
-    return linear(x, w[name + ".weight"].float(), None if bias is None else bias.float())
+    weights, bias = w[name + ".weight"], w.get(name + ".bias")
+    if isinstance(weights, Matrix):
+        y = weights.times(x)
+        return y if bias is None else y + bias
+    return linear(x, weights.float(), None if bias is None else bias.float())
+
+
+def _embedded(weights: Tensor | Matrix, tokens: Tensor) -> Tensor:
+    from torch.nn.functional import embedding
+
+    return weights.chosen(tokens) if isinstance(weights, Matrix) else embedding(tokens, weights).float()
 
 
 class Cache:

@@ -39,6 +39,9 @@ class Network(Protocol):
     def cache(self, n: int, length: int, device: torch.device) -> Any:
         """Empty, for at most ``length`` tokens of ``n`` sequences."""
 
+    def cache_bytes(self, length: int) -> int:
+        """What a sequence of ``length`` tokens takes of it, with what passes while a layer is read."""
+
 
 def network_of(source: Source) -> Network:
     """The network of ``source``. Raises LutraError for what would be computed wrongly."""

@@ -49,6 +49,7 @@ from lutra.conversion.output import (
 from lutra.conversion.plan import Planned, Rules, describe, give_planes, is_tied, plan
 from lutra.conversion.search import Search, possible
 from lutra.conversion.text import keep_aside, piece_length, read_pieces, spread
+from lutra.conversion.tuning_memory import at_once
 from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime import crash
@@ -112,7 +113,7 @@ def convert(source: str | Path, options: ConversionOptions, output: str | Path) 
         opened = _open(source, options, output, stack, options.least_bytes)
         if options.is_own:
             if options.tune:
-                tune.require(opened)
+                tune.require(opened, options.device)
             convert_one = _convert_searched if options.target else _convert_planned
             planned, losses = convert_one(opened, options, output)
             exact = dict.fromkeys((p.name for p in planned if p.is_lossless), 0.0)
@@ -238,6 +239,8 @@ def _convert_planned(source: Source, options: ConversionOptions, output: Path) -
     if not any(p.fmt for p in planned):
         _write_stock(source, planned, options, output)
         return planned, {}
+    if options.tune:  # before any work: is there enough memory?
+        tune.is_frugal(source, {p.name: p.fmt for p in planned}, tune.device_of(options.device))
     with WorkDirectory(output, fingerprint(source, planned, options)) as work:
         jobs = Jobs(options.threads, options.cluster)
         path = work.temporary("untuned.gguf") if options.tune else output
@@ -595,7 +598,9 @@ def _tune(
 ) -> None:  # fmt: skip
     """Write ``output`` as ``untuned`` with what is continuous in it tuned on the predictions."""
     device = tune.device_of(options.device)
-    original = tune.load(source, device)
+    types = {t.name: CB_FORMATS.get(t.type) for t in read_info(untuned).tensors}
+    frugal = tune.is_frugal(source, types, device, aloud=True)
+    original = tune.load(source, device, frugal=frugal)
 
     limit = options.tune_tokens or tune.MOST
 
@@ -615,9 +620,11 @@ def _tune(
             if not options.tunes_with_own_text:
                 return read_pieces(options.calibration_text, tokenizer, affordable(0) if by_time else limit)
             if device.type == "cuda":
-                samples = NetworkSampling(network_of(source), original, length=length)
+                network = network_of(source)
+                most = at_once(network, source.tensors, device, length, most=own_text.ON_GPU, frugal=frugal)
+                samples = NetworkSampling(network, original, length=length)
                 return own_text.write_pieces(
-                    samples, tokenizer, limit, seed=options.seed, at_once=own_text.ON_GPU, temperatures=[1]
+                    samples, tokenizer, limit, seed=options.seed, at_once=most, temperatures=[1]
                 )
             model = _f16_model(work, source, codebooks, options, output)
             return own_text.write_on_cpu(

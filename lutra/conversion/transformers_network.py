@@ -86,6 +86,14 @@ class TransformersNetwork:
 
         return DynamicCache(config=self._model.config)
 
+    def cache_bytes(self, length: int) -> int:
+        """See ``Network``."""
+        config = self._model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        # Single precision; of a layer a copy, to which the next token's are added.
+        return 4 * 2 * (int(config.num_hidden_layers) + 1) * length * int(heads) * int(width)
+
     def _module(self, device: torch.device) -> Any:
         """This thread's model: a call gives it weights for a while. Its constants are on ``device``."""
         import torch

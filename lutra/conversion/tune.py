@@ -15,7 +15,7 @@ import hashlib
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_tools.errors import LutraError
+from gguf_tools.formats.catalog import TYPES
+from gguf_tools.formats.family import CB_FORMATS, CBFormat
 from gguf_tools.reader import GGUFFile
 from gguf_tools.sources.tensors import EMBEDDING, Source
 from gguf_tools.writer import GGUFWriter, TensorSpec
 from lutra.console import progress, say, warn
+from lutra.conversion.llama_network import LlamaNetwork
 from lutra.conversion.network import network_of
 from lutra.conversion.recorded import Recorded
+from lutra.conversion.slabs import Matrix, Stored
 from lutra.conversion.tunable import Codebook, Norm, open_tensor, rate_share
+from lutra.conversion.tuning_memory import Needs, available
 
 if TYPE_CHECKING:
     import torch
@@ -58,10 +63,15 @@ def require_torch() -> None:
         raise LutraError("--tune needs torch: run pip install torch, or convert without it")
 
 
-def require(source: Source) -> None:
-    """Raise LutraError, before any work, when torch is missing or ``source`` is a network unknown here."""
+def require(source: Source, device: str = "auto") -> None:
+    """Raise LutraError, before any work, when torch is missing, ``source`` is a network unknown here, or the
+    device has too little memory even if all of it becomes CB2.
+    """
     require_torch()
-    network_of(source)
+    smallest = {
+        t.name: CB_FORMATS.get(TYPES["cb2"].id_for(t.shape) or 0) for t in source.tensors if not t.keeps_f32
+    }
+    is_frugal(source, smallest, device_of(device))
 
 
 def device_of(name: str) -> torch.device:
@@ -76,15 +86,59 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
-def load(source: Source, device: torch.device) -> Weights:
-    """The original's tensors by GGUF name, in single precision, on a GPU in the half precision they have."""
+def load(source: Source, device: torch.device, *, frugal: bool = False) -> Weights:
+    """The original's tensors by GGUF name, in single precision, on a GPU in the half precision they have.
+
+    ``frugal``: in half precision on a CPU, too, and the matrices for what is computed in slabs.
+    """
     import torch
 
-    kinds = {"F16": torch.float16, "BF16": torch.bfloat16} if device.type == "cuda" else {}
-    return {
-        t.name: torch.from_numpy(t.read().reshape(t.shape)).to(device, kinds.get(t.dtype, torch.float32))
-        for t in source.tensors
-    }
+    kinds = {"F16": torch.float16, "BF16": torch.bfloat16} if device.type == "cuda" or frugal else {}
+    weights = {}
+    for t in source.tensors:
+        kind = kinds.get(t.dtype, torch.float32)
+        if frugal and len(t.shape) == 2:
+            matrix = torch.empty(t.shape, dtype=kind, device=device)
+            stored = Stored(matrix)
+            for rows in stored.slabs():
+                matrix[rows] = torch.from_numpy(t.read(rows.start, rows.stop))
+            weights[t.name] = stored
+        else:
+            weights[t.name] = torch.from_numpy(t.read().reshape(t.shape)).to(device, kind)
+    return weights
+
+
+def needs(source: Source, types: Mapping[str, CBFormat | None], device: torch.device) -> Needs:
+    """Memory that tuning a file of these types of tensors takes."""
+    return Needs(network_of(source), source.tensors, types, device.type, BATCH[device.type], SHARDS)
+
+
+def is_frugal(
+    source: Source, types: Mapping[str, CBFormat | None], device: torch.device, aloud: bool = False
+) -> bool:
+    """Whether tuning has to take the frugal way, which is slower, for lack of memory.
+
+    It depends on the model, the types of the file's tensors (None: no codebook) and all memory of the device.
+    Raises LutraError where neither way fits.
+    """
+    needed, there = needs(source, types, device), available(device)
+    usual, frugal = needed.usual(), needed.frugal()
+    on = "a GPU" if device.type == "cuda" else "this machine"
+    if usual <= there:
+        return False
+    if frugal is not None and frugal <= there:
+        if aloud:
+            say(
+                f"tuning frugally, in {frugal / 1e9:.1f} GB: the usual way, which is faster, takes "
+                f"{usual / 1e9:.1f} GB, {on} has {there / 1e9:.1f} GB for it"
+            )
+        return True
+    known = "" if frugal is not None else " (what transformers computes has no way in less)"
+    advice = "take --device cpu" if device.type == "cuda" else "convert without it"
+    least = usual if frugal is None else frugal
+    raise LutraError(
+        f"--tune: needs {least / 1e9:.1f} GB{known}, {on} has {there / 1e9:.1f} GB for it; {advice}"
+    )
 
 
 def affordable(
@@ -105,7 +159,7 @@ def affordable(
     size = max(1, BATCH["cpu"] // length), length
     tokens = np.random.default_rng(0).integers(len(original[EMBEDDING]), size=size)
     with GGUFFile(path) as file:
-        per_token = writing + _Tuning(file, source, original, 0, threads).seconds_per_token(tokens)
+        per_token = writing + tuning_of(file, source, original, 0, threads).seconds_per_token(tokens)
     steps = int(seconds / (per_token * tokens.size))
     chosen = min(max(steps, 2 * LOOKS) * tokens.size, MOST)
     say(f"there is time to tune with {chosen} tokens: about {chosen * per_token / 60:.0f} minutes in all")
@@ -153,18 +207,27 @@ def tune(
     ``original``: what ``load`` gives, on the device that computes. ``pieces``: sequences of tokens, all of
     one length, to predict. Nothing else in the file changes. The same ``seed`` gives the same file for any
     number of ``threads``, on one kind of CPU or GPU and version of torch, and so does a tuning that was
-    stopped and goes on from ``checkpoint``. Memory: 12 bytes per weight, 14 on a GPU, and activations and
-    logits of a step's tokens. Raises LutraError as ``require``.
+    stopped and goes on from ``checkpoint``. Memory: see ``needs``; 12 bytes per weight, 18 on a GPU, and
+    activations and logits of a step's tokens, or about 3 bytes in all if ``original`` was loaded for the
+    frugal way, which gives other last bits. Raises LutraError as ``require``.
     """
     device = original[EMBEDDING].device
     with GGUFFile(path) as file, reproducible(device):
-        tuning = _Tuning(file, source, original, seed, threads)
+        tuning = tuning_of(file, source, original, seed, threads)
         tuning.run(np.array(pieces), checkpoint)
         tuning.write(output)
 
 
+def tuning_of(file: GGUFFile, source: Source, original: Weights, seed: int, threads: int) -> _Tuning:
+    """The way that ``original`` was loaded for."""
+    kind = _FrugalTuning if isinstance(original[EMBEDDING], Matrix) else _Tuning
+    return kind(file, source, original, seed, threads)
+
+
 class _Tuning:
     """A file's tensors, what can be tuned of them, and Adam."""
+
+    is_frugal = False
 
     def __init__(self, file: GGUFFile, source: Source, original: Weights, seed: int, threads: int) -> None:
         import torch
@@ -174,7 +237,10 @@ class _Tuning:
         self._network = network_of(source)
         self._device = original[EMBEDDING].device
         self._batch = BATCH[self._device.type]
-        tensors = {name: open_tensor(file, info, self._device) for name, info in file.tensors.items()}
+        tensors = {
+            name: open_tensor(file, info, self._device, packed=self.is_frugal)
+            for name, info in file.tensors.items()
+        }
         self._tuned = {name: t for name, t in tensors.items() if isinstance(t, Codebook | Norm)}
         self._fixed = {name: t for name, t in tensors.items() if not isinstance(t, Codebook | Norm)}
         self._parameters: list[Tensor] = []
@@ -184,7 +250,8 @@ class _Tuning:
             alike.setdefault(rate, []).append(parameter)
         share = rate_share(file)
         groups = [{"params": parameters, "lr": rate * share} for rate, parameters in alike.items()]
-        self._adam = torch.optim.Adam(groups, betas=BETAS)
+        all_at_once = False if self.is_frugal else None  # None: as torch does by default, on a GPU
+        self._adam = torch.optim.Adam(groups, betas=BETAS, foreach=all_at_once)
         self._best, self._best_at, self._untuned = self._copies(), float("nan"), float("nan")
         self._worse = self._step = 0
         self._recorded = Recorded(lambda tokens: self._gradients(self._weights(), tokens))
@@ -254,14 +321,20 @@ class _Tuning:
 
     def _descend(self, batch: NDArray[np.int64]) -> float:
         """One step of Adam; the divergence before it."""
-        of_shard: Callable[[Tensor], tuple[Tensor, list[Tensor]]] = self._recorded
-        if self._device.type == "cpu":
-            of_shard = partial(self._gradients, self._weights())  # the same for all shards
-        losses, gradients = zip(*self._map(of_shard, batch), strict=True)
-        for p, *parts in zip(self._parameters, *gradients, strict=True):
-            p.grad = sum(parts[1:], parts[0]) / batch.size
+        losses, sums = [], None
+        for loss, gradients in self._map(self._of_shard(), batch):
+            losses.append(loss)
+            sums = [a + b for a, b in zip(sums, gradients, strict=True)] if sums else gradients
+        for p, total in zip(self._parameters, sums or (), strict=True):
+            p.grad = total / batch.size
         self._adam.step()
         return sum(map(float, losses)) / batch.size
+
+    def _of_shard(self) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
+        """What computes the divergence and gradients of the tokens of a shard."""
+        if self._device.type == "cpu":
+            return partial(self._gradients, self._weights())  # the same for all shards
+        return self._recorded
 
     def _weights(self, rounded: bool = False) -> Weights:
         return self._fixed | {name: t.weights(rounded) for name, t in self._tuned.items()}
@@ -270,11 +343,12 @@ class _Tuning:
         """``what`` of the tokens of every shard of a batch."""
         import torch
 
-        shards = SHARDS if self._device.type == "cpu" else 1
+        shards = SHARDS if self._device.type == "cpu" or self.is_frugal else 1
         tokens = [
             torch.from_numpy(part).to(self._device) for part in np.array_split(batch, min(shards, len(batch)))
         ]
-        return iter(self._pool.map(what, tokens)) if len(tokens) > 1 else map(what, tokens)
+        side_by_side = self._device.type == "cpu" and len(tokens) > 1
+        return iter(self._pool.map(what, tokens)) if side_by_side else map(what, tokens)
 
     def _gradients(self, weights: Weights, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """KL divergence, summed over ``tokens``, and its gradients in the order of all parameters."""
@@ -343,7 +417,7 @@ class _Tuning:
 
         kind = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
         fixed = f"{SHARDS} {WARM_UP} {BETAS} {HELD_OUT} {LOOKS} {PATIENCE}"
-        about = f"{torch.__version__} {kind} {self._batch} {fixed}"
+        about = f"{torch.__version__} {kind} {self._batch} {fixed}{' frugal' if self.is_frugal else ''}"
         return hashlib.sha256(about.encode() + np.ascontiguousarray(pieces).tobytes()).hexdigest()
 
     def _save(self, path: Path, signature: str, schedule: Any) -> None:
@@ -380,3 +454,40 @@ class _Tuning:
         self._adam.load_state_dict(state["adam"])
         schedule.load_state_dict(state["schedule"])
         say(f"going on with the tuning after {self._step} steps")
+
+
+class _FrugalTuning(_Tuning):
+    """The same steps in little memory: a slab of a matrix and the activations of one block at a time."""
+
+    is_frugal = True
+
+    def _of_shard(self) -> Callable[[Tensor], tuple[Tensor, list[Tensor]]]:
+        return partial(self._gradients, self._weights())
+
+    def _weights(self, rounded: bool = False) -> Weights:
+        fixed = {name: Stored(t) if t.dim() == 2 else t for name, t in self._fixed.items()}
+        tuned = {name: t.bound((), rounded) for name, t in self._tuned.items()}
+        return fixed | tuned
+
+    def _gradients(self, weights: Weights, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+        leaves = {
+            name: [p.detach().requires_grad_() for p, _ in t.parameters()] for name, t in self._tuned.items()
+        }
+        loss = self._loss({**weights, **{n: t.bound(leaves[n]) for n, t in self._tuned.items()}}, tokens)
+        loss.backward()
+        return loss.detach(), [leaf.grad for of_tensor in leaves.values() for leaf in of_tensor]
+
+    def _loss(self, weights: Weights, tokens: Tensor) -> Tensor:
+        import torch
+
+        from lutra.conversion.slab_functions import Divergence
+
+        network, original = self._network, self._original
+        assert isinstance(network, LlamaNetwork)  # or it would not have been chosen
+        output = network.output + ".weight"
+        with torch.no_grad():
+            target = network.hidden(original, tokens).flatten(0, 1)
+        x = network.hidden(weights, tokens, recomputed=True).flatten(0, 1)
+        matrix = weights[output]
+        loss: Tensor = Divergence.apply(x, matrix, target, original[output], *matrix.parameters)
+        return loss

@@ -25,11 +25,20 @@ def memory_limit() -> int | None:
     return min((int(text) for text in limits if text.isdigit() and int(text) < 1 << 60), default=None)
 
 
+def total_memory() -> int:
+    """Bytes that the machine has, or less if our control groups allow less."""
+    return min(_physical(), memory_limit() or _physical())
+
+
+def _physical() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _free() -> int:
     fields = dict(line.split(":", 1) for line in read(_MEMINFO).splitlines())
     if "MemAvailable" in fields:
         return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # no Linux: all that the machine has
+    return _physical()  # no Linux
 
 
 def _left() -> Iterator[int]:

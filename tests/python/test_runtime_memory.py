@@ -58,3 +58,13 @@ def test_version_1(free):
 
 def test_where_the_system_does_not_say(free):
     assert free({}, "", "") > 1 << 17  # this machine's memory, in KiB
+
+
+def test_all_memory_is_the_machine_s_or_what_the_control_groups_allow(free, monkeypatch):
+    monkeypatch.setattr(memory, "_physical", lambda: 8000 << 10)
+    free({"a/memory.max": "max"})
+    assert memory.total_memory() == 8000 << 10
+    free({"a/memory.max": 3000 << 10, "a/memory.current": 2000 << 10})
+    assert memory.total_memory() == 3000 << 10  # whatever is used
+    free({"a/memory.max": 9000 << 10})
+    assert memory.total_memory() == 8000 << 10

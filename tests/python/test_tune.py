@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib.util
 import math
+import re
+import sys
+import weakref
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from cli_runner import TINY_CHAT, assert_error, lutra, require_built
+from cli_runner import ROOT, TINY_CHAT, assert_error, lutra, require_built
 from gguf import GGUFValueType
 from gguf.gguf_writer import GGUFValue
-from gguf_samples import BLOCKS, hf_model, write_gguf
+from gguf_samples import BLOCKS, cb_tensor, hf_model, write_gguf
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats import codebook
@@ -21,14 +27,19 @@ from gguf_tools.formats.family import CB_FORMATS, LAYOUT_VERSION, LAYOUT_VERSION
 from gguf_tools.reader import GGUFFile
 from gguf_tools.sources.families import BY_ARCHITECTURE
 from gguf_tools.sources.open import open_source
-from lutra.conversion import tunable, tune
+from lutra.conversion import slabs, tunable, tune, tuning_memory
+from lutra.conversion.codes import Sorted
 from lutra.conversion.llama_network import Cache, LlamaNetwork
 from lutra.conversion.network import NetworkSampling, network_of
 from lutra.conversion.options import ConversionOptions
 from lutra.conversion.pipeline import convert
 from lutra.conversion.transformers_network import TransformersNetwork
-from lutra.conversion.tunable import _Sorted, open_tensor
+from lutra.conversion.tunable import open_tensor
+from lutra.conversion.tuning_memory import at_once
 from lutra.runtime.model import Model
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from tuning_cost import random_file, random_source
 
 try:
     import torch
@@ -77,6 +88,8 @@ def quantize(source, path, kind="cb2", worse=0):
         )
         if not fmt:
             tensors[t.name] = (0, t.shape, w)
+        elif fmt.second:
+            tensors[t.name] = (fmt.type, t.shape, in_layers(w, fmt))
         else:
             library = learn(w, fmt)
             off = rng.integers(-worse, worse + 1, library.shape)
@@ -87,14 +100,56 @@ def quantize(source, path, kind="cb2", worse=0):
     return write_gguf(path, tensors, source.metadata | version)
 
 
-def weights_of(source):
-    return tune.load(source, torch.device("cpu"))
+def in_layers(w, fmt):
+    """The bytes of ``w`` in a type of two layers."""
+    from pyquant import encode_layers, learn, learn_second
+
+    libraries = [learn(w, fmt)]
+    libraries.append(learn_second(w, libraries[0], fmt))
+    strips, second = encode_layers(w, libraries, fmt)
+    return np.concatenate([part.reshape(-1).view(np.uint8) for part in (strips, *libraries, second)])
 
 
-def tuned(quantized, source, output, pieces, threads=1, checkpoint=None):
+@contextlib.contextmanager
+def peak():
+    """``most``: the bytes of all tensors of torch that are alive at once, within."""
+    from torch.utils import _pytree as pytree
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Peak(TorchDispatchMode):
+        alive = most = 0
+        known: ClassVar[set[int]] = set()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            pytree.tree_map_only(torch.Tensor, self.add, result)
+            return result
+
+        def add(self, tensor):
+            storage = tensor.untyped_storage()
+            if (key := storage._cdata) not in self.known:
+                self.known.add(key)
+                self.alive += storage.nbytes()
+                self.most = max(self.most, self.alive)
+                weakref.finalize(storage, self.drop, key, storage.nbytes())
+
+        def drop(self, key, nbytes):
+            self.known.remove(key)
+            self.alive -= nbytes
+
+    with Peak() as counted:
+        yield counted
+
+
+def weights_of(source, frugal=False):
+    return tune.load(source, torch.device("cpu"), frugal=frugal)
+
+
+def tuned(quantized, source, output, pieces, threads=1, checkpoint=None, frugal=False):
     tune.tune(
-        quantized, source, weights_of(source), output, pieces, seed=0, threads=threads, checkpoint=checkpoint
-    )
+        quantized, source, weights_of(source, frugal), output, pieces,
+        seed=0, threads=threads, checkpoint=checkpoint,
+    )  # fmt: skip
 
 
 def stored(path):
@@ -192,12 +247,15 @@ def test_gradients_are_those_of_the_weights(quantized):
 
 
 @pytest.mark.torch
-def test_only_what_is_continuous_changes_and_divergence_falls(tmp_path, source, quantized, monkeypatch):
+@pytest.mark.parametrize("frugal", [False, True])
+def test_only_what_is_continuous_changes_and_divergence_falls(
+    tmp_path, source, quantized, monkeypatch, frugal
+):
     monkeypatch.setitem(tune.BATCH, "cpu", 64)
     monkeypatch.setattr(tunable, "TABLE_RATE", 1.0)  # in few steps far enough for another int8
     outputs = [tmp_path / f"tuned-{threads}.gguf" for threads in (1, 3)]
     for threads, output in zip((1, 3), outputs, strict=True):
-        tuned(quantized, source, output, pieces(16, 32), threads)
+        tuned(quantized, source, output, pieces(16, 32), threads, frugal=frugal)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
     assert divergence(source, outputs[0]) < 0.95 * divergence(source, quantized)
     before, after = GGUFFile(quantized), GGUFFile(outputs[0])
@@ -218,11 +276,11 @@ def test_only_what_is_continuous_changes_and_divergence_falls(tmp_path, source, 
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("moment", [1, 5])
-def test_a_stopped_tuning_goes_on_to_the_same_file(tmp_path, source, quantized, monkeypatch, moment):
+@pytest.mark.parametrize(("moment", "frugal"), [(1, False), (5, False), (3, True)])
+def test_a_stopped_tuning_goes_on_to_the_same_file(tmp_path, source, quantized, monkeypatch, moment, frugal):
     monkeypatch.setitem(tune.BATCH, "cpu", 64)
     whole, stopped, checkpoint = (tmp_path / name for name in ("whole.gguf", "stopped.gguf", "tuning.pt"))
-    tuned(quantized, source, whole, pieces(16, 32))
+    tuned(quantized, source, whole, pieces(16, 32), frugal=frugal)
     monkeypatch.setattr(tune, "SAVED_EVERY", 0)
     descend, steps = tune._Tuning._descend, []
 
@@ -234,11 +292,11 @@ def test_a_stopped_tuning_goes_on_to_the_same_file(tmp_path, source, quantized, 
 
     monkeypatch.setattr(tune._Tuning, "_descend", stops)
     with pytest.raises(KeyboardInterrupt):
-        tuned(quantized, source, stopped, pieces(16, 32), checkpoint=checkpoint)
+        tuned(quantized, source, stopped, pieces(16, 32), checkpoint=checkpoint, frugal=frugal)
     assert not stopped.exists()
     counted = []
     monkeypatch.setattr(tune._Tuning, "_descend", lambda self, b: counted.append(b) or descend(self, b))
-    tuned(quantized, source, stopped, pieces(16, 32), checkpoint=checkpoint)
+    tuned(quantized, source, stopped, pieces(16, 32), checkpoint=checkpoint, frugal=frugal)
     assert len(counted) == 7 - moment  # 14 sequences are tuned with, two at a time
     assert stopped.read_bytes() == whole.read_bytes()
 
@@ -311,15 +369,9 @@ def test_steps_that_lead_away_change_nothing(tmp_path, source, quantized, monkey
 def test_two_layers_are_tuned_together(name):
     """Gradients are those of the sum, and what is written adds up to an int8 wherever entries went."""
     require_built()
-    from pyquant import encode_layers, learn, learn_second
-
     fmt = {f.name: f for f in CB_FORMATS.values()}[name]
     w = np.random.default_rng(0).standard_normal((32, 512), dtype=np.float32)
-    libraries = [learn(w, fmt)]
-    libraries.append(learn_second(w, libraries[0], fmt))
-    strips, second = encode_layers(w, libraries, fmt)
-    parts = strips, *libraries, second
-    data = np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
+    data = in_layers(w, fmt)
     tensor = tunable.Codebook(data, w.shape, fmt, torch.device("cpu"))
     assert np.array_equal(tensor.data(), data)
     assert np.array_equal(tensor.weights(), codebook.dequantize(data, *w.shape, fmt))
@@ -340,12 +392,153 @@ def test_two_layers_are_tuned_together(name):
     assert np.abs(sums + codebook.entries(codes2, selectors, library2)).max() == 127
 
 
+# Codes of one and two weights, one and two layers; 40 rows of 192 in a slab, and the last one shorter.
+FRUGAL = {
+    "cb2": ("Qwen2ForCausalLM", {}),
+    "cb3": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
+    "cb25": ("LlamaForCausalLM", {"num_hidden_layers": 2}),
+    "cb5": ("LlamaForCausalLM", {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}),
+    "cb6": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", FRUGAL)
+def test_the_frugal_way_computes_what_the_usual_does(tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(slabs.SLAB, "cpu", 192 * 40)
+    architecture, config = FRUGAL[kind]
+    source = open_source(hf_model(tmp_path / "model", architecture, dtype="F32", gain=1.0, **config))
+    tokens = torch.tensor(pieces(2, 32))
+    found, written = [], []
+    with GGUFFile(quantize(source, tmp_path / "quantized.gguf", kind)) as file:
+        for frugal in (False, True):
+            tuning = tune.tuning_of(file, source, weights_of(source, frugal), 0, 1)
+            assert tuning.is_frugal == frugal
+            random = torch.Generator().manual_seed(0)
+            for tensor in tuning._tuned.values():  # away from what is in the file, ratios less than entries
+                for parameter, rate in tensor.parameters():
+                    parameter += 8 * rate * torch.randn(parameter.shape, generator=random)
+            with tuning._computing():
+                loss, gradients = tuning._of_shard()(tokens)
+            with torch.no_grad():
+                rounded = tuning._loss(tuning._weights(rounded=True), tokens)
+            found.append((loss, rounded, *gradients))
+            written.append(np.concatenate([tensor.data() for tensor in tuning._tuned.values()]))
+    assert np.array_equal(*written)
+    for usual, frugal in zip(*found, strict=True):
+        assert float((frugal - usual).norm()) <= 1e-4 * float(usual.norm()) > 0
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["CB2", "CB3_64", "CB25", "CB6"])
+def test_sums_within_groups_and_then_of_groups_are_those_by_place(name):
+    """What a GPU does with packed codes."""
+    fmt = {f.name: f for f in CB_FORMATS.values()}[name]
+    _, (rows, k), data = cb_tensor(fmt.type, 64, 512)
+    tensor = tunable.Codebook(data, (rows, k), fmt, torch.device("cpu"), packed=True)
+    values, first = torch.randn(3 * k, generator=torch.manual_seed(0)), 0
+    for layer, codes in zip(fmt.layers, tensor.codes, strict=True):
+        some = codes.some(torch.tensor([5, 63, 5]))
+        expected = some.sums(values)[first : first + layer.library_bytes]
+        assert expected.count_nonzero() > 100
+        torch.testing.assert_close(some.by_table(values).flatten(), expected)
+        first += layer.library_bytes
+
+
+@pytest.mark.torch
+def test_memory_is_as_reckoned_and_little_in_the_frugal_way(tmp_path, monkeypatch):
+    monkeypatch.setitem(tune.BATCH, "cpu", 256)
+    monkeypatch.setitem(slabs.SLAB, "cpu", 1 << 18)
+    monkeypatch.setattr(tune, "SHARDS", 1)
+    monkeypatch.setattr(tuning_memory, "PROGRAM", 0)
+    monkeypatch.setattr(tuning_memory, "FREED", 1)
+    model = argparse.Namespace(
+        hidden=512, layers=4, inner=1024, heads=8, kv_heads=2, vocabulary=4096, type="cb2", untied=False
+    )
+    source = random_source(model)
+    path = random_file(model, tmp_path / "random.gguf")
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(model.vocabulary, size=(1, 256)))
+    most = {}
+    for frugal in (False, True):
+        with GGUFFile(path) as file, peak() as bytes_:
+            types = {name: CB_FORMATS.get(tensor.type) for name, tensor in file.tensors.items()}
+            tuning = tune.tuning_of(file, source, weights_of(source, frugal), 0, 1)
+            with tuning._computing():
+                tuning._of_shard()(tokens)
+            most[frugal] = bytes_.most
+    needed = tune.needs(source, types, torch.device("cpu"))
+    assert 0.85 * needed.usual() < most[False] < 1.05 * needed.usual()
+    assert 0.4 * needed.frugal() < most[True] < needed.frugal()
+    assert 4 * most[True] < most[False]
+
+
+def llama(hidden, inner, layers, heads, vocabulary, untied):
+    """A model's shapes; nothing of it is read."""
+    return random_source(argparse.Namespace(kv_heads=8, **locals()))
+
+
+def types_of(source, kind="cb4"):
+    matrices = [t for t in source.tensors if not t.keeps_f32]
+    return {t.name: CB_FORMATS.get(TYPES[kind].id_for(t.shape) or 0) for t in matrices}
+
+
+@pytest.mark.torch
+def test_the_frugal_way_is_taken_where_the_usual_does_not_fit(monkeypatch, capsys):
+    cuda, source = torch.device("cuda"), llama(4096, 14336, 32, 32, 128256, untied=True)
+    types = types_of(source)
+    total = 24 * 2**30
+    monkeypatch.setattr(tuning_memory, "available", lambda device: int(0.95 * total))
+    monkeypatch.setattr(tune, "available", lambda device: int(0.95 * total))
+    assert tune.is_frugal(source, types, cuda, aloud=True)
+    assert re.search(r"frugally, in 2\d\.\d GB: the usual way.* takes 1\d\d\.", capsys.readouterr().err)
+    small = llama(768, 2048, 12, 12, 16384, untied=False)
+    assert not tune.is_frugal(small, types_of(small), cuda, aloud=True)
+    assert capsys.readouterr().err == ""
+    network = network_of(source)
+    assert at_once(network_of(small), small.tensors, cuda, 256, most=1024, frugal=False) == 1024
+    assert at_once(network, source.tensors, cuda, 256, most=1024, frugal=True) == 128
+    total = 16 * 2**30
+    with pytest.raises(LutraError, match=r"--tune: needs 2\d\.\d GB, a GPU has 16\.3 GB.*take --device cpu"):
+        tune.is_frugal(source, types, cuda)
+    with pytest.raises(LutraError, match=r"this machine has 16\.3 GB for it; convert without it"):
+        tune.is_frugal(source, types, torch.device("cpu"))
+    monkeypatch.setattr(tune, "device_of", lambda name: cuda)
+    with pytest.raises(LutraError, match="--tune: needs"):
+        tune.require(source)
+
+
+@pytest.mark.torch
+def test_a_conversion_tunes_frugally_where_memory_is_little(tmp_path, monkeypatch, capsys):
+    require_built()
+    text = tmp_path / "text.txt"
+    text.write_text("The old man said to the boy that the sea was calm. " * 400)
+    model = hf_model(tmp_path / "model", intermediate_size=448)
+    options = ConversionOptions(
+        type="cb2", calibration=text, tune=True, tune_tokens=4096, device="cpu", threads=1
+    )
+    source = open_source(model)
+    monkeypatch.setitem(slabs.SLAB, "cpu", 1 << 13)
+    monkeypatch.setattr(tune, "available", lambda device: 1 << 28)
+    with pytest.raises(LutraError, match="--tune: needs"):
+        convert(model, options, tmp_path / "out.gguf")
+    needed = tune.needs(source, types_of(source, "cb2"), torch.device("cpu"))
+    frugal, usual = needed.frugal(), needed.usual()
+    assert frugal < usual
+    monkeypatch.setattr(tune, "available", lambda device: usual - (1 << 20))
+    taken = []
+    tuning_of = tune.tuning_of
+    monkeypatch.setattr(tune, "tuning_of", lambda *given: taken.append(tuning_of(*given)) or taken[-1])
+    convert(model, options, tmp_path / "out.gguf")
+    assert [tuning.is_frugal for tuning in taken] == [True]
+    assert "tuning frugally" in capsys.readouterr().err
+
+
 @pytest.mark.torch
 def test_sums_in_the_order_of_places_are_those_in_any():
     place = torch.randint(0, 50, (4096,), generator=torch.manual_seed(0))
     values = torch.randn(4096, generator=torch.manual_seed(1))
     expected = torch.zeros(60).index_add_(0, place, values)
-    torch.testing.assert_close(_Sorted(place, 60).sums(values), expected)
+    torch.testing.assert_close(Sorted(place, 60).sums(values), expected)
 
 
 @pytest.mark.torch
