@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""What is computed with matrices in slabs, and its gradients. Only imported where there is torch."""
+"""What is computed with matrices in slabs, and its gradients."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.autograd import Function
-from torch.nn.functional import linear
+try:
+    import torch
+    from torch.autograd import Function
+    from torch.nn.functional import linear
+except ImportError:  # optional: the module can be imported, but is not used
+    Function = object
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lutra.conversion.slabs import Matrix
 
 

@@ -221,6 +221,7 @@ def test_every_family_is_tuned_as_it_is_run(tmp_path, monkeypatch, architecture)
     after = tmp_path / "tuned.gguf"
     tuned(before, source, after, pieces(48, 32), threads=2)
     assert divergence(source, after) < 0.97 * divergence(source, before)
+    assert network_of(source).cache_bytes(60) > 0
     tokens = pieces(1, 60)[0]
     with torch.no_grad():
         expected = TransformersNetwork(source).bound(stored(after))(torch.tensor([tokens]))[0].numpy()
@@ -550,6 +551,7 @@ def test_a_cache_predicts_what_the_whole_sequence_does(source):
     parts = [network.forward(weights, part, cache) for part in tokens.split([5, 1, 6], 1)]
     # It holds keys and values in bfloat16.
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=0.05 * float(whole.std()))
+    assert network.cache_bytes(12) == (cache._memory.nbytes + 2 * cache._memory[:, 0].nbytes) / 2
 
 
 @pytest.mark.torch
@@ -562,11 +564,14 @@ def test_a_cache_of_transformers_does_so_beyond_a_window(tmp_path):
     with torch.no_grad():
         parts = [predict(part, cache) for part in tokens.split([70, 1, 9], 1)]
         torch.testing.assert_close(torch.cat(parts, 1), predict(tokens))
+    held = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+    assert held / 2 < network.cache_bytes(80) < 3 * held / 2  # of a window less is held; a copy of one layer
 
 
 @pytest.mark.torch
-def test_a_network_writes_what_it_predicts(source):
-    network, weights = LlamaNetwork.of(source), weights_of(source)
+@pytest.mark.parametrize("frugal", [False, True])
+def test_a_network_writes_what_it_predicts(source, frugal):
+    network, weights = LlamaNetwork.of(source), weights_of(source, frugal)
 
     def anything():
         token = yield 7
