@@ -29,6 +29,7 @@ from lutra.console import progress, say, warn
 from lutra.conversion import llama_quantize, own_text, sensitivity, tune, workdir
 from lutra.conversion.boards import BOARDS, HERE, Board
 from lutra.conversion.calibrate import calibrate, copy_bytes, dequantized, matmul_order, token_limit
+from lutra.conversion.costs import Costs
 from lutra.conversion.divergence import TOKENS as ASIDE_TOKENS
 from lutra.conversion.divergence import Divergence, divergence
 from lutra.conversion.encode import Matrix, bipolar, codebook, encode_exactly
@@ -307,7 +308,7 @@ def _round(
     if not found.aside:
         return made, losses, None
     measured = divergence(found.model, made, found.aside, options.threads)
-    predicted = f"predicted {found.predicted(chosen):.5f}, " if found.rounds else ""
+    predicted = f"predicted {found.costs.total(chosen):.5f}, " if found.rounds else ""
     say(f"{predicted}measured on text kept aside: {measured}")
     return made, losses, measured
 
@@ -332,7 +333,7 @@ def _learn(
 
     if codebooks:
         costs, rounding, found.how = work.cached("search", cost)
-        found.learn(chosen, costs, rounding, measured)
+        found.costs = Costs.learned(chosen, costs, rounding, measured)
     (work.path / AIMS).unlink(missing_ok=True)
 
 

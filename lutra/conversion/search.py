@@ -4,11 +4,11 @@
 1. A first file, really converted: for a size the best recipe that is no larger, for a bound the type whose
    noise should be about that.
 2. ``sensitivity``: what the rounding of each matrix costs in that file, and the rounding of their inputs.
-   Another type costs as much more or less as its signal to noise says.
+   Another type costs as much more or less as its signal to noise says (``costs``).
 3. ``budget``: the types of least loss for a size, or of least size (or time, ``boards``) for a loss.
 4. The conversion itself, and its loss on text that was kept aside from the calibration. A size gets the
-   better one of both files. Where a bound is overshot, or far from reached, the prediction is corrected by
-   what was measured, and what changes is converted again, as in the precision search of arXiv 2411.15982.
+   better one of both files. Where a bound is overshot, or far from reached, ``costs`` learns from it, and
+   what changes is converted again, as in the precision search of arXiv 2411.15982.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import log
 from pathlib import Path
 
 from gguf_tools.errors import LutraError
-from gguf_tools.formats.catalog import RECIPES, TYPES, Type
+from gguf_tools.formats.catalog import RECIPES, TYPES
 from gguf_tools.sources.tensors import EMBEDDING, Source, SourceTensor
 from gguf_tools.writer import file_bytes, padded
 from lutra.console import mib, table
 from lutra.conversion.boards import Board
 from lutra.conversion.budget import Step, cheapest, within
+from lutra.conversion.costs import Costs, noise
 from lutra.conversion.divergence import Divergence
 from lutra.conversion.options import ConversionOptions, Target
 from lutra.conversion.output import metadata, tensor_specs
@@ -43,18 +44,15 @@ AIM, ENOUGH = 0.92, 0.75  # of the bound: what is planned for, and what needs no
 ROUNDS = 6  # of conversions, at most
 KEPT = 0.01  # of the time to read it: what a byte costs that a token does not read
 PLANES = 1.25  # what two planes of activations cost, relative to one
-FLOOR = 0.1  # of the mean cost of a weight: what a matrix costs at least
 
 
 @dataclass
 class Search:
     """What was measured of a model, and the plan that follows.
 
-    ``model``: the source in F16; ``pieces``: sequences to calibrate with, ``aside``: others. ``units``: by
-    matrix, what a relative error of 1 of its outputs would cost in nats per token, if small errors cost in
-    proportion; ``rounding``: the relative error of inputs that are rounded to int8; ``scale`` corrects both.
-    ``rounds``: what the conversions so far have lost, the first file's first. ``best``: the plan of the best
-    of them; ``is_met``: whether it is what was asked for.
+    ``model``: the source in F16; ``pieces``: sequences to calibrate with, ``aside``: others. ``rounds``: what
+    the conversions so far have lost, the first file's first. ``best``: the plan of the best of them;
+    ``is_met``: whether it is what was asked for.
     """
 
     source: Source
@@ -63,9 +61,7 @@ class Search:
     model: Path = Path()
     pieces: Sequence[Sequence[int]] = ()
     aside: Sequence[Sequence[int]] = ()
-    units: Mapping[str, float] = field(default_factory=dict)
-    rounding: float = 0.0
-    scale: float = 1.0
+    costs: Costs = field(default_factory=Costs)
     how: str = ""
     rounds: list[Divergence | None] = field(default_factory=list)
     is_met: bool = False
@@ -105,32 +101,10 @@ class Search:
         if self.target.bound is None:
             chosen = within(parts, self._capacity())
         else:
-            chosen = cheapest(parts, AIM * self.target.bound / self.scale)
+            chosen = cheapest(parts, AIM * self.target.bound)
         if chosen is None:
             raise LutraError(self._impossible(parts))
         return [step.change for step in chosen]
-
-    def learn(
-        self, planned: Sequence[Planned], costs: Mapping[str, float], rounding: float,
-        measured: Divergence | None,
-    ) -> None:  # fmt: skip
-        """Take what ``sensitivity.measure`` has found in a file, and what that loses on text kept aside."""
-        of = {p.name: p for p in planned}
-        units = {name: cost / noise(of[name].type) for name, cost in costs.items()}
-        mean = sum(units.values()) / sum(of[name].weights for name in units)
-        # Of a text of this length small costs are not known well, and some come out below nothing.
-        self.units = {
-            p.name: max(units.get(p.name, mean * p.weights), FLOOR * mean * p.weights) for p in planned
-        }
-        lost = sum(self.units[name] * noise(of[name].type) for name in units)
-        if measured and measured.kld > rounding:
-            scale = (measured.kld - rounding) / lost
-            self.units = {name: scale * unit for name, unit in self.units.items()}  # together, not one by one
-        self.rounding = rounding / sum(self.units[p.name] * share(p) for p in planned)
-
-    def predicted(self, planned: Sequence[Planned]) -> float:
-        """The KL divergence of a plan."""
-        return self.scale * sum(self._loss(p) for p in planned)
 
     def judge(self, planned: Sequence[Planned], measured: Divergence | None) -> bool:
         """Whether the file of ``planned`` is the best so far. If that is not what was asked for, ``planned``
@@ -146,7 +120,10 @@ class Search:
         else:
             assert measured
             value = sum(map(self._cost, planned)) if measured.loss <= bound else math.inf
-            self.is_met = len(self.rounds) > 1 and not self._corrected(planned, measured.loss, bound)
+            self.costs.see(planned, measured.loss)
+            self.is_met = (
+                len(self.rounds) > 1 and measured.loss <= bound and self._is_near(planned, measured.loss)
+            )
         is_best = value < self._least
         if is_best:
             self._least, self.best = value, planned
@@ -159,21 +136,13 @@ class Search:
             self.is_met = True
         return is_best
 
-    def _corrected(self, planned: Sequence[Planned], loss: float, bound: float) -> bool:
-        """Whether there is another plan, with the prediction corrected by what a file has lost."""
-        if ENOUGH * bound <= loss <= bound:
-            return False
-        before, same = self.scale, kinds(planned)
-        self.scale *= max(loss, 1e-9) / self.predicted(planned) if self.predicted(planned) else 1.0
-        while loss > bound and kinds(self._solved()) == same:
-            self.scale *= 1.05  # types are few: the next one up is a large step
-        if loss <= bound and kinds(self._solved()) == same:
-            self.scale = before
-            return False
-        return True
+    def _is_near(self, planned: Sequence[Planned], loss: float) -> bool:
+        """Whether the bound is used up, or nothing cheaper would be within it."""
+        assert self.target.bound
+        return loss >= ENOUGH * self.target.bound or kinds(self._solved()) == kinds(planned)
 
     def _steps(self, tensor: SourceTensor) -> list[Step]:
-        return [Step(p, self._cost(p), self._loss(p)) for p in possible(tensor, self)]
+        return [Step(p, self._cost(p), self.costs.loss(p)) for p in possible(tensor, self)]
 
     def _cost(self, p: Planned) -> float:
         """Bytes, or seconds per token on the board."""
@@ -193,9 +162,6 @@ class Search:
             return p.weights * (int(used.value) / p.source.shape[0] if used else 1.0)
         return p.weights
 
-    def _loss(self, p: Planned) -> float:
-        return self.units.get(p.name, p.weights) * (noise(p.type) + self.rounding * share(p))
-
     def _capacity(self) -> int:
         weights = sum(t.rows * t.k for t in self.source.tensors)
         if self.target.nbytes is None:
@@ -211,7 +177,7 @@ class Search:
     def _impossible(self, parts: Sequence[Sequence[Step]]) -> str:
         option = f"{self.target.option} {self.target.text}"
         if self.target.bound is not None:
-            least = self.scale * sum(min(step.loss for step in steps) for steps in parts)
+            least = sum(min(step.loss for step in steps) for steps in parts)
             return f"{option}: the types that are asked for lose {least:.5f} nats per token at least"
         least, most = (sum(limit(step.cost for step in steps) for steps in parts) for limit in (min, max))
         if self.target.nbytes:
@@ -242,38 +208,23 @@ class Search:
             layers.setdefault(key, []).extend([int(place[1])] if place else [])
             nbytes[key] += p.nbytes
             weights[key] += p.weights
-            units[key] += self.units.get(p.name, 0.0)
-            lost[key] += self.scale * self._loss(p)
+            units[key] += self.costs.units.get(p.name, 0.0)
+            lost[key] += self.costs.loss(p)
         roles = list(dict.fromkeys(role for role, _ in layers))
         mean = sum(units.values()) / weights.total() or 1.0
         rows = [("matrix", "type", "layers", "MiB", "sensitivity", "loss")]
         for key in sorted(layers, key=lambda key: (roles.index(key[0]), min(layers[key], default=0))):
             row = (*key, ranges(sorted(layers[key])), f"{nbytes[key] / 2**20:.1f}")
             known = (f"{units[key] / weights[key] / mean:.2f}", f"{lost[key]:.5f}")
-            rows.append((*row, *(known if self.units else ("", ""))))
+            rows.append((*row, *(known if self.costs.units else ("", ""))))
         total = sum(p.nbytes for p in planned)
         bpw = 8 * total / sum(p.weights for p in planned)
         facts = [f"{mib(total)}, {bpw:.3f} bits per weight"]
-        facts += [f"predicted KL divergence {self.predicted(planned):.5f}"] if self.units else []
+        facts += [f"predicted KL divergence {self.costs.total(planned):.5f}"] if self.costs.units else []
         if self.board:
             seconds = sum(self._cost(p) for p in planned)
             facts.append(f"{1e3 * seconds:.3g} ms per token in matrices on {self.board.name}")
         return "\n".join([f"{self.how}", "", table(rows, right=(3, 4, 5)), "", "; ".join(facts)])
-
-
-def noise(kind: Type) -> float:
-    """The squared error of a type's weights relative to them, on normally distributed ones."""
-    return 10 ** (-(kind.snr or 6 * kind.bpw) / 10)
-
-
-def share(p: Planned) -> float:
-    """What rounding the inputs of a matrix costs, relative to one plane with a scale per 256. A scale per 32
-    is worth a bit (docs/ACTIVATIONS.md); two planes and floats round nothing.
-    """
-    if not p.is_quantized or p.has_two_planes:
-        return 0.0
-    block = next(block for block, number in p.type.ids.items() if number == p.id)
-    return float((block / 256) ** (2 / 3))
 
 
 def kinds(planned: Sequence[Planned]) -> list[tuple[str, bool]]:
