@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What a file of given types loses, foreseen: learned from one file, corrected by every other.
 
-    loss = sum over matrices (unit * noise(type) + rounding * unit * share)
+    loss = sum over matrices (weights * noise(type) + inputs * share(type, planes))
 
-Units and rounding are known to a factor each. Every file that is measured says something about the factors:
-the most likely ones, if their logarithms are normally distributed, are kept. A file that differs from another
-one in few matrices thereby says most about these.
+What weights and inputs cost is known to a factor each. Every file that is measured says something about the
+factors: the most likely ones, if their logarithms are normally distributed, are kept. A file that differs
+from another one in few matrices thereby says most about these.
 """
 
 from __future__ import annotations
@@ -17,49 +17,38 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gguf_tools.formats.catalog import Type
-from lutra.conversion.divergence import Divergence
 from lutra.conversion.plan import Planned
+from lutra.conversion.sensitivity import Measured
 
 FLOOR = 0.1  # of the mean cost of a weight: what a matrix costs at least
 # Standard deviations of logarithms: one factor's own, what all have in common, and a file's measured loss.
 OWN, COMMON, MEASURED = 0.5, 0.3, 0.01
-INPUTS = "rounding of inputs"  # the name of its factor
 
 
 @dataclass
 class Costs:
-    """``units``: by matrix, what a relative error of 1 of its outputs would cost in nats per token, if small
-    errors cost in proportion; ``rounding``: the relative error of inputs that are rounded to int8.
+    """By matrix, in nats per token, if small errors cost in proportion: ``weights``, what errors as large as
+    they are would cost; ``inputs``, what it costs to round these to one plane of int8 with a scale per 256.
     """
 
-    units: Mapping[str, float] = field(default_factory=dict)
-    rounding: float = 0.0
+    weights: Mapping[str, float] = field(default_factory=dict)
+    inputs: Mapping[str, float] = field(default_factory=dict)
     _seen: list[tuple[Sequence[Planned], float]] = field(default_factory=list)
-    _factors: Mapping[str, float] = field(default_factory=dict)
+    _factors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
-    def learned(
-        cls,
-        planned: Sequence[Planned],
-        costs: Mapping[str, float],
-        rounding: float,
-        measured: Divergence | None,
-    ) -> Costs:
-        """From what ``sensitivity.measure`` has found in a file, and what that loses on text kept aside."""
+    def learned(cls, planned: Sequence[Planned], found: Measured) -> Costs:
+        """From what was ``found`` in a file."""
         of = {p.name: p for p in planned}
-        units = {name: cost / noise(of[name].type) for name, cost in costs.items()}
-        mean = sum(units.values()) / sum(of[name].weights for name in units)
-        # Of a text of this length small costs are not known well, and some come out below nothing.
-        units = {p.name: max(units.get(p.name, mean * p.weights), FLOOR * mean * p.weights) for p in planned}
-        if measured and measured.kld > rounding:
-            scale = (measured.kld - rounding) / sum(units[name] * noise(of[name].type) for name in costs)
-            units = {name: scale * unit for name, unit in units.items()}  # together, not one by one
-        return cls(units, rounding / sum(units[p.name] * share(p) for p in planned))
+        weights = {name: cost / noise(of[name].type) for name, cost in found.weights.items()}
+        inputs = {name: cost / share(of[name]) for name, cost in found.inputs.items()}
+        return cls(_completed(planned, weights, FLOOR), _completed(planned, inputs, 0.0))
 
     def loss(self, p: Planned) -> float:
         """The part of the KL divergence that is a tensor's."""
-        rounded, inputs = self._parts(p)
-        return self._factors.get(p.name, 1.0) * rounded + self._factors.get(INPUTS, 1.0) * inputs
+        weights, inputs = self._parts(p)
+        of_weights, of_inputs = self._factors.get(p.name, (1.0, 1.0))
+        return of_weights * weights + of_inputs * inputs
 
     def total(self, planned: Sequence[Planned]) -> float:
         """The KL divergence of a file."""
@@ -68,10 +57,10 @@ class Costs:
     def see(self, planned: Sequence[Planned], loss: float) -> None:
         """Learn from what a file loses: the most likely factors, by Gauss-Newton steps."""
         self._seen.append((planned, max(loss, 1e-9)))
-        names = [INPUTS, *(p.name for p in planned)]
-        parts = np.array([self._row(planned) for planned, _ in self._seen])
+        parts = np.array([[self._parts(p) for p in file] for file, _ in self._seen])
+        parts = parts.reshape(len(parts), -1)
         measured = np.log([loss for _, loss in self._seen])
-        logs = np.zeros(len(names))
+        logs = np.zeros(parts.shape[1])
         for _ in range(20):
             now = parts * np.exp(logs)
             totals = now.sum(axis=1)
@@ -79,16 +68,21 @@ class Costs:
             spread = OWN**2 * slopes.T + COMMON**2  # times the prior's covariance; the slopes sum to 1
             known = slopes @ spread + MEASURED**2 * np.eye(len(measured))
             logs = spread @ np.linalg.solve(known, measured - np.log(totals) + slopes @ logs)
-        self._factors = dict(zip(names, np.exp(logs).tolist(), strict=True))
-
-    def _row(self, planned: Sequence[Planned]) -> list[float]:
-        """What each factor multiplies."""
-        rounded, inputs = zip(*map(self._parts, planned), strict=True)
-        return [sum(inputs), *rounded]
+        factors = np.exp(logs).reshape(-1, 2).tolist()
+        self._factors = {p.name: (w, i) for p, (w, i) in zip(planned, factors, strict=True)}
 
     def _parts(self, p: Planned) -> tuple[float, float]:
-        unit = self.units.get(p.name, p.weights)
-        return unit * noise(p.type), unit * self.rounding * share(p)
+        weights, inputs = self.weights.get(p.name, p.weights), self.inputs.get(p.name, 0.0)
+        return weights * noise(p.type), inputs * share(p)
+
+
+def _completed(planned: Sequence[Planned], costs: Mapping[str, float], least: float) -> dict[str, float]:
+    """Costs of all tensors: the mean for those that are not known, and ``least`` of it for all. Of a text of
+    this length small costs are not known well, and some come out below nothing.
+    """
+    weights = {p.name: p.weights for p in planned}
+    mean = max(sum(costs.values()), 1e-12) / sum(weights[name] for name in costs)
+    return {name: max(costs.get(name, mean * n), least * mean * n) for name, n in weights.items()}
 
 
 def noise(kind: Type) -> float:

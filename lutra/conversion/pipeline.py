@@ -155,7 +155,7 @@ def preview(source: str | Path, options: ConversionOptions, output: str | Path) 
                 found, jobs = _search(work, opened, options, beside), Jobs(options.threads, options.cluster)
                 first = found.planned()
                 made, _, measured = _round(work, found, first, jobs, beside)
-                _learn(work, found, first, measured, made)
+                _learn(work, found, first, made)
                 found.judge(first, measured)
                 chosen = found.planned()
                 description = found.describe(chosen) + "\n"
@@ -259,13 +259,13 @@ def _convert_searched(source: Source, options: ConversionOptions, output: Path) 
         for before in work.known("rounds", []):
             chosen, measured = found.planned(), Divergence(**before) if before else None
             if not found.rounds:
-                _learn(work, found, chosen, measured, best)
+                _learn(work, found, chosen, best)
             found.judge(chosen, measured)
         while not found.is_met:
             chosen = found.planned()
             made, losses, measured = _round(work, found, chosen, jobs, output)
             if not found.rounds:
-                _learn(work, found, chosen, measured, made)
+                _learn(work, found, chosen, made)
             if found.judge(chosen, measured):
                 made.replace(best)
                 work.keep("losses", losses)
@@ -313,16 +313,14 @@ def _round(
     return made, losses, measured
 
 
-def _learn(
-    work: WorkDirectory, found: Search, chosen: Sequence[Planned], measured: Divergence | None, made: Path
-) -> None:
+def _learn(work: WorkDirectory, found: Search, chosen: Sequence[Planned], made: Path) -> None:
     """Tell the search what rounding costs in its first file; what ``work`` has is not measured again."""
     codebooks = [p for p in _completed(list(chosen), found.options) if p.fmt and not p.exact]
 
     def rounded(p: Planned) -> Callable[[], NDArray[np.float16]]:
         return lambda: dequantized(p, work.load(p.name)[0])
 
-    def cost() -> tuple[dict[str, float], float, str]:
+    def cost() -> sensitivity.Measured:
         scratch = work.temporary("scratch.gguf")
         matrices = {p.name: rounded(p) for p in codebooks}
         costs = sensitivity.measure(
@@ -332,8 +330,8 @@ def _learn(
         return costs
 
     if codebooks:
-        costs, rounding, found.how = work.cached("search", cost)
-        found.costs = Costs.learned(chosen, costs, rounding, measured)
+        learned = sensitivity.Measured(*work.cached("search", cost))
+        found.how, found.costs = learned.how, Costs.learned(chosen, learned)
     (work.path / AIMS).unlink(missing_ok=True)
 
 

@@ -113,6 +113,8 @@ class Search:
         Raises LutraError when no plan came near the bound.
         """
         self.rounds.append(measured)
+        if measured:
+            self.costs.see(planned, measured.loss)
         bound = self.target.bound
         if bound is None:
             value = measured.loss if measured else -len(self.rounds)
@@ -120,7 +122,6 @@ class Search:
         else:
             assert measured
             value = sum(map(self._cost, planned)) if measured.loss <= bound else math.inf
-            self.costs.see(planned, measured.loss)
             self.is_met = (
                 len(self.rounds) > 1 and measured.loss <= bound and self._is_near(planned, measured.loss)
             )
@@ -208,7 +209,7 @@ class Search:
             layers.setdefault(key, []).extend([int(place[1])] if place else [])
             nbytes[key] += p.nbytes
             weights[key] += p.weights
-            units[key] += self.costs.units.get(p.name, 0.0)
+            units[key] += self.costs.weights.get(p.name, 0.0)
             lost[key] += self.costs.loss(p)
         roles = list(dict.fromkeys(role for role, _ in layers))
         mean = sum(units.values()) / weights.total() or 1.0
@@ -216,11 +217,11 @@ class Search:
         for key in sorted(layers, key=lambda key: (roles.index(key[0]), min(layers[key], default=0))):
             row = (*key, ranges(sorted(layers[key])), f"{nbytes[key] / 2**20:.1f}")
             known = (f"{units[key] / weights[key] / mean:.2f}", f"{lost[key]:.5f}")
-            rows.append((*row, *(known if self.costs.units else ("", ""))))
+            rows.append((*row, *(known if self.costs.weights else ("", ""))))
         total = sum(p.nbytes for p in planned)
         bpw = 8 * total / sum(p.weights for p in planned)
         facts = [f"{mib(total)}, {bpw:.3f} bits per weight"]
-        facts += [f"predicted KL divergence {self.costs.total(planned):.5f}"] if self.costs.units else []
+        facts += [f"predicted KL divergence {self.costs.total(planned):.5f}"] if self.costs.weights else []
         if self.board:
             seconds = sum(self._cost(p) for p in planned)
             facts.append(f"{1e3 * seconds:.3g} ms per token in matrices on {self.board.name}")

@@ -50,6 +50,7 @@ def _ggml() -> ctypes.CDLL:
     base.lutra_capture.restype = ctypes.c_bool
     base.lutra_copy_rows.argtypes = base.lutra_copy_matrices.argtypes = (pointer, pointer)
     base.lutra_copy_rows.restype = base.lutra_copy_matrices.restype = None
+    base.lutra_set_planes.argtypes, base.lutra_set_planes.restype = (pointer, ctypes.c_int), None
     base.lutra_replace_data.argtypes, base.lutra_replace_data.restype = (pointer, pointer), pointer
     return base
 
@@ -63,6 +64,11 @@ def operands(node: int) -> Operands | None:
 def replace_data(tensor: int, address: int) -> int:
     """Let ``tensor`` have its data at another address, and return the one that it had."""
     return int(_ggml().lutra_replace_data(tensor, address))
+
+
+def set_planes(weights: int, planes: int) -> None:
+    """Let the inputs of a codebook have so many planes of int8, 1 or 2."""
+    _ggml().lutra_set_planes(weights, planes)
 
 
 @dataclass

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What a model predicts when the inputs of its matrices are rounded."""
+"""What a model predicts when the inputs of its matrices are rounded, or less so."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from gguf_tools.errors import LutraError
 from lutra.runtime.context import CACHE_TYPES
 from lutra.runtime.loaded import Closing, Loaded
-from lutra.runtime.matmul_inputs import operands, replace_data, rows
+from lutra.runtime.matmul_inputs import operands, replace_data, rows, set_planes
 from lutra.runtime.native import llama
 
 Array = NDArray[np.float32]
 Rounding = Callable[[Array], Array]  # of inputs (rows, k), which are not written to
 Choice = Callable[[str], Rounding | None]  # by the name of a matrix
+Planes = Mapping[str, int]  # 1 or 2, by the name of a codebook
 
 
 class Predictor(Closing):
@@ -39,6 +40,7 @@ class Predictor(Closing):
         cache_types: tuple[str, str] | None = None,
     ) -> None:
         self._choose: Choice | None = None
+        self._planes: Planes = {}
         self._key: tuple[int, Rounding] | None = None  # a tensor and how it was rounded: to this
         self._rounded = np.empty(0, np.float32)
         self._original: tuple[int, int] | None = None  # the same tensor, and the address of its own data
@@ -69,14 +71,18 @@ class Predictor(Closing):
             self.close()
             raise
 
-    def logits(self, tokens: Sequence[int], choose: Choice | None = None) -> Array:
+    def logits(
+        self, tokens: Sequence[int], choose: Choice | None = None, planes: Planes | None = None
+    ) -> Array:
         """The logits behind tokens ``first`` to ``length`` - 1, (tokens, vocabulary).
 
-        ``choose`` says of each matrix how its inputs are rounded.
+        ``choose`` says of each matrix how its inputs are rounded before the product, ``planes`` of codebooks
+        how many planes of int8 their inputs have in it, from now on.
         """
         for i, token in enumerate(tokens):
             self._batch.token[i] = token
-        api, self._choose, self._key, self._error = self._api, choose, None, None
+        api, self._choose, self._planes = self._api, choose, planes or {}
+        self._key, self._error = None, None
         api.llama_memory_clear(api.llama_get_memory(self._loaded.ctx), True)
         self._loaded.decode(self._batch)
         if self._error:
@@ -108,12 +114,16 @@ class Predictor(Closing):
         return self._choose is not None if ask else not self._error
 
     def _put(self, node: int) -> None:
-        """Round the inputs of ``node`` if it is the product of a matrix whose inputs are to be rounded."""
+        """Round the inputs of ``node`` if it is the product of a matrix whose inputs are to be rounded, and
+        give it its planes.
+        """
         found = operands(node)
-        if not found or not found.source or not self._choose:
+        if not found or not found.source:
             return
         name = found.name.decode("utf-8", "replace")
-        if not (rounding := self._choose(name)):
+        if planes := self._planes.get(name):
+            set_planes(found.weights, planes)
+        if not self._choose or not (rounding := self._choose(name)):
             return
         key = found.source, rounding
         if key != self._key:  # else it is the next matrix of the same inputs

@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from plan_samples import asked, tensor
 
 from gguf_tools.errors import LutraError
 from gguf_tools.formats.catalog import TYPES
+from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.inspect import read_info
 from gguf_tools.reader import GGUFFile, type_name
 from gguf_tools.sources.tensors import Source
@@ -27,13 +29,13 @@ from gguf_tools.writer import GGUFWriter, TensorSpec
 from lutra.conversion import pipeline, sensitivity
 from lutra.conversion.boards import BOARDS, CYCLES, Board, modelled
 from lutra.conversion.costs import Costs
-from lutra.conversion.divergence import Divergence
+from lutra.conversion.divergence import Divergence, divergence
 from lutra.conversion.here import measure_here
 from lutra.conversion.options import ConversionOptions, Target
 from lutra.conversion.pipeline import convert
 from lutra.conversion.plan import main_type, plan
 from lutra.conversion.search import AIM, ROUNDS, Search, ranges
-from lutra.conversion.sensitivity import Matrices, group, measure
+from lutra.conversion.sensitivity import LENGTH, Matrices, Measured, group, measure, predict
 from lutra.conversion.text import keep_aside, read_pieces, spread
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime.model import Model
@@ -222,22 +224,27 @@ def test_costs_of_a_file_become_costs_of_any_type():
     first = plan(TENSORS, asked("cb3", pure=True))
     costs = {"token_embd.weight": 0.06, **{f"blk.{i}.ffn_up.weight": 0.0025 for i in range(4)}}
     costs |= {f"blk.{i}.attn_v.weight": cost for i, cost in enumerate((0.015, 0.015, 0.0, 0.0))}
-    learned = Costs.learned(first, costs, 0.02, lost(0.22))
-    assert learned.total(first) == pytest.approx(0.22)
-    assert min(learned.units.values()) > 0
-    assert learned.units["blk.0.attn_v.weight"] == learned.units["blk.1.attn_v.weight"]
-    assert learned.units["blk.0.attn_v.weight"] > 10 * learned.units["blk.2.attn_v.weight"]
-    two = [replace(p, has_two_planes=bool(p.fmt)) for p in first]
-    assert learned.total(two) == pytest.approx(0.2, rel=0.01)  # blk.0.odd is F16
+    inputs = {name: 0.02 if name == "blk.3.ffn_up.weight" else 0.0 for name in costs}
+    learned = Costs.learned(first, Measured(costs, inputs, ""))
+    # what is not known costs its share of the mean, what seems to cost nothing a tenth
+    unknown = 0.1 * 100 * 100 / sum(t.rows * t.k for t in TENSORS if len(t.shape) == 2) * 10**-5.6
+    floors = 2 * 0.1 * 0.1 * 512 / (4096 + 8 * 512)
+    assert learned.total(first) == pytest.approx(0.1 + floors + 0.02 + unknown, rel=0.01)
+    assert min(learned.weights.values()) > 0
+    assert learned.weights["blk.0.attn_v.weight"] == learned.weights["blk.1.attn_v.weight"]
+    assert learned.weights["blk.0.attn_v.weight"] > 10 * learned.weights["blk.2.attn_v.weight"]
+    two = [replace(p, has_two_planes=p.name == "blk.3.ffn_up.weight") for p in first]
+    assert learned.total(first) - learned.total(two) == pytest.approx(0.02, rel=0.01)
     better = plan(TENSORS, asked("cb4", pure=True))
-    assert learned.total(better) == pytest.approx(0.2 * 10 ** (-(23.8 - 17.5) / 10) + 0.02, rel=0.01)
+    weights = learned.total(first) - 0.02
+    assert learned.total(better) == pytest.approx(weights * 10 ** (-(23.8 - 17.5) / 10) + 0.02, rel=0.01)
 
 
 def test_costs_learn_from_what_files_lose():
     """What two files differ in is corrected by what their losses differ in, and the rest is not."""
     first = plan(TENSORS, asked("cb3", pure=True))
     second = plan(TENSORS, asked("cb3", "attn_v=cb4", pure=True))
-    learned, before = Costs(UNITS, 1e-4), Costs(UNITS, 1e-4)
+    learned, before = Costs(UNITS), Costs(UNITS)
     values = {p.name for p in first if "attn_v" in p.name}
     won = before.total(first) - before.total(second)
     learned.see(first, before.total(first))
@@ -248,7 +255,7 @@ def test_costs_learn_from_what_files_lose():
     assert max(changes[name] for name in values) < 0.6
     assert min(change for name, change in changes.items() if name not in values) > 0.8
     # a factor that all have in common
-    common = Costs(UNITS, 1e-4)
+    common = Costs(UNITS)
     common.see(first, 3 * before.total(first))
     better = plan(TENSORS, asked("cb4", pure=True))
     assert common.total(better) == pytest.approx(3 * before.total(better), rel=0.3)
@@ -258,8 +265,8 @@ def test_two_planes_come_where_one_breaks_the_bound():
     """Not before: they take time."""
     for rounding, is_needed in ((1e-6, False), (1e-2, True)):
         found = searching(Target.parse_kld("0.02"))
-        found.costs = Costs(UNITS, rounding)
-        assert any(p.has_two_planes for p in found.planned()) == is_needed
+        found.costs = Costs(UNITS, {"blk.1.ffn_up.weight": rounding})
+        assert [p.name for p in found.planned() if p.has_two_planes] == ["blk.1.ffn_up.weight"] * is_needed
 
 
 def test_perplexity_counts_where_it_shows_more_than_the_divergence():
@@ -416,12 +423,39 @@ def test_rounding_costs_what_the_matrix_does(model, text, tmp_path):
         errors = (size * weights.std() * rng.standard_normal(len(weights))).astype(np.float16)
         rounded[name] = functools.partial(np.add, weights, errors)
     pieces, scratch = pieces_of(model, text), tmp_path / "scratch.gguf"
-    costs, rounding, how = measure(model, model, scratch, model, rounded, pieces, 1)
-    up, down, nothing = (costs[name] for name in names)
+    costs = measure(model, model, scratch, model, rounded, pieces, 1)
+    up, down, nothing = (costs.weights[name] for name in names)
     assert up > 2 * down > 0
     assert nothing == 0
-    assert up + down == pytest.approx(-rounding, rel=0.5)
-    assert "6 measurements for 3 matrices" in how
+    assert set(costs.inputs.values()) == {0.0}  # there are no codebooks in F16
+    assert "9 measurements for 3 matrices" in costs.how
+    shutil.copyfile(model, scratch)
+    for name, weights in rounded.items():
+        Matrices(scratch, writable=True)[name][:] = weights()
+    assert up + down == pytest.approx(divergence(model, scratch, pieces, 1).kld, rel=0.5)
+
+
+def test_rounding_inputs_costs_what_a_second_plane_wins(model, text, tmp_path, monkeypatch):
+    done = lutra("convert", model, "--type", "cb4", "--pure", "--no-calibration", "-o", tmp_path / "cb4.gguf")
+    assert done.returncode == 0, done.stderr
+    names = [t.name for t in read_info(tmp_path / "cb4.gguf").tensors if t.type in CB_FORMATS]
+    exact = {name: functools.partial(np.copy, Matrices(model)[name]) for name in names}
+    pieces = [piece[:LENGTH] for piece in pieces_of(model, text)]
+    costs = measure(model, tmp_path / "cb4.gguf", tmp_path / "scratch.gguf", model, exact, pieces, 1)
+    assert set(costs.weights.values()) == {0.0}
+    assert costs.inputs.keys() == set(names)
+    assert min(costs.inputs.values()) >= 0
+    lost = {}
+    for planes in ("1", "2"):
+        monkeypatch.setenv("LUTRA_PLANES", planes)
+        with (
+            Model(model, threads=1, n_ctx=LENGTH) as before,
+            Model(tmp_path / "cb4.gguf", threads=1, n_ctx=LENGTH) as now,
+        ):
+            both = [(predict(before, piece), predict(now, piece)) for piece in pieces]
+        lost[planes] = np.mean([(np.exp(a) * (a - b)).sum(1) for a, b in both])
+    assert lost["1"] > lost["2"]
+    assert sum(costs.inputs.values()) == pytest.approx(lost["1"] - lost["2"], rel=0.1)
 
 
 # Few matrices left to choose for: a test need not take long.
