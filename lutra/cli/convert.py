@@ -110,7 +110,8 @@ def add_options(add: Callable[..., object]) -> None:
     add("--output-tensor-type", metavar="TYPE", help="type for the output matrix")
     add("--token-embedding-type", metavar="TYPE", help="type for the token embeddings")
     add("--two-planes", metavar="REGEX",
-        help="codebooks whose activations get two planes of int8: nearly exact, and slower")  # fmt: skip
+        help="codebooks whose activations get two planes of int8: nearly exact, and slower; "
+        "by default attn_v and ffn_down where they are cb5 or cb6")  # fmt: skip
     add("--pure", action="store_true", help="every matrix gets T, embeddings and output too")
     add("--calibration", type=Path, metavar="FILE",
         help="text to calibrate codebooks with, or self; see below")  # fmt: skip

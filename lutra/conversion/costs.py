@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -41,7 +41,9 @@ class Costs:
         """From what was ``found`` in a file."""
         of = {p.name: p for p in planned}
         weights = {name: cost / noise(of[name].type) for name, cost in found.weights.items()}
-        inputs = {name: cost / share(of[name]) for name, cost in found.inputs.items()}
+        inputs = {
+            name: cost / share(replace(of[name], has_two_planes=False)) for name, cost in found.inputs.items()
+        }
         return cls(_completed(planned, weights, FLOOR), _completed(planned, inputs, 0.0))
 
     def loss(self, p: Planned) -> float:

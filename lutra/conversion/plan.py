@@ -24,7 +24,7 @@ class Rules:
     """What the user asked for: a recipe and exceptions.
 
     ``tensor_types`` are (regular expression, type) in order of precedence. Activations for codebooks whose
-    name ``two_planes`` matches get two planes of int8.
+    name ``two_planes`` matches get two planes of int8; by default their types say which.
     """
 
     recipe: Recipe
@@ -138,7 +138,7 @@ def plan(tensors: Sequence[SourceTensor], rules: Rules) -> list[Planned]:
 
 
 def give_planes(planned: list[Planned], rules: Rules) -> list[Planned]:
-    """``planned`` with two planes where the rules say so. Raises LutraError if that is nowhere."""
+    """``planned`` with the planes that the rules ask for, if any. Raises LutraError if nothing has them."""
     if not (pattern := rules.two_planes):
         return planned
     planned = [replace(p, has_two_planes=bool(p.fmt and pattern.search(p.name))) for p in planned]
@@ -171,7 +171,8 @@ def plan_as(tensor: SourceTensor, wanted: Type) -> Planned:
     while (type_id := kind.id_for(tensor.shape)) is None:
         assert kind.fallback, "F16 holds rows of any length"
         kind = kind.fallback
-    return Planned(tensor, kind, type_id, None if kind is wanted else wanted)
+    planes = kind.two_planes is not None and bool(kind.two_planes.search(tensor.name))
+    return Planned(tensor, kind, type_id, None if kind is wanted else wanted, has_two_planes=planes)
 
 
 def main_type(planned: Sequence[Planned]) -> Type:

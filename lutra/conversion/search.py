@@ -91,7 +91,8 @@ class Search:
             near = min(
                 filter(lambda kind: kind.is_codebook, CANDIDATES), key=lambda k: abs(log(noise(k) / loss))
             )
-            return plan(tensors, replace(rules, recipe=RECIPES[near.name]))
+            made = plan(tensors, replace(rules, recipe=RECIPES[near.name]))
+            return [replace(p, has_two_planes=False) for p in made]
         recipes = (plan(tensors, replace(rules, recipe=recipe)) for recipe in LADDER)
         fitting = [r for r in recipes if sum(padded(p.nbytes) for p in r) <= self._capacity()]
         return fitting[-1] if fitting else self._solved()
@@ -239,9 +240,9 @@ def possible(tensor: SourceTensor, search: Search) -> list[Planned]:
     if fixed:
         return [plan_as(tensor, fixed)]
     found = [p for p in (plan_as(tensor, kind) for kind in CANDIDATES) if not p.instead_of]
-    if search.target.bound is not None:  # more planes are no more bytes
-        found += [replace(p, has_two_planes=True) for p in found if p.fmt]
-    return found
+    if search.target.bound is None:  # more planes are no more bytes: types have theirs
+        return found
+    return [replace(p, has_two_planes=two) for p in found for two in ((False, True) if p.fmt else (False,))]
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -95,6 +95,18 @@ def test_convert_writes_the_list(model, tmp_path):
     assert_error(lutra("convert", source, "--type", "q4_0", "--two-planes", "x"), "q4_0 has none")
 
 
+@pytest.mark.parametrize(("kind", "has"), [("cb4", False), ("cb5", True), ("cb6", True)])
+def test_types_of_two_layers_have_planes_where_inputs_have_outliers(model, tmp_path, kind, has):
+    output = tmp_path / "m.gguf"
+    args = ["convert", model.with_name("hf"), "--type", kind, "--no-calibration", "-o", output]
+    assert lutra(*args).returncode == 0
+    with GGUFFile(output) as file:
+        assert list(file.get(PLANES_KEY) or []) == ["blk.0.ffn_down.weight", "blk.0.attn_v.weight"] * has
+    assert lutra(*args, "--two-planes", "ffn_up").returncode == 0
+    with GGUFFile(output) as file:
+        assert list(file.get(PLANES_KEY)) == ["blk.0.ffn_up.weight"]
+
+
 def test_a_wrong_list_is_found(model, tmp_path):
     for name in ("blk.7.ffn_up.weight", "output_norm.weight"):
         path = with_planes(model, tmp_path / "m.gguf", [name])
