@@ -270,7 +270,7 @@ def _convert_searched(source: Source, options: ConversionOptions, output: Path) 
                 made.replace(best)
                 work.keep("losses", losses)
             if len(found.rounds) == 1:  # what comes now is calibrated behind other types
-                work.drop({p.name: 0 for p in chosen})
+                work.drop()
             work.keep("rounds", [asdict(measured) if measured else None for measured in found.rounds])
         planned, losses = _completed(list(found.best), options), work.known("losses", {})
         _note_cache(found, best)
@@ -303,7 +303,7 @@ def _round(
             partial = work.temporary("aims.partial")
             shutil.copyfile(found.model, partial)
             partial.replace(aims)
-    work.drop({p.name: p.nbytes for p in planned if p.fmt})
+    work.drop_other_types({p.name: p.nbytes for p in planned if p.fmt})
     losses = _make(work, found.source, planned, options, jobs, output, made)
     if not found.aside:
         return made, losses, None

@@ -8,7 +8,7 @@
 3. ``budget``: the types of least loss for a size, or of least size (or time, ``boards``) for a loss.
 4. The conversion itself, and its loss on text that was kept aside from the calibration. A size gets the
    better one of both files. Where a bound is overshot, or far from reached, ``costs`` learns from it, and
-   what changes is converted again, as in the precision search of arXiv 2411.15982.
+   the conversion is done again, as in the precision search of arXiv 2411.15982.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ LADDER = sorted(  # better and better
     key=lambda recipe: (recipe.base.snr or 0.0, recipe.is_mix),
 )
 LOSS = 8.0  # nats per token that noise as large as the weights would cost, if small errors did in proportion
-AIM, ENOUGH = 0.92, 0.75  # of the bound: what is planned for, and what needs no further round
+AIM = 0.92  # of the bound: what is planned for; less, by as much, behind every file that overshot it
+ENOUGH = 0.75  # of the bound: what needs no further round
 ROUNDS = 6  # of conversions, at most
 KEPT = 0.01  # of the time to read it: what a byte costs that a token does not read
 PLANES = 1.25  # what two planes of activations cost, relative to one
@@ -102,7 +103,8 @@ class Search:
         if self.target.bound is None:
             chosen = within(parts, self._capacity())
         else:
-            chosen = cheapest(parts, AIM * self.target.bound)
+            overshot = [r for r in self.rounds[1:] if r and r.loss > self.target.bound]
+            chosen = cheapest(parts, AIM ** (1 + len(overshot)) * self.target.bound)
         if chosen is None:
             raise LutraError(self._impossible(parts))
         return [step.change for step in chosen]

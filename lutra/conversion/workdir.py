@@ -234,11 +234,18 @@ class WorkDirectory:
         partial.replace(self.path / f"{name}.json")
         self._keep()
 
-    def drop(self, nbytes: Mapping[str, int]) -> None:
-        """Remove finished tensors that have not so many bytes: they get another type now."""
-        for name, size in nbytes.items():
-            if name in self and self._file(name).stat().st_size != size + LOSS_BYTES:
-                self._file(name).unlink()
+    def drop_other_types(self, nbytes: Mapping[str, int]) -> None:
+        """Remove all finished tensors if one has not so many bytes: it gets another type now, and what comes
+        behind it was fitted to its errors.
+        """
+        sizes = {name: self._file(name).stat().st_size - LOSS_BYTES for name in nbytes if name in self}
+        if any(size != nbytes[name] for name, size in sizes.items()):
+            self.drop()
+
+    def drop(self) -> None:
+        """Remove all finished tensors."""
+        for path in self.done():
+            path.unlink()
 
     def load(self, name: str) -> tuple[NDArray[np.uint8], float]:
         """The bytes of a finished tensor (mapped from the file) and its loss."""

@@ -363,10 +363,12 @@ def test_work_keeps_what_was_measured_and_drops_tensors_of_other_types(tmp_path,
     with WorkDirectory(output, {}) as work:
         assert work.cached("search", lambda: {}) == {"a": [0.1]}
         work.save("w", [data], 0.5)
-        work.drop({"w": 24, "v": 3})
+        work.save("x", [data], 0.5)
+        work.drop_other_types({"w": 24, "v": 3})
         assert "w" in work
-        work.drop({"w": 40})
-        assert "w" not in work
+        assert "x" in work
+        work.drop_other_types({"w": 24, "x": 40})
+        assert not work.done()
     assert not list(tmp_path.iterdir())
 
 
