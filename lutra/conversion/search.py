@@ -99,15 +99,19 @@ class Search:
         return fitting[-1] if fitting else self._solved()
 
     def _solved(self) -> list[Planned]:
+        if (planned := self._possible()) is None:
+            raise LutraError(self._impossible([self._steps(tensor) for tensor in self.source.tensors]))
+        return planned
+
+    def _possible(self) -> list[Planned] | None:
+        """The best plan; None if nothing meets the target."""
         parts = [self._steps(tensor) for tensor in self.source.tensors]
         if self.target.bound is None:
             chosen = within(parts, self._capacity())
         else:
             overshot = [r for r in self.rounds[1:] if r and r.loss > self.target.bound]
             chosen = cheapest(parts, AIM ** (1 + len(overshot)) * self.target.bound)
-        if chosen is None:
-            raise LutraError(self._impossible(parts))
-        return [step.change for step in chosen]
+        return [step.change for step in chosen] if chosen else None
 
     def judge(self, planned: Sequence[Planned], measured: Divergence | None) -> bool:
         """Whether the file of ``planned`` is the best so far. If that is not what was asked for, ``planned``
@@ -125,12 +129,11 @@ class Search:
         else:
             assert measured
             value = sum(map(self._cost, planned)) if measured.loss <= bound else math.inf
-            self.is_met = (
-                len(self.rounds) > 1 and measured.loss <= bound and self._is_near(planned, measured.loss)
-            )
         is_best = value < self._least
         if is_best:
             self._least, self.best = value, planned
+        if bound is not None and measured and len(self.rounds) > 1:
+            self.is_met = self._is_near(planned, measured.loss, bound)
         if not self.is_met and len(self.rounds) > ROUNDS:  # more, if it was interrupted behind the last one
             if measured and not self.best:
                 raise LutraError(
@@ -140,10 +143,12 @@ class Search:
             self.is_met = True
         return is_best
 
-    def _is_near(self, planned: Sequence[Planned], loss: float) -> bool:
-        """Whether the bound is used up, or nothing cheaper would be within it."""
-        assert self.target.bound
-        return loss >= ENOUGH * self.target.bound or kinds(self._solved()) == kinds(planned)
+    def _is_near(self, planned: Sequence[Planned], loss: float, bound: float) -> bool:
+        """Whether a file uses the bound up, or nothing cheaper, or within a lower aim, is to be tried."""
+        other = self._possible()
+        if loss > bound:
+            return other is None and bool(self.best)
+        return loss >= ENOUGH * bound or other is None or kinds(other) == kinds(planned)
 
     def _steps(self, tensor: SourceTensor) -> list[Step]:
         return [Step(p, self._cost(p), self.costs.loss(p)) for p in possible(tensor, self)]
