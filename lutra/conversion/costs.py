@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What a file of given types loses, foreseen: learned from one file, corrected by every other.
+"""What a file of given types loses, foreseen: learned from one file, corrected by the last one.
 
-    loss = sum over matrices (weights * noise(type) + inputs * share(type, planes))
-
-What weights and inputs cost is known to a factor each. Every file that is measured says something about the
-factors: the most likely ones, if their logarithms are normally distributed, are kept. A file that differs
-from another one in few matrices thereby says most about these.
+loss = scale * sum over matrices (weights * noise(type) + inputs * share(type, planes))
 """
 
 from __future__ import annotations
@@ -14,27 +10,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from gguf_tools.formats.catalog import Type
 from lutra.conversion.plan import Planned
 from lutra.conversion.sensitivity import Measured
 
 FLOOR = 0.1  # of the mean cost of a weight: what a matrix costs at least
-# Standard deviations of logarithms: one factor's own, what all have in common, and a file's measured loss.
-OWN, COMMON, MEASURED = 0.5, 0.3, 0.01
 
 
 @dataclass
 class Costs:
     """By matrix, in nats per token, if small errors cost in proportion: ``weights``, what errors as large as
     they are would cost; ``inputs``, what it costs to round these to one plane of int8 with a scale per 256.
+    ``scale`` corrects them all.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     inputs: Mapping[str, float] = field(default_factory=dict)
-    _seen: list[tuple[Sequence[Planned], float]] = field(default_factory=list)
-    _factors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    scale: float = 1.0
 
     @classmethod
     def learned(cls, planned: Sequence[Planned], found: Measured) -> Costs:
@@ -48,34 +40,20 @@ class Costs:
 
     def loss(self, p: Planned) -> float:
         """The part of the KL divergence that is a tensor's."""
-        weights, inputs = self._parts(p)
-        of_weights, of_inputs = self._factors.get(p.name, (1.0, 1.0))
-        return of_weights * weights + of_inputs * inputs
+        weights, inputs = self.weights.get(p.name, p.weights), self.inputs.get(p.name, 0.0)
+        return self.scale * (weights * noise(p.type) + inputs * share(p))
 
     def total(self, planned: Sequence[Planned]) -> float:
         """The KL divergence of a file."""
         return sum(map(self.loss, planned))
 
     def see(self, planned: Sequence[Planned], loss: float) -> None:
-        """Learn from what a file loses: the most likely factors, by Gauss-Newton steps."""
-        self._seen.append((planned, max(loss, 1e-9)))
-        parts = np.array([[self._parts(p) for p in file] for file, _ in self._seen])
-        parts = parts.reshape(len(parts), -1)
-        measured = np.log([loss for _, loss in self._seen])
-        logs = np.zeros(parts.shape[1])
-        for _ in range(20):
-            now = parts * np.exp(logs)
-            totals = now.sum(axis=1)
-            slopes = now / totals[:, None]
-            spread = OWN**2 * slopes.T + COMMON**2  # times the prior's covariance; the slopes sum to 1
-            known = slopes @ spread + MEASURED**2 * np.eye(len(measured))
-            logs = spread @ np.linalg.solve(known, measured - np.log(totals) + slopes @ logs)
-        factors = np.exp(logs).reshape(-1, 2).tolist()
-        self._factors = {p.name: (w, i) for p, (w, i) in zip(planned, factors, strict=True)}
+        """Take what a file loses for the truth.
 
-    def _parts(self, p: Planned) -> tuple[float, float]:
-        weights, inputs = self.weights.get(p.name, p.weights), self.inputs.get(p.name, 0.0)
-        return weights * noise(p.type), inputs * share(p)
+        One factor for all: with one for each matrix the next plan moves bits to where they seem to be worth
+        more, and loses as much (docs/RECIPES.md). With one it can only become larger, or smaller.
+        """
+        self.scale *= max(loss, 1e-9) / self.total(planned)
 
 
 def _completed(planned: Sequence[Planned], costs: Mapping[str, float], least: float) -> dict[str, float]:

@@ -7,7 +7,7 @@
    Another type costs as much more or less as its signal to noise says (``costs``).
 3. ``budget``: the types of least loss for a size, or of least size (or time, ``boards``) for a loss.
 4. The conversion itself, and its loss on text that was kept aside from the calibration. A size gets the
-   better one of both files. Where a bound is overshot, or far from reached, ``costs`` learns from it, and
+   better one of both files. Where a bound is overshot, or far from reached, ``costs`` are corrected, and
    the conversion is done again, as in the precision search of arXiv 2411.15982.
 """
 
