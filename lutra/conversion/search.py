@@ -133,7 +133,7 @@ class Search:
         if is_best:
             self._least, self.best = value, planned
         if bound is not None and measured and len(self.rounds) > 1:
-            self.is_met = self._is_near(planned, measured.loss, bound)
+            self.is_met = self._is_near(measured.loss, bound)
         if not self.is_met and len(self.rounds) > ROUNDS:  # more, if it was interrupted behind the last one
             if measured and not self.best:
                 raise LutraError(
@@ -143,12 +143,12 @@ class Search:
             self.is_met = True
         return is_best
 
-    def _is_near(self, planned: Sequence[Planned], loss: float, bound: float) -> bool:
-        """Whether a file uses the bound up, or nothing cheaper, or within a lower aim, is to be tried."""
-        other = self._possible()
-        if loss > bound:
-            return other is None and bool(self.best)
-        return loss >= ENOUGH * bound or other is None or kinds(other) == kinds(planned)
+    def _is_near(self, loss: float, bound: float) -> bool:
+        """Whether a file uses the bound up, or the best one will not become cheaper."""
+        if ENOUGH * bound <= loss <= bound:
+            return True
+        other = self._possible() if self.best else []
+        return other is None or (bool(other) and sum(map(self._cost, other)) >= self._least)
 
     def _steps(self, tensor: SourceTensor) -> list[Step]:
         return [Step(p, self._cost(p), self.costs.loss(p)) for p in possible(tensor, self)]
@@ -234,11 +234,6 @@ class Search:
             seconds = sum(self._cost(p) for p in planned)
             facts.append(f"{1e3 * seconds:.3g} ms per token in matrices on {self.board.name}")
         return "\n".join([f"{self.how}", "", table(rows, right=(3, 4, 5)), "", "; ".join(facts)])
-
-
-def kinds(planned: Sequence[Planned]) -> list[tuple[str, bool]]:
-    """What distinguishes plans."""
-    return [(p.type.name, p.has_two_planes) for p in planned]
 
 
 def possible(tensor: SourceTensor, search: Search) -> list[Planned]:
