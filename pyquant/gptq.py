@@ -13,6 +13,9 @@ be zero: they are encoded piece by piece, and memory is bounded whatever the siz
 The second layer of a layered format is the same problem again, for what the first leaves: its selectors and
 scales are the first's, so that a pass finds codes only.
 
+Where a Hessian of the outputs is given, too, rows are not independent: the errors of a few rows move the
+targets of all rows before them, as those of groups do within a row.
+
 Weights are visited in order of their input's energy, group after group, largest first; the two weights of
 a pair are neighbours in that order. Only the order of work changes, not the place of a weight.
 """
@@ -40,6 +43,7 @@ WIDEST = 4096  # columns of a Hessian
 SAMPLE = 1 << 21  # weights that the library is learned from
 SLAB = 1 << 22  # weights encoded at a time
 SLICE = 256  # rows per call of BLAS
+TOGETHER = 32  # rows that are encoded side by side where rows make up for each other
 CG_STEPS = {1: 5, 2: 8}  # of conjugate gradients per refit, by weights per code: pairs have more entries
 ROUNDS = 1
 
@@ -121,6 +125,7 @@ def quantize(
     threads: int | None = None,
     row_weight: Array | None = None,
     libraries: Sequence[NDArray[np.int8]] = (),
+    outputs: Array | None = None,
 ) -> Encoded:
     """The matrix ``w`` (n, k) in ``fmt``, close under ``hessian``.
 
@@ -128,20 +133,27 @@ def quantize(
     the last with zeros beyond k; for experts whose rows follow each other, one of these for each of them,
     (experts, k, k) or (experts, blocks, b, b). ``row_weight`` float32 (n,): how much the errors of each row
     count when libraries are learned. ``libraries``: those of each layer, if they are there already.
+    ``outputs``: float32 (n, n), the Hessian of the outputs in any unit, not for experts. With it the squared
+    size of an error E is tr(E^T outputs E hessian), both damped; the last layer's rows see to that.
 
     The result does not depend on ``threads``. Memory beside ``w``, the Hessians and the result: 12 bytes for
     each weight of the sample and 24 for each weight of a slab, 8 more of both in a second layer, and 36 b^2
-    bytes while a Hessian is factored. Raises ValueError as ``learn`` does, for formats other than MEMBERS,
-    and for a Hessian, row weights or libraries that do not fit, are not finite or are no such thing.
+    bytes while a Hessian is factored; 4 more for each weight and 28 n^2 with ``outputs``. Raises ValueError
+    as ``learn`` does, for formats other than MEMBERS, and for a Hessian, row weights or libraries that do not
+    fit, are not finite or are no such thing.
     """
     threads = thread_count(threads)
     if rounds < 0:
         raise ValueError(f"{rounds} rounds: needed 0 or more")
     with threadpool_limits(1, user_api="blas"):
         problem = _Problem.of(w, hessian, fmt)
-        encoded = _learn_and_encode(problem, libraries[:1], row_weight, rounds, seed, threads)
+        coupling = None if outputs is None else problem.row_coupling(outputs)
+        last = replace(problem, coupling=coupling)
+        encoded = _learn_and_encode(
+            problem if fmt.second else last, libraries[:1], row_weight, rounds, seed, threads
+        )
         if fmt.second:
-            rest = replace(problem, shape=Shape.of_second(fmt), first=encoded)
+            rest = replace(last, shape=Shape.of_second(fmt), first=encoded)
             second = _learn_and_encode(rest, libraries[1:], row_weight, rounds, seed, threads)
             encoded.second = second.codes, second.library
             encoded.loss += [loss * encoded.loss[-1] for loss in second.loss]
@@ -160,6 +172,8 @@ def _learn_and_encode(
     if library:
         return _encode(p, check_library(library[0], p.shape), {}, rounds, threads)
     learned, pieces = _learn_library(p, row_weight, rounds, seed, threads)
+    if p.coupling is not None:  # anew, with one round more, as the library is refitted already
+        pieces, rounds = {}, rounds + 1
     return _encode(p, learned, pieces, rounds, threads)
 
 
@@ -218,6 +232,7 @@ class _Problem:
     blocks: list[slice]
     mean: float  # of all diagonals
     first: Encoded | None = None  # for a second layer
+    coupling: Array | None = None  # of rows
 
     @classmethod
     def of(cls, w: NDArray[Any] | Rows, hessian: NDArray[Any], fmt: CBFormat) -> _Problem:
@@ -247,6 +262,25 @@ class _Problem:
             return w, None
         first = self.first.first(rows)
         return first.rest(w), first
+
+    def row_coupling(self, outputs: Array) -> Array:
+        """The unit lower triangular L of outputs = L D L^T, damped, with D in blocks of TOGETHER rows."""
+        n = self.w.shape[0]
+        if outputs.shape != (n, n) or len(self.hessian) > 1:
+            raise ValueError(f"Hessian of outputs of shape {outputs.shape}: needed {(n, n)} for one matrix")
+        h = outputs.astype(np.float64)
+        diagonal = np.diag(h)
+        if not np.isfinite(h).all() or diagonal.min() < 0:
+            raise ValueError("Hessian of outputs is not finite, or has a negative diagonal")
+        h[np.diag_indices(n)] += max(DAMPING * float(diagonal.mean()), TINY)
+        try:
+            lower = np.linalg.cholesky(h)
+        except np.linalg.LinAlgError:
+            raise ValueError("Hessian of outputs is not positive semidefinite") from None
+        for start in range(0, n, TOGETHER):
+            own = slice(start, start + TOGETHER)
+            lower[:, own] = lower[:, own] @ np.linalg.inv(lower[own, own])
+        return lower.astype(np.float32)
 
     def experts(self) -> list[slice]:
         """The rows of each."""
@@ -442,6 +476,12 @@ class _Piece:
         m.codes, m.selectors = order.undo(codes, selectors)
         self.losses.append(float(loss.sum()))
 
+    def rebase(self, w: Array, library: NDArray[np.int8], threads: int) -> Array:
+        """The errors of weights that were not quite the target; the last loss becomes theirs."""
+        self.w, errors = w, w - self.state.look_up(library)
+        self.losses[-1] = float(np.vdot(multiply(errors, self.h, threads), errors))
+        return errors
+
     def refit_scales(self, library: NDArray[np.int8], threads: int) -> None:
         """The scales of each row by least squares; those that would vanish stay as they are.
 
@@ -490,20 +530,28 @@ def _encode(
                 order = Order.by_energy(np.ascontiguousarray(np.diag(h)), shape)
                 forward, descent = _forward(h, order, shape), _descent(h, order, shape)
             step = own.stop - own.start if pieces else max(1, SLAB // len(h))
-            for start in range(own.start, own.stop, step):
+            starts = range(own.start, own.stop, step)
+            if p.coupling is not None:
+                starts = range(own.start, own.stop, TOGETHER)[::-1]
+                step, errors = TOGETHER, np.zeros((n, len(h)), np.float32)
+            for start in starts:
                 rows = slice(start, min(start + step, own.stop))
                 if pieces:
                     piece = pieces[expert, block]
                 else:
                     w, first = p.read(rows)
+                    w = target = np.ascontiguousarray(w[:, columns])
+                    if p.coupling is not None:  # what is behind makes the best of it
+                        target = w + p.coupling[rows.stop :, rows].T @ errors[rows.stop :]
                     piece = _Piece.nearest(
-                        np.ascontiguousarray(w[:, columns]), first and first.part(slice(None), columns),
-                        h, order, library, shape, threads,
-                    )  # fmt: skip
+                        target, first and first.part(slice(None), columns), h, order, library, shape, threads
+                    )
                     piece.encode(forward, library, again=False, threads=threads)
                     for _ in range(rounds):
                         piece.refit_scales(library, threads)
                         piece.encode(descent, library, again=True, threads=threads)
+                    if p.coupling is not None:
+                        errors[rows] = piece.rebase(w, library, threads)
                 losses += piece.losses
                 total += float(np.vdot(multiply(piece.w, h, threads), piece.w))
                 m = piece.state

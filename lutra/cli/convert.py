@@ -115,6 +115,9 @@ def add_options(add: Callable[..., object]) -> None:
     add("--pure", action="store_true", help="every matrix gets T, embeddings and output too")
     add("--calibration", type=Path, metavar="FILE",
         help="text to calibrate codebooks with, or self; see below")  # fmt: skip
+    add("--calibration-tokens", type=positive, metavar="N",
+        help="tokens of it (default: 16384, 65536 with --tune on a GPU; less if memory is short); "
+        "more take longer and lose less")  # fmt: skip
     add("--codebook", choices=("learned", "bipolar"), default="learned",
         help="bipolar: tables are odd integers, nothing is learned; see below")  # fmt: skip
     add("--no-calibration", action="store_true", help="no importance of any kind; many times faster")
@@ -161,6 +164,7 @@ def options_of(args: argparse.Namespace, kind: str | None, target: Target | None
         two_planes=args.two_planes,
         imatrix=args.imatrix,
         calibration=args.calibration,
+        calibration_tokens=args.calibration_tokens,
         calibrate=not args.no_calibration,
         codebook=args.codebook,
         tune=getattr(args, "tune", False),

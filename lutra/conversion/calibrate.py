@@ -24,6 +24,7 @@ from lutra.console import warn
 from lutra.conversion.experts import Experts, encode_divided
 from lutra.conversion.footprint import Footprint
 from lutra.conversion.jobs import Jobs
+from lutra.conversion.output_gradients import OutputGradients
 from lutra.conversion.plan import Planned
 from lutra.conversion.statistics import Array, Statistics
 from lutra.conversion.targets import encode, targets
@@ -52,16 +53,27 @@ def copy_bytes(model: Path, length: int) -> Callable[[int], int]:
     return needed
 
 
-def token_limit(source: Source, length: int, needed: Callable[[int], int]) -> int:
+def token_limit(
+    source: Source,
+    length: int,
+    needed: Callable[[int], int],
+    *,
+    wanted: int | None = None,
+    thorough: bool = False,
+) -> int:
     """Tokens to calibrate a model with: as many as help, but both copies of the model stay within MEMORY.
 
-    ``needed``: ``copy_bytes`` for sequences of ``length`` tokens.
+    ``needed``: ``copy_bytes`` for sequences of ``length`` tokens. ``wanted``: tokens that the user asks for,
+    whatever memory they take. ``thorough``: time is not what is short; four times as many, twice the memory.
     """
+    if wanted is not None:
+        return min(max(1, wanted // length), SEQUENCES) * length
     is_small = sum(t.rows * t.k for t in source.tensors) <= SMALL
-    wanted = 2 * TOKENS if is_small else TOKENS
-    sequences = max(1, min(wanted // length, SEQUENCES))
-    while sequences > 1 and (both := 2 * needed(sequences)) > MEMORY:
-        sequences = max(1, min(sequences - 1, sequences * MEMORY // both))  # they grow alike
+    tokens = TOKENS * (4 if thorough else 2 if is_small else 1)
+    memory = MEMORY * (2 if thorough else 1)
+    sequences = max(1, min(tokens // length, SEQUENCES))
+    while sequences > 1 and (both := 2 * needed(sequences)) > memory:
+        sequences = max(1, min(sequences - 1, sequences * memory // both))  # they grow alike
     return sequences * length
 
 
@@ -130,17 +142,19 @@ def calibrate(
     seed: int,
     threads: int,
     aims: Callable[[str, NDArray[np.float16]], None] | None = None,
+    gradients: OutputGradients | None = None,
 ) -> Iterator[Planned]:
     """Quantize the matrices in ``groups`` (of ``matmul_order``) into ``work``; yields each as it is finished.
 
     ``model`` is their source as an F16 GGUF; ``tied``: its token embeddings are the output matrix too. What
     ``work`` has is not done again: the graph goes on with it. ``aims`` is told what each matrix is rounded
-    from, (rows, k), but for experts that are done one by one. Warns about experts that no token reached.
+    from, (rows, k), but for experts that are done one by one. ``gradients`` are those on ``pieces``.
+    Warns about experts that no token reached.
     """
     wanted = {name for group in groups for name in group}
     group_of = {group[0]: [planned[name] for name in group] for group in groups}
     rounds = 1 if sum(p.weights for p in planned.values()) > SMALL else 2
-    embedding = None
+    embedding, gradients = None, gradients or OutputGradients()
     if EMBEDDING in wanted and EMBEDDING not in work:
         embedding = embedding_hessian(model, planned[EMBEDDING], pieces, tied, threads)
     idle: list[str] = []
@@ -154,7 +168,10 @@ def calibrate(
             group = group_of.pop(now.name, [])  # tied embeddings come again as the output matrix
             left = [p for p in group if p.name not in work]
             if left:
-                results = _encoded(before, now, left, embedding, pieces, jobs, rounds, seed, threads, aims)
+                results = _encoded(
+                    before, now, left, embedding, pieces, jobs, rounds, seed, threads, aims,
+                    gradients.shared([p.name for p in group]),
+                )  # fmt: skip
                 for p, (parts, loss) in zip(left, results, strict=True):
                     work.save(p.name, parts, loss)
             if now.experts is not None and group:
@@ -185,6 +202,7 @@ def _encoded(
     seed: int,
     threads: int,
     aims: Callable[[str, NDArray[np.float16]], None] | None,
+    gradients: OutputGradients,
 ) -> Iterator[tuple[list[NDArray[Any]], float]]:
     """The bytes of each matrix in ``group``, which have the same inputs, in parts, and its loss."""
     footprint = Footprint(group[0], 0 if now.inputs is None else now.inputs.nbytes)
@@ -192,7 +210,7 @@ def _encoded(
         experts = Experts.of(before, now, group[0], threads)
         yield from encode_divided(experts, group, footprint, jobs, rounds, seed)
         return
-    hessian, corrections = _problem(before, now, group[0], embedding, threads)
+    hessian, corrections = _problem(before, now, group[0], embedding, gradients, threads)
 
     def target(p: Planned) -> NDArray[np.float16]:
         weights = targets(p, corrections, threads)
@@ -200,13 +218,31 @@ def _encoded(
             aims(p.name, weights)
         return weights
 
-    calls = ((p.name, target(p), hessian, p.fmt, _row_weight(p, pieces), rounds, seed) for p in group)
+    calls = (
+        (
+            p.name,
+            target(p),
+            hessian,
+            p.fmt,
+            _row_weight(p, pieces),
+            rounds,
+            seed,
+            (),
+            gradients.rows.get(p.name),
+        )
+        for p in group
+    )
     for encoded in jobs.run(encode, calls, at_once=min(footprint.at_once, len(group))):
         yield in_order([encoded.layers(threads)], encoded.libraries), encoded.loss[-1]
 
 
 def _problem(
-    before: MatmulInputs, now: MatmulInputs, p: Planned, embedding: Array | None, threads: int
+    before: MatmulInputs,
+    now: MatmulInputs,
+    p: Planned,
+    embedding: Array | None,
+    gradients: OutputGradients,
+    threads: int,
 ) -> tuple[Array, Array | None]:
     """Hessian and corrections of ``p`` and of all with the same inputs, per expert in a stack."""
     if now.inputs is None or before.inputs is None:
@@ -222,7 +258,8 @@ def _problem(
             hessian[expert], corrections[expert : expert + 1] = experts.problem(expert)
         return hessian, corrections
     blocks = column_blocks(p.source.k, p.fmt)
-    every = Statistics.of(now.inputs, before.inputs, blocks, threads)
+    weights = gradients.weights(p.name, len(now.inputs))
+    every = Statistics.of(now.inputs, before.inputs, blocks, threads, weights)
     hessian = every.hessian if len(blocks) > 1 else every.hessian[0]
     return hessian, every.correction(blocks)[None]
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ class Footprint:
 
     planned: Planned
     inputs: int  # bytes of what it is multiplied by
+    outputs: int = 0  # rows of the Hessian of its outputs, if it has one
 
     @property
     def experts(self) -> int:
@@ -89,21 +90,29 @@ class Footprint:
         )
         more = 8 * (len(fmt.layers) - 1)
         learning, slab = (12 + more) * min(weights, SAMPLE), (24 + more) * min(weights, SLAB)
-        return 2 * weights + codes + learning + slab + 36 * width**2
+        rows = 4 * weights + 28 * self.outputs**2 if self.outputs else 0
+        return 2 * weights + codes + learning + slab + 36 * width**2 + rows
 
 
-def require_memory(models: int, groups: Sequence[Sequence[Planned]], tokens: int, used: int) -> None:
+def require_memory(
+    models: int, groups: Sequence[Sequence[Planned]], tokens: int, used: int, two_sided: Collection[str] = ()
+) -> None:
     """Raises LutraError when the machine has less free memory than calibration takes.
 
     ``models``: bytes of both copies' activations, keys and values. ``groups``: matrices with the same inputs,
     ``tokens`` of them. Each token meets ``used`` experts, of which the last matrix has inputs of its own.
+    ``two_sided``: matrices with a Hessian of their outputs.
     """
 
     def inputs(p: Planned) -> int:
         is_own = len(p.source.shape) > 2 and "_down" in p.name
         return 4 * tokens * (used if is_own else 1) * p.source.k
 
-    largest = max(Footprint(group[0], inputs(group[0])).peak(len(group)) for group in groups)
+    def footprint(group: Sequence[Planned]) -> Footprint:
+        outputs = max(p.source.rows if p.name in two_sided else 0 for p in group)
+        return Footprint(group[0], inputs(group[0]), outputs)
+
+    largest = max(footprint(group).peak(len(group)) for group in groups)
     needed, free = PROGRAM + models + largest, free_memory()
     if needed > free:
         raise LutraError(

@@ -118,11 +118,11 @@ class ConversionOptions:
     ``two_planes``, a regular expression, get activations in two planes of int8. ``imatrix``: a file of
     llama-imatrix. ``calibration``: a text file, "self" for what the model writes itself, or "default" for the
     text that comes along, which codebooks are calibrated with where neither this nor ``imatrix`` is given,
-    unless ``calibrate`` is False. ``tune`` takes what the model writes, unless ``calibration`` is a file;
-    ``device`` ("cpu", "cuda" or "auto") and ``tune_tokens``, at most, belong to it. ``cluster``: the address
-    of a Dask scheduler. ``codebook``: "learned", or "bipolar" for tables of odd integers, which take no text
-    and next to no time. ``threads`` default to the fast cores. ``allow_requantize``: a GGUF may be quantized
-    already.
+    unless ``calibrate`` is False; ``calibration_tokens`` of it instead of as many as mostly suffice. ``tune``
+    takes what the model writes, unless ``calibration`` is a file; ``device`` ("cpu", "cuda" or "auto") and
+    ``tune_tokens``, at most, belong to it. ``cluster``: the address of a Dask scheduler. ``codebook``:
+    "learned", or "bipolar" for tables of odd integers, which take no text and next to no time. ``threads``
+    default to the fast cores. ``allow_requantize``: a GGUF may be quantized already.
 
     Raises LutraError, naming the option of the command line, for what cannot be: no source is needed to know.
     """
@@ -137,6 +137,7 @@ class ConversionOptions:
     two_planes: str | None = None
     imatrix: Path | None = None
     calibration: Path | None = None
+    calibration_tokens: int | None = None
     calibrate: bool = True
     codebook: str = LEARNED
     tune: bool = False
@@ -173,6 +174,10 @@ class ConversionOptions:
         if self.tune and not self.calibration_text:
             raise LutraError(
                 f"--tune needs codebooks and a text: a type of cb2 to cb6, --calibration {DEFAULT}"
+            )
+        if self.calibration_tokens and not self.calibration_text:
+            raise LutraError(
+                "--calibration-tokens: nothing is calibrated; drop it, or choose a type of cb2 to cb6"
             )
         if (self.tune_tokens or self.device != "auto") and not self.tune:
             raise LutraError(
@@ -292,6 +297,7 @@ class ConversionOptions:
         words += ["--imatrix", self.imatrix.name] if self.imatrix else []
         if self.calibration_text and calibrated:
             words += ["--calibration", (self.calibration or DEFAULT).name]
+        words += ["--calibration-tokens", str(self.calibration_tokens)] if self.calibration_tokens else []
         words += [] if self.calibrate else ["--no-calibration"]
         words += ["--two-planes", self.two_planes] if self.two_planes else []
         words += ["--codebook", self.codebook] if self.codebook != LEARNED else []

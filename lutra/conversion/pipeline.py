@@ -26,7 +26,7 @@ from gguf_tools.sources.gguf import good_types
 from gguf_tools.sources.open import Scratch, open_source
 from gguf_tools.sources.tensors import Source, SourceTensor
 from lutra.console import progress, say, warn
-from lutra.conversion import llama_quantize, own_text, sensitivity, tune, workdir
+from lutra.conversion import llama_quantize, output_gradients, own_text, sensitivity, tune, workdir
 from lutra.conversion.boards import BOARDS, HERE, Board
 from lutra.conversion.calibrate import calibrate, copy_bytes, dequantized, matmul_order, token_limit
 from lutra.conversion.costs import Costs
@@ -47,6 +47,7 @@ from lutra.conversion.output import (
     write,
     write_floats,
 )
+from lutra.conversion.output_gradients import OutputGradients
 from lutra.conversion.plan import Planned, Rules, describe, give_planes, is_tied, plan
 from lutra.conversion.search import Search, possible
 from lutra.conversion.text import keep_aside, piece_length, read_pieces, spread
@@ -370,7 +371,7 @@ def _search(work: WorkDirectory, source: Source, options: ConversionOptions, out
     found.model = _f16_model(work, source, [], options, output)
     with Model(found.model, threads=1, n_ctx=32, weights=False) as tokenizer:
         length = piece_length(tokenizer)
-        limit = token_limit(source, length, copy_bytes(found.model, length))
+        limit = _token_limit(source, length, copy_bytes(found.model, length), options)
         found.pieces, found.aside = _pieces(work, found.model, tokenizer, limit, options)
     if options.target.bound and not found.aside:
         raise LutraError(
@@ -491,10 +492,13 @@ def _calibrate(
                 f"nothing to calibrate, the model does not multiply by {names}; add --no-calibration"
             )
         needed = copy_bytes(model, length)
-        pieces, _ = _pieces(work, model, tokenizer, token_limit(source, length, needed), options)
+        limit = _token_limit(source, length, needed, options)
+        pieces, _ = _pieces(work, model, tokenizer, limit, options)
+        is_two_sided = _is_two_sided(source, codebooks, options)
         require_memory(
             2 * needed(len(pieces)), [[planned[name] for name in group] for group in groups],
             sum(map(len, pieces)), _experts_used(source),
+            list(filter(output_gradients.READERS.search, planned)) if is_two_sided else (),
         )  # fmt: skip
         say(f"calibrating with {sum(map(len, pieces))} tokens {options.text_origin}")
     work.tokens = sum(map(len, pieces))
@@ -505,11 +509,12 @@ def _calibrate(
         if aims:
             aims[name][:] = weights.reshape(-1)
 
+    gradients = _gradients(work, source, pieces, options) if is_two_sided else None
     started = time.monotonic()
     with progress(sum(planned[name].weights for group in groups for name in group), "w") as bar:
         for p in calibrate(
-            model, groups, planned, pieces, work, jobs,
-            tied=is_tied(source.tensors), seed=options.seed, threads=options.threads, aims=aim,
+            model, groups, planned, pieces, work, jobs, tied=is_tied(source.tensors),
+            seed=options.seed, threads=options.threads, aims=aim, gradients=gradients,
         ):  # fmt: skip
             bar.set_postfix_str(f"{p.name} {_decibel(work.load(p.name)[1])}")
             bar.update(p.weights)
@@ -522,6 +527,39 @@ def _calibrate(
     work.number(SECONDS, lambda: seconds * whole / max(weights, 1))
     if model.parent == work.path and not options.target:
         model.unlink()
+
+
+def _token_limit(
+    source: Source, length: int, needed: Callable[[int], int], options: ConversionOptions
+) -> int:
+    """How many tokens of a text to calibrate with."""
+    thorough = options.tune and tune.device_of(options.device).type == "cuda"
+    return token_limit(source, length, needed, wanted=options.calibration_tokens, thorough=thorough)
+
+
+def _is_two_sided(source: Source, codebooks: Sequence[Planned], options: ConversionOptions) -> bool:
+    """Whether there are gradients to calibrate with: torch is there for ``--tune``, has room, and computes
+    the network by matrices.
+    """
+    if not options.tune or not output_gradients.is_known(source):
+        return False
+    return not tune.is_frugal(source, {p.name: p.fmt for p in codebooks}, tune.device_of(options.device))
+
+
+def _gradients(
+    work: WorkDirectory, source: Source, pieces: Sequence[Sequence[int]], options: ConversionOptions
+) -> OutputGradients:
+    """What errors of outputs do to the predictions."""
+    path, device = work.temporary("gradients.npz"), tune.device_of(options.device)
+    if not path.exists():
+        original = tune.load(source, device)
+        with tune.reproducible(device):
+            found = output_gradients.measure(
+                source, original, pieces,
+                at_once=tune.BATCH[device.type], seed=options.seed, threads=options.threads,
+            )  # fmt: skip
+        found.save(path)
+    return OutputGradients.load(path)
 
 
 def _experts_used(source: Source) -> int:
@@ -650,6 +688,8 @@ def fingerprint(source: Source, planned: Sequence[Planned], options: ConversionO
         "seed": options.seed,
         "calibration text": workdir.file_digest(options.text if options.target else options.calibration_text),
         "calibration with the model's own text": options.calibrates_with_own_text,
+        "calibration tokens": options.calibration_tokens,
+        "gradients": tune.device_of(options.device).type if options.tune else None,
         "importance matrix": workdir.file_digest(options.imatrix),
         "version of lutra or numpy": workdir.software(),
         "CPU": workdir.cpu(),

@@ -30,16 +30,26 @@ class Statistics:
     drift: Array
 
     @classmethod
-    def of(cls, inputs: Array, original: Array, blocks: Sequence[slice], threads: int) -> Statistics:
-        """From inputs (tokens, k) behind the quantized layers and in the original model."""
+    def of(
+        cls,
+        inputs: Array,
+        original: Array,
+        blocks: Sequence[slice],
+        threads: int,
+        weights: Array | None = None,
+    ) -> Statistics:
+        """From inputs (tokens, k) behind the quantized layers and in the original model; ``weights``, float32
+        (tokens,) of mean 1: how much each token counts.
+        """
         tokens, b = len(inputs), blocks[0].stop
         hessian, drift = (np.zeros((len(blocks), b, b), np.float32) for _ in range(2))
         scale = np.float32(1 / max(tokens, 1))
         for i, columns in enumerate(blocks):
             m = columns.stop - columns.start
             _sums(
-                inputs[:, columns], original[:, columns], hessian[i, :m, :m], drift[i, :m, :m], scale, threads
-            )
+                inputs[:, columns], original[:, columns], weights,
+                hessian[i, :m, :m], drift[i, :m, :m], scale, threads,
+            )  # fmt: skip
         return cls(tokens, hessian, drift)
 
     def blended(self, prior: Statistics) -> Statistics:
@@ -61,13 +71,24 @@ class Statistics:
         return out
 
 
-def _sums(x: Array, original: Array, hessian: Array, drift: Array, scale: np.float32, threads: int) -> None:
+def _sums(
+    x: Array,
+    original: Array,
+    weights: Array | None,
+    hessian: Array,
+    drift: Array,
+    scale: np.float32,
+    threads: int,
+) -> None:
     """x^T x and (original - x)^T x, times ``scale``; of the former, which is symmetric, half is computed."""
 
-    def part(rows: slice) -> None:
-        own = x[:, rows]
-        hessian[rows, rows.start :] = scale * (own.T @ x[:, rows.start :])
-        hessian[rows.start :, rows] = hessian[rows, rows.start :].T
-        drift[rows] = scale * ((original[:, rows] - own).T @ x)
+    def part(columns: slice) -> None:
+        own = x[:, columns]
+        moved = original[:, columns] - own
+        if weights is not None:
+            own, moved = own * weights[:, None], moved * weights[:, None]
+        hessian[columns, columns.start :] = scale * (own.T @ x[:, columns.start :])
+        hessian[columns.start :, columns] = hessian[columns, columns.start :].T
+        drift[columns] = scale * (moved.T @ x)
 
     slices(x.shape[1], part, threads)

@@ -53,14 +53,15 @@ def encode(
     rounds: int,
     seed: int,
     libraries: Sequence[NDArray[np.int8]] = (),
+    outputs: Array | None = None,
     *,
     threads: int,
 ) -> Encoded:
     """The job: ``quantize``. Raises LutraError with the tensor's name for what cannot be encoded."""
     with _naming(name):
         return quantize(
-            target, hessian, fmt,
-            rounds=rounds, seed=seed, threads=threads, row_weight=row_weight, libraries=libraries,
+            target, hessian, fmt, rounds=rounds, seed=seed, threads=threads,
+            row_weight=row_weight, libraries=libraries, outputs=outputs,
         )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def test_the_same_for_any_number_of_threads_and_another_for_another_seed(tiny_ch
 
 
 def test_a_conversion_with_it_says_so(tiny_chat, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "token_limit", lambda *_: 512)
+    monkeypatch.setattr(pipeline, "token_limit", lambda *_, **__: 512)
     files = []
     for calibration in ("self", "default"):
         options = ConversionOptions(

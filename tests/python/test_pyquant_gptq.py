@@ -162,3 +162,54 @@ def test_rows_that_count_more():
     last = quantize(w, hessian, fmt, row_weight=weight[::-1].copy())
     assert errors(first)[0] < errors(plain)[0] < errors(last)[0]
     assert errors(last)[1] < errors(plain)[1] < errors(first)[1]
+
+
+def two_sided(w, q, hessian, outputs):
+    """tr(E^T outputs E hessian), both damped as they are for encoding."""
+
+    def damped(h):
+        h = h.astype(np.float64)
+        return h * len(h) / np.trace(h) + DAMPING * np.eye(len(h))
+
+    e = (w - q).astype(np.float64)
+    return ((damped(outputs) @ e @ damped(hessian)) * e).sum()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_rows_make_up_for_each_other(name):
+    """Where outputs are correlated the error that counts falls, and that of each row for itself grows."""
+    fmt = FORMATS[name]
+    w, hessian = correlated(200, 512)
+    _, outputs = correlated(8, 200, seed=2)
+    alone = quantize(w, hessian, fmt)
+    together, threaded = (quantize(w, hessian, fmt, outputs=outputs, threads=n) for n in (1, 3))
+    sizes = [two_sided(w, encoded.weights(), hessian, outputs) for encoded in (alone, together)]
+    assert sizes[1] < 0.75 * sizes[0]
+    assert alone.loss[-1] < together.loss[-1] < 2 * alone.loss[-1]
+    assert together.loss[-1] == pytest.approx(relative_error(w, together.weights(), hessian), rel=1e-3)
+    assert np.array_equal(together.weights(), threaded.weights())
+    anyhow = quantize(w, hessian, fmt, outputs=1000 * outputs)
+    assert np.array_equal(together.weights(), anyhow.weights())
+
+
+def test_outputs_without_correlation_change_nothing_that_counts():
+    fmt = FORMATS["CB3"]
+    w, hessian = correlated(64, 512)
+    alone, together = (quantize(w, hessian, fmt, outputs=o) for o in (None, np.eye(64, dtype=np.float32)))
+    # The library was refitted to the codes of one, not of the other.
+    assert together.loss[-1] == pytest.approx(alone.loss[-1], rel=0.06)
+
+
+def test_hessians_of_outputs_that_do_not_fit_are_refused():
+    w, hessian = correlated(64, 256)
+    bad = np.eye(64, dtype=np.float32)
+    bad[3, 3] = np.nan
+    indefinite = np.ones((64, 64), np.float32) - 3 * np.eye(64, dtype=np.float32)[::-1]
+    np.fill_diagonal(indefinite, 1)
+    for outputs, message in (
+        (np.eye(63, dtype=np.float32), "needed"), (bad, "not finite"), (indefinite, "not positive"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            quantize(w, hessian, FORMATS["CB3"], outputs=outputs)
+    with pytest.raises(ValueError, match="for one matrix"):
+        quantize(w, np.stack([hessian] * 2), FORMATS["CB3"], outputs=np.eye(64, dtype=np.float32))

@@ -12,7 +12,7 @@ import pytest
 from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.sources.open import Source
 from gguf_tools.sources.tensors import SourceTensor
-from lutra.conversion.calibrate import MEMORY, token_limit
+from lutra.conversion.calibrate import MEMORY, SEQUENCES, token_limit
 from lutra.conversion.experts import originals
 from lutra.conversion.statistics import PRIOR, Statistics
 from lutra.conversion.targets import targets
@@ -42,6 +42,17 @@ def test_sums_are_those_of_each_column_block(threads):
             assert not found[m:].any()
             assert not found[:, m:].any()
         assert np.array_equal(statistics.hessian[i], statistics.hessian[i].T)
+
+
+def test_a_token_that_counts_twice_is_as_good_as_two():
+    x, original = inputs(100, 64)
+    blocks, twice = [slice(0, 64)], np.arange(100) % 4 == 0
+    weights = np.where(twice, 2, 1).astype(np.float32)
+    found = Statistics.of(x, original, blocks, 1, weights)
+    both = (np.concatenate([values, values[twice]]) for values in (x, original))
+    expected = Statistics.of(*both, blocks, 1)
+    for mine, theirs in ((found.hessian, expected.hessian), (found.drift, expected.drift)):
+        assert np.allclose(mine * 100, theirs * 125, rtol=1e-4, atol=1e-3)
 
 
 def test_targets_make_up_for_half_of_the_drift():
@@ -78,12 +89,13 @@ def test_experts_are_compared_with_the_same_experts():
 
 
 def test_tokens_shrink_with_what_the_model_takes():
-    def limit(sequence: int, weights: int = 1 << 30, once: int = 0) -> int:
+    def limit(sequence: int, weights: int = 1 << 30, once: int = 0, **wanted: object) -> int:
         shape = (weights // 256, 256)
         tensor = SourceTensor(
             "x", shape, "F16", Path("x"), lambda a, b: np.zeros((0, 0), np.float32), keeps_f32=False
         )
-        return token_limit(Source(Path("x"), "llama", {}, [tensor]), 256, lambda n: once + n * sequence)
+        source = Source(Path("x"), "llama", {}, [tensor])
+        return token_limit(source, 256, lambda n: once + n * sequence, **wanted)
 
     assert limit(1 << 20) == TOKENS
     assert limit(1 << 20, weights=1 << 20) == 2 * TOKENS
@@ -91,3 +103,7 @@ def test_tokens_shrink_with_what_the_model_takes():
     assert large == MEMORY // (2 * (57 << 20)) * 256
     assert limit(57 << 20, once=512 << 20) < large
     assert limit(4 << 30) == 256  # at least one
+    assert limit(1 << 20, thorough=True) == 4 * TOKENS
+    assert limit(57 << 20, thorough=True) == 2 * MEMORY // (2 * (57 << 20)) * 256
+    assert limit(4 << 30, wanted=5000) == 19 * 256
+    assert limit(1 << 20, wanted=1 << 20) == SEQUENCES * 256  # as many as llama.cpp computes side by side

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: MIT
+"""What errors of a matrix's outputs do to the predictions: the other side of its Hessian.
+
+To second order the KL divergence that an error E of a matrix costs is half the mean of (g^T E x)^2 over
+tokens. x are the inputs; g is the gradient, with respect to the outputs, of the log-probability of a token
+drawn from the model itself (the Fisher information). It is approximated by a Kronecker product, as in
+"Model-Preserving Adaptive Rounding" (arXiv 2505.22988): rows make up for each other's errors as columns do.
+Here g g^T x x^T is split evenly: tokens count by |g| in the Hessian of the inputs, and g g^T / |g| is that of
+the outputs.
+
+The split does not hold where rows are gated token by token: only the outputs of READERS are added up
+(docs/CALIBRATION.md#both-sides has what each kind gains).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gguf_tools.sources.tensors import Source
+from lutra.console import progress
+from lutra.conversion.llama_network import LlamaNetwork
+from lutra.conversion.network import network_of
+from lutra.conversion.slabs import Matrix
+from lutra.conversion.statistics import Array
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from lutra.conversion.network import Weights
+
+READERS = re.compile(r"\.(attn_v|attn_output|ffn_down)\.weight$")  # whose outputs are read as they are
+START = "blk.0.attn_norm.weight"  # nothing before it has gradients
+SMALLEST = 1e-20  # of |g|
+
+
+@dataclass(frozen=True)
+class OutputGradients:
+    """By name of the matrix: how much each token counts, float32 (tokens,), and E[g g^T / |g|], (n, n)."""
+
+    tokens: dict[str, Array] = field(default_factory=dict)
+    rows: dict[str, Array] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Keep them in a file."""
+        partial = path.with_suffix(".partial.npz")
+        arrays: dict[str, Any] = {f"tokens {name}": values for name, values in self.tokens.items()}
+        arrays |= {f"rows {name}": values for name, values in self.rows.items()}
+        np.savez(partial, **arrays)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> OutputGradients:
+        """What ``save`` kept."""
+        found = cls()
+        with np.load(path) as kept:
+            for key in kept.files:
+                kind, name = key.split(" ", 1)
+                getattr(found, kind)[name] = kept[key]
+        return found
+
+    def shared(self, names: Sequence[str]) -> OutputGradients:
+        """Those of matrices with the same inputs, for which tokens count as in the mean of all."""
+        known = [self.tokens[name] for name in names if name in self.tokens]
+        rows = {name: self.rows[name] for name in names if name in self.rows}
+        mean: Array | None = np.mean(known, axis=0) if known else None
+        return OutputGradients({} if mean is None else dict.fromkeys(names, mean), rows)
+
+    def weights(self, name: str, count: int) -> Array | None:
+        """How much each of ``count`` tokens counts in the inputs of a matrix, with mean 1; None: all alike.
+
+        The last block may have computed every n-th token only.
+        """
+        if name not in self.tokens:
+            return None
+        sizes = self.tokens[name]
+        sizes = sizes[:: -(-len(sizes) // count)]
+        assert len(sizes) == count
+        counts: Array = (sizes / max(float(sizes.mean()), SMALLEST)).astype(np.float32)
+        return counts
+
+
+def is_known(source: Source) -> bool:
+    """Whether ``measure`` can compute the network of ``source``."""
+    return isinstance(network_of(source), LlamaNetwork)
+
+
+def measure(
+    source: Source,
+    original: Weights,
+    pieces: Sequence[Sequence[int]],
+    *,
+    at_once: int,
+    seed: int,
+    threads: int,
+) -> OutputGradients:
+    """For the model ``source``, whose tensors are ``original`` (``tune.load``), on the text ``pieces``.
+
+    ``at_once``: tokens that are computed together; on a CPU each sequence of them by itself, on ``threads``
+    threads, of which the result does not depend. The same ``seed`` draws the same tokens.
+    """
+    import torch
+
+    network = network_of(source)
+    assert isinstance(network, LlamaNetwork)
+    device = original[START].device
+    size = max(1, at_once // len(pieces[0]))
+    is_cpu = device.type == "cpu"
+    torch.set_num_threads(1)
+
+    def of(numbers: range) -> _Sums:
+        sums = _Sums(network, original)
+        random = torch.Generator(device).manual_seed(seed * len(pieces) + numbers.start)
+        sums.add(torch.tensor([pieces[i] for i in numbers], device=device), random)
+        return sums
+
+    tokens: dict[str, list[Tensor]] = {}
+    rows: dict[str, Tensor] = {}
+    with (
+        ThreadPoolExecutor(
+            threads if is_cpu else 1, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool,
+        progress(len(pieces) * len(pieces[0]), "tok", "gradients") as bar,
+    ):
+        for start in range(0, len(pieces), size):
+            stop = min(start + size, len(pieces))
+            parts = [range(i, i + 1) for i in range(start, stop)] if is_cpu else [range(start, stop)]
+            for part in pool.map(of, parts):
+                for name, sizes in part.sizes.items():
+                    tokens.setdefault(name, []).append(sizes)
+                for name, total in part.rows.items():
+                    rows[name] = rows[name] + total if name in rows else total
+            bar.update((stop - start) * len(pieces[0]))
+    count = len(pieces) * len(pieces[0])
+    return OutputGradients(
+        {name: torch.cat(parts).cpu().numpy() for name, parts in tokens.items()},
+        {name: (total / count).cpu().numpy() for name, total in rows.items()},
+    )
+
+
+class _Sums:
+    """Of some sequences: |g| of every token, and the sum of g g^T / |g|."""
+
+    def __init__(self, network: LlamaNetwork, original: Weights) -> None:
+        self._network, self._original = network, original
+        self.sizes: dict[str, Tensor] = {}
+        self.rows: dict[str, Tensor] = {}
+
+    def add(self, tokens: Tensor, random: torch.Generator) -> None:
+        import torch
+
+        original = self._original
+        watched = {name: _Watched(name, w, self) for name, w in original.items() if self._is_matrix(name)}
+        start = {START: original[START].detach().requires_grad_()}
+        likely = self._network.forward({**original, **watched, **start}, tokens).log_softmax(-1)
+        with torch.no_grad():
+            drawn = torch.multinomial(likely.exp().flatten(0, 1), 1, generator=random)
+        likely.flatten(0, 1).gather(1, drawn).sum().backward()
+
+    def see(self, name: str, gradient: Tensor) -> None:
+        """The gradient of a matrix's outputs, (sequences, tokens, n)."""
+        g = gradient.flatten(0, -2)
+        size = self.sizes[name] = g.square().sum(-1).sqrt()
+        if READERS.search(name):
+            g = g / size.clamp(min=SMALLEST).sqrt()[:, None]
+            self.rows[name] = g.T @ g
+
+    def _is_matrix(self, name: str) -> bool:
+        return name.startswith("blk.") and self._original[name].dim() == 2
+
+
+class _Watched(Matrix):
+    """A tensor that tells ``sums`` the gradient of its products."""
+
+    def __init__(self, name: str, tensor: Tensor, sums: _Sums) -> None:
+        n, k = tensor.shape
+        super().__init__(n, k, tensor.device)
+        self._name, self._tensor, self._sums = name, tensor, sums
+
+    def times(self, x: Tensor) -> Tensor:
+        """See ``Matrix``."""
+        from torch.nn.functional import linear
+
+        y = linear(x, self._tensor.float())
+        y.register_hook(lambda gradient: self._sums.see(self._name, gradient))
+        return y
