@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lutra.conversion.network import Predict, Weights
+    from lutra.conversion.network import Predict, See, Weights
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,11 @@ class LlamaNetwork:
     def bound(self, weights: Weights) -> Predict:
         """See ``Network``."""
         return partial(self.forward, weights)
+
+    def watched(self, weights: Weights, see: See) -> Predict:
+        """See ``Network``."""
+        matrices = (name for name, w in weights.items() if name.startswith("blk.") and w.dim() == 2)
+        return self.bound({**weights, **{name: _Watched(name, weights[name], see) for name in matrices}})
 
     def cache(self, n: int, length: int, device: torch.device) -> Cache:
         """See ``Network``."""
@@ -200,6 +205,24 @@ def _embedded(weights: Tensor | Matrix, tokens: Tensor) -> Tensor:
     from torch.nn.functional import embedding
 
     return weights.chosen(tokens) if isinstance(weights, Matrix) else embedding(tokens, weights).float()
+
+
+class _Watched(Matrix):
+    """A tensor that tells ``see`` the gradients of its products."""
+
+    def __init__(self, name: str, tensor: Tensor, see: See) -> None:
+        n, k = tensor.shape
+        super().__init__(n, k, tensor.device)
+        self._name, self._tensor, self._see = name, tensor, see
+
+    def times(self, x: Tensor) -> Tensor:
+        """See ``Matrix``."""
+        from torch.nn.functional import linear
+
+        y = linear(x, self._tensor.float())
+        if y.requires_grad:
+            y.register_hook(partial(self._see, self._name))
+        return y
 
 
 class Cache:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lutra.runtime.sample import Writer
 
     Weights = Mapping[str, Tensor]  # by GGUF name
+    See = Callable[[str, Tensor], None]
 
 
 class Predict(Protocol):
@@ -35,6 +36,11 @@ class Network(Protocol):
 
     def bound(self, weights: Weights) -> Predict:
         """With these weights, which may have half precision; all is computed in single."""
+
+    def watched(self, weights: Weights, see: See) -> Predict:
+        """``bound``, and ``see`` is told the gradient of each matrix's products in the blocks, where there is
+        one, with its name: float32 (sequences, tokens, rows), rows as in GGUF.
+        """
 
     def cache(self, n: int, length: int, device: torch.device) -> Any:
         """Empty, for at most ``length`` tokens of ``n`` sequences."""

@@ -23,21 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gguf_tools.sources.tensors import Source
+from gguf_tools.sources.tensors import EMBEDDING, Source
 from lutra.console import progress
-from lutra.conversion.llama_network import LlamaNetwork
 from lutra.conversion.network import network_of
-from lutra.conversion.slabs import Matrix
 from lutra.conversion.statistics import Array
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lutra.conversion.network import Weights
+    from lutra.conversion.network import Network, Weights
 
 READERS = re.compile(r"\.(attn_v|attn_output|ffn_down)\.weight$")  # whose outputs are read as they are
-START = "blk.0.attn_norm.weight"  # nothing before it has gradients
+NORM = "blk.0.attn_norm.weight"  # what nearly all networks begin with
 SMALLEST = 1e-20  # of |g|
 
 
@@ -78,18 +76,14 @@ class OutputGradients:
 
         The last block may have computed every n-th token only.
         """
-        if name not in self.tokens:
+        if name not in self.tokens or not count:
             return None
         sizes = self.tokens[name]
         sizes = sizes[:: -(-len(sizes) // count)]
-        assert len(sizes) == count
+        if len(sizes) != count:  # the runtime has other rows than one for each token
+            return None
         counts: Array = (sizes / max(float(sizes.mean()), SMALLEST)).astype(np.float32)
         return counts
-
-
-def is_known(source: Source) -> bool:
-    """Whether ``measure`` can compute the network of ``source``."""
-    return isinstance(network_of(source), LlamaNetwork)
 
 
 def measure(
@@ -109,8 +103,7 @@ def measure(
     import torch
 
     network = network_of(source)
-    assert isinstance(network, LlamaNetwork)
-    device = original[START].device
+    device = original[EMBEDDING].device
     size = max(1, at_once // len(pieces[0]))
     is_cpu = device.type == "cpu"
     torch.set_num_threads(1)
@@ -148,7 +141,7 @@ def measure(
 class _Sums:
     """Of some sequences: |g| of every token, and the sum of g g^T / |g|."""
 
-    def __init__(self, network: LlamaNetwork, original: Weights) -> None:
+    def __init__(self, network: Network, original: Weights) -> None:
         self._network, self._original = network, original
         self.sizes: dict[str, Tensor] = {}
         self.rows: dict[str, Tensor] = {}
@@ -156,38 +149,18 @@ class _Sums:
     def add(self, tokens: Tensor, random: torch.Generator) -> None:
         import torch
 
-        original = self._original
-        watched = {name: _Watched(name, w, self) for name, w in original.items() if self._is_matrix(name)}
-        start = {START: original[START].detach().requires_grad_()}
-        likely = self._network.forward({**original, **watched, **start}, tokens).log_softmax(-1)
+        # Gradients are computed of what comes behind.
+        first = NORM if NORM in self._original else EMBEDDING
+        start = {first: self._original[first].detach().requires_grad_()}
+        predict = self._network.watched({**self._original, **start}, self._see)
+        likely = predict(tokens).log_softmax(-1)
         with torch.no_grad():
             drawn = torch.multinomial(likely.exp().flatten(0, 1), 1, generator=random)
         likely.flatten(0, 1).gather(1, drawn).sum().backward()
 
-    def see(self, name: str, gradient: Tensor) -> None:
-        """The gradient of a matrix's outputs, (sequences, tokens, n)."""
+    def _see(self, name: str, gradient: Tensor) -> None:
         g = gradient.flatten(0, -2)
         size = self.sizes[name] = g.square().sum(-1).sqrt()
         if READERS.search(name):
             g = g / size.clamp(min=SMALLEST).sqrt()[:, None]
             self.rows[name] = g.T @ g
-
-    def _is_matrix(self, name: str) -> bool:
-        return name.startswith("blk.") and self._original[name].dim() == 2
-
-
-class _Watched(Matrix):
-    """A tensor that tells ``sums`` the gradient of its products."""
-
-    def __init__(self, name: str, tensor: Tensor, sums: _Sums) -> None:
-        n, k = tensor.shape
-        super().__init__(n, k, tensor.device)
-        self._name, self._tensor, self._sums = name, tensor, sums
-
-    def times(self, x: Tensor) -> Tensor:
-        """See ``Matrix``."""
-        from torch.nn.functional import linear
-
-        y = linear(x, self._tensor.float())
-        y.register_hook(lambda gradient: self._sums.see(self._name, gradient))
-        return y

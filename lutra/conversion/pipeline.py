@@ -538,12 +538,9 @@ def _token_limit(
 
 
 def _is_two_sided(source: Source, codebooks: Sequence[Planned], options: ConversionOptions) -> bool:
-    """Whether there are gradients to calibrate with: torch is there for ``--tune``, has room, and computes
-    the network by matrices.
-    """
-    if not options.tune or not output_gradients.is_known(source):
-        return False
-    return not tune.is_frugal(source, {p.name: p.fmt for p in codebooks}, tune.device_of(options.device))
+    """Whether there are gradients to calibrate with: torch is there for ``--tune``, and has room."""
+    types = {p.name: p.fmt for p in codebooks}
+    return options.tune and not tune.is_frugal(source, types, tune.device_of(options.device))
 
 
 def _gradients(

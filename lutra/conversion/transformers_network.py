@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import threading
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.config import with_numbers
@@ -20,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lutra.conversion.network import Predict, Weights
+    from lutra.conversion.network import Predict, See, Weights
 
 _FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -64,6 +69,13 @@ class TransformersNetwork:
 
     def bound(self, weights: Weights) -> Predict:
         """See ``Network``."""
+        return self._bound(weights, None)
+
+    def watched(self, weights: Weights, see: See) -> Predict:
+        """See ``Network``."""
+        return self._bound(weights, see)
+
+    def _bound(self, weights: Weights, see: See | None) -> Predict:
         from torch.func import functional_call
 
         parameters = {
@@ -75,10 +87,29 @@ class TransformersNetwork:
             arguments = tokens, None, None, cache  # masks and positions are those of plain text
             keywords = {"use_cache": cache is not None}
             module = self._module(tokens.device)
-            logits: Tensor = functional_call(module, parameters, arguments, keywords).logits
+            with self._watching(module, weights, see):
+                logits: Tensor = functional_call(module, parameters, arguments, keywords).logits
             return logits
 
         return predict
+
+    @contextlib.contextmanager
+    def _watching(self, model: Any, weights: Weights, see: See | None) -> Iterator[None]:
+        """Within, products of linear modules tell ``see`` their gradients when these are computed."""
+        import torch
+
+        handles = []
+        for name, origin in self._origins.items():
+            module = model.get_submodule(name.rpartition(".")[0])
+            is_matrix = isinstance(module, torch.nn.Linear) and name.endswith(".weight")
+            if see and is_matrix and origin.parts[0].startswith("blk."):
+                told = partial(_tell, see, origin, [len(weights[part]) for part in origin.parts])
+                handles.append(module.register_forward_hook(told))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def cache(self, n: int, length: int, device: torch.device) -> Any:
         """See ``Network``."""
@@ -109,6 +140,19 @@ class TransformersNetwork:
                         model._init_weights(module)
             self._of_thread.module = model.eval()
         return self._of_thread.module
+
+
+def _tell(see: See, origin: Origin, sizes: list[int], module: Any, inputs: Any, products: Tensor) -> None:
+    """Tell ``see`` the gradient of ``products``, part by part."""
+
+    def told(gradient: Tensor) -> None:
+        if origin.rows is not None:
+            gradient = gradient[..., np.argsort(origin.rows)]
+        for part, own in zip(origin.parts, gradient.split(sizes, -1), strict=True):
+            see(part, own)
+
+    if products.requires_grad:
+        products.register_hook(told)
 
 
 def _computed(origin: Origin, weights: Weights) -> Tensor:

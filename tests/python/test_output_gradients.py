@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cli_runner import require_built
-from gguf_samples import hf_model
+from gguf_samples import BLOCKS, hf_model
+from test_tune import OTHERS, SMALL
 
 from gguf_tools.errors import LutraError
 from gguf_tools.sources.open import open_source
@@ -15,6 +16,7 @@ from lutra.conversion.network import network_of
 from lutra.conversion.options import ConversionOptions
 from lutra.conversion.output_gradients import OutputGradients, measure
 from lutra.conversion.pipeline import convert
+from lutra.conversion.transformers_network import TransformersNetwork
 
 try:
     import torch
@@ -81,6 +83,7 @@ def test_tokens_count_as_in_the_mean_of_what_shares_them():
     shared = OutputGradients(sizes, {"a": np.eye(2, dtype=np.float32)}).shared(["a", "b", "c"])
     assert shared.weights("b", 4).tolist() == pytest.approx([2 / 4.5, 3 / 4.5, 4 / 4.5, 9 / 4.5])
     assert shared.weights("c", 2).tolist() == pytest.approx([2 / 3, 4 / 3])  # every second token
+    assert shared.weights("a", 3) is None  # two would be every second one
     assert list(shared.rows) == ["a"]
     assert OutputGradients(sizes).shared(["d"]).weights("d", 4) is None
 
@@ -125,9 +128,34 @@ def test_a_tuned_conversion_is_calibrated_with_them_and_goes_on_to_the_same_byte
 
 
 @pytest.mark.torch
-def test_what_cannot_be_computed_by_matrices_is_calibrated_without(tmp_path):
-    source = open_source(hf_model(tmp_path / "model", "Qwen3ForCausalLM"))
-    assert not output_gradients.is_known(source)
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
+def test_both_networks_have_the_same(tmp_path, monkeypatch, architecture):
+    pytest.importorskip("transformers", reason="the networks are not installed")
+    source = open_source(hf_model(tmp_path / "model", architecture, dtype="F32", intermediate_size=448))
+    mine = measured(source)
+    monkeypatch.setattr(output_gradients, "network_of", TransformersNetwork)
+    theirs = measured(source, threads=2)
+    for some, others in ((mine.tokens, theirs.tokens), (mine.rows, theirs.rows)):
+        assert some.keys() == others.keys()
+        for name in some:
+            assert np.allclose(some[name], others[name], rtol=1e-2, atol=1e-3 * others[name].max()), name
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("architecture", BLOCKS)
+def test_every_family_has_them(tmp_path, architecture):
+    pytest.importorskip("transformers", reason="the networks are not installed")
+    config = SMALL | OTHERS.get(architecture, {})
+    source = open_source(hf_model(tmp_path / "model", architecture, dtype="F32", **config))
+    found = measured(source)
+    matrices = {t.name: t for t in source.tensors if len(t.shape) == 2 and t.name.startswith("blk.")}
+    assert found.tokens.keys() <= matrices.keys()
+    assert len(found.tokens) >= len(matrices) / 2  # routers and experts are no linear modules
+    assert "blk.0.attn_output.weight" in found.rows
+    for name, rows in found.rows.items():
+        assert rows.shape == (matrices[name].shape[0],) * 2
+        assert np.linalg.eigvalsh(rows).max() > 0
+    assert all(np.isfinite(sizes).all() for sizes in found.tokens.values())
 
 
 def test_tokens_to_calibrate_with_need_calibration():
