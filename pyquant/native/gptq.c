@@ -25,7 +25,8 @@ enum {
     GROUP = LUTRA_GROUP,
     LANES = 32,     // tables at a time
     SHORTLIST = 32, // tables per group that are tried, a multiple of LANES; 256 bring 0.002 dB
-    TILE = 16,      // rows that use a group's rows of the Hessian while they are in cache
+    TILE = 16,      // rows, at most, that use a group's rows of the Hessian while they are in cache
+    FEWEST = 4,     // of them, where there are more threads than tiles
     FINALISTS = 2,  // tables whose codes are improved
     SWEEPS = 4,     // over the codes of a group, at most
 };
@@ -274,6 +275,7 @@ struct gptq {
     const float *tables; // the library
     const struct lutra_group_form *forms;
     int64_t rows, k;
+    int tile; // rows
     const float *w, *coupling, *d;
     const int8_t *first; // layer one's entries, or NULL
     bool again;
@@ -368,7 +370,7 @@ static void encode_group(struct gptq *p, int64_t row, int64_t g, const float *st
 static void spread(const struct gptq *p, int64_t g, int64_t from, const float (*change)[GROUP],
                    float *state) {
     const int64_t k = p->k;
-    for (int r = 0; r < TILE; r += 4) {
+    for (int r = 0; r < p->tile; r += 4) {
         float *to = state + r * k + from;
         add_rows(k - from, change + r, p->coupling + g * GROUP * k + from, k, to, to + k, to + 2 * k,
                  to + 3 * k);
@@ -377,9 +379,9 @@ static void spread(const struct gptq *p, int64_t g, int64_t from, const float (*
 
 static void encode_tile(void *context, int64_t tile) {
     struct gptq *p = context;
-    const int64_t k = p->k, groups = k / GROUP, first = tile * TILE;
-    const int rows = (int)(p->rows - first < TILE ? p->rows - first : TILE);
-    float *state = calloc((size_t)TILE * k, sizeof *state); // of a row: what other groups' errors do to it
+    const int64_t k = p->k, groups = k / GROUP, first = tile * p->tile;
+    const int rows = (int)(p->rows - first < p->tile ? p->rows - first : p->tile);
+    float *state = calloc((size_t)p->tile * k, sizeof *state); // of a row: what other groups' errors do to it
     if (!state) {
         p->status = LUTRA_NO_MEMORY;
         return;
@@ -479,7 +481,11 @@ enum lutra_status lutra_gptq(const struct lutra_shape *shape, int64_t rows, int6
         for (size_t i = 0; i < size; i++) {
             tables[i] = library[i];
         }
-        lutra_parallel((rows + TILE - 1) / TILE, threads, encode_tile, &p);
+        p.tile = TILE;
+        while (p.tile > FEWEST && rows <= (int64_t)p.tile / 2 * threads) {
+            p.tile /= 2;
+        }
+        lutra_parallel((rows + p.tile - 1) / p.tile, threads, encode_tile, &p);
     }
     free(tables);
     lutra_search_free(search);
