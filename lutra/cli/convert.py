@@ -43,15 +43,16 @@ multiple of 8 rows) become Q8_0, vectors stay F32; --dry-run shows what each ten
 Codebooks are calibrated: the model computes a text while they are made. --calibration replaces the text that
 comes with lutra ("default") by what the model writes itself ("self"), by a plain file, or by JSON lines of
 {"text": ...} and {"messages": [...]}, the latter going through the model's chat template; at most 16 thousand
-tokens are used, twice as many for small models, fewer for those that would take more than 8 GB of memory.
---imatrix alone takes the importance matrix instead; with --calibration it serves what the calibration cannot
-reach.
+tokens are used, twice as many for small models, fewer for those that would take more than 8 GB of memory
+(--calibration-tokens). --imatrix alone takes the importance matrix instead; with --calibration it serves what
+the calibration cannot reach.
 
-With --tune codes stay as calibrated and all that is continuous follows the original model's predictions of a
-text that the model writes, or of --calibration FILE. That takes longer than calibrating, and much of the loss
-away; a GPU has time for 30 times as much text. It needs torch, and for most of the families that lutra reads
-itself transformers (pip install "lutra-llm[hf]" has both); other families cannot be tuned. Where memory is
-too small, those that need no transformers are tuned in about 3 bytes per weight, more slowly.
+With --tune calibration knows from the gradients of the predictions which tokens and outputs count. Then codes
+stay and all that is continuous follows the original model's predictions of a text that the model writes, or
+of --calibration FILE. That takes longer than calibrating, and much of the loss away; a GPU has time for 30
+times as much text. It needs torch, and for most of the families that lutra reads itself transformers (pip
+install "lutra-llm[hf]" has both); other families cannot be tuned. Where memory is too small, those that need
+no transformers are tuned in about 3 bytes per weight, more slowly.
 
 --codebook bipolar takes no text, and seconds: tables are odd integers times scales. For types of few bits
 learned ones are much better.

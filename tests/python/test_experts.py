@@ -18,6 +18,7 @@ from gguf_tools.sources.tensors import SourceTensor
 from lutra.conversion import calibrate, footprint
 from lutra.conversion.footprint import Footprint, require_memory
 from lutra.conversion.jobs import Jobs
+from lutra.conversion.output_gradients import OutputGradients
 from lutra.runtime.matmul_inputs import MatmulInputs
 
 CB3 = next(fmt for fmt in CB_FORMATS.values() if fmt.name == "CB3")
@@ -47,7 +48,17 @@ def encoded(p: SimpleNamespace, before: MatmulInputs, now: MatmulInputs, threads
     """The bytes and the loss of a stack and of a second one with the same inputs, which is its double."""
     results = list(
         calibrate._encoded(
-            before, now, [p, p], None, [], Jobs(threads), rounds=1, seed=0, threads=threads, aims=None
+            before,
+            now,
+            [p, p],
+            None,
+            [],
+            Jobs(threads),
+            rounds=1,
+            seed=0,
+            threads=threads,
+            aims=None,
+            gradients=OutputGradients(),
         )
     )
     (first, loss), (second, _) = ((b"".join(part.tobytes() for part in parts), x) for parts, x in results)
@@ -108,6 +119,15 @@ def test_inputs_count_for_each_expert_only_where_each_has_its_own(monkeypatch):
     p.name = "blk.0.ffn_down_exps.weight"
     with pytest.raises(LutraError, match="of memory"):
         require_memory(0, [[p]], tokens, 8)
+
+
+def test_a_hessian_of_outputs_takes_memory(monkeypatch):
+    p = stack(1, 2048, 256)
+    once = footprint.PROGRAM + Footprint(p, 4 * 256 * 256).peak(1)
+    monkeypatch.setattr(footprint, "free_memory", lambda: once)
+    require_memory(0, [[p]], 256, 1)
+    with pytest.raises(LutraError, match="of memory"):
+        require_memory(0, [[p]], 256, 1, [p.name])
 
 
 LIMITED = """
