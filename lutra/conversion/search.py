@@ -154,8 +154,8 @@ class Search:
         return [Step(p, self._cost(p), self.costs.loss(p)) for p in possible(tensor, self)]
 
     def _cost(self, p: Planned) -> float:
-        """Bytes, or seconds per token on the board."""
-        planes = PLANES if p.has_two_planes else 1.0
+        """Bytes, or seconds per token on the board; with a bound two planes count as more."""
+        planes = PLANES if p.has_two_planes and self.target.bound is not None else 1.0
         if not self.board:
             return planes * padded(p.nbytes)
         multiplied = self._multiplied(p)

@@ -25,7 +25,7 @@ from gguf_tools.formats.family import CB_FORMATS
 from gguf_tools.inspect import read_info
 from gguf_tools.reader import GGUFFile, type_name
 from gguf_tools.sources.tensors import Source
-from gguf_tools.writer import GGUFWriter, TensorSpec
+from gguf_tools.writer import GGUFWriter, TensorSpec, padded
 from lutra.conversion import pipeline, sensitivity
 from lutra.conversion.boards import BOARDS, CYCLES, Board, modelled
 from lutra.conversion.costs import Costs
@@ -223,6 +223,17 @@ def test_a_size_is_measured_in_the_best_recipe_and_is_never_worse():
         assert found.judge(second, lost(loss)) == (best == "plan")
         assert found.is_met
         assert found.best == (second if best == "plan" else first)
+
+
+def test_two_planes_are_no_bytes_of_a_size():
+    fixed = ("ffn_up=cb4", "token_embd=cb4", "odd=f16")
+    made = plan(TENSORS, ConversionOptions(type="cb4", tensor_types=(*fixed, "attn_v=cb6")).rules)
+    assert sum(p.has_two_planes for p in made) == 4
+    nbytes = sum(padded(p.nbytes) for p in made)
+    found = searching(
+        Target.parse_bpw(f"{8 * (nbytes + 1) / sum(p.weights for p in made):.6f}"), tensor_types=fixed
+    )
+    assert [(p.name, p.type_name) for p in found.planned()] == [(p.name, p.type_name) for p in made]
 
 
 def test_costs_of_a_file_become_costs_of_any_type():
