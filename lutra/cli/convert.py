@@ -117,8 +117,8 @@ def add_options(add: Callable[..., object]) -> None:
     add("--calibration", type=Path, metavar="FILE",
         help="text to calibrate codebooks with, or self; see below")  # fmt: skip
     add("--calibration-tokens", type=positive, metavar="N",
-        help="tokens of it (default: 16384, 65536 with --tune on a GPU; less if memory is short); "
-        "more take longer and lose less")  # fmt: skip
+        help="tokens of it, at most 65536 (default: 16384, or all of these with --tune on a GPU; fewer if "
+        "memory is short); more take longer and lose less")  # fmt: skip
     add("--codebook", choices=("learned", "bipolar"), default="learned",
         help="bipolar: tables are odd integers, nothing is learned; see below")  # fmt: skip
     add("--no-calibration", action="store_true", help="no importance of any kind; many times faster")

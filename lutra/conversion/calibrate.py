@@ -154,7 +154,8 @@ def calibrate(
     wanted = {name for group in groups for name in group}
     group_of = {group[0]: [planned[name] for name in group] for group in groups}
     rounds = 1 if sum(p.weights for p in planned.values()) > SMALL else 2
-    embedding, gradients = None, gradients or OutputGradients()
+    embedding = None
+    gradients = gradients or OutputGradients()
     if EMBEDDING in wanted and EMBEDDING not in work:
         embedding = embedding_hessian(model, planned[EMBEDDING], pieces, tied, threads)
     idle: list[str] = []
@@ -218,18 +219,9 @@ def _encoded(
             aims(p.name, weights)
         return weights
 
+    outputs = gradients.rows
     calls = (
-        (
-            p.name,
-            target(p),
-            hessian,
-            p.fmt,
-            _row_weight(p, pieces),
-            rounds,
-            seed,
-            (),
-            gradients.rows.get(p.name),
-        )
+        (p.name, target(p), hessian, p.fmt, _row_weight(p, pieces), rounds, seed, (), outputs.get(p.name))
         for p in group
     )
     for encoded in jobs.run(encode, calls, at_once=min(footprint.at_once, len(group))):

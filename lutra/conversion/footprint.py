@@ -117,5 +117,5 @@ def require_memory(
     if needed > free:
         raise LutraError(
             f"calibration takes about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: "
-            "end other programs, or add --no-calibration"
+            "end other programs, take fewer --calibration-tokens, or add --no-calibration"
         )

@@ -15,14 +15,14 @@ The split does not hold where rows are gated token by token: only the outputs of
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gguf_tools.errors import LutraError
 from gguf_tools.sources.tensors import EMBEDDING, Source
 from lutra.console import progress
 from lutra.conversion.network import network_of
@@ -46,22 +46,18 @@ class OutputGradients:
     tokens: dict[str, Array] = field(default_factory=dict)
     rows: dict[str, Array] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Keep them in a file."""
-        partial = path.with_suffix(".partial.npz")
-        arrays: dict[str, Any] = {f"tokens {name}": values for name, values in self.tokens.items()}
-        arrays |= {f"rows {name}": values for name, values in self.rows.items()}
-        np.savez(partial, **arrays)
-        partial.replace(path)
+    def arrays(self) -> dict[str, Array]:
+        """Them by one name each."""
+        kinds = {"tokens": self.tokens, "rows": self.rows}
+        return {f"{kind} {name}": values for kind, of in kinds.items() for name, values in of.items()}
 
     @classmethod
-    def load(cls, path: Path) -> OutputGradients:
-        """What ``save`` kept."""
+    def of(cls, arrays: Mapping[str, Array]) -> OutputGradients:
+        """From ``arrays``."""
         found = cls()
-        with np.load(path) as kept:
-            for key in kept.files:
-                kind, name = key.split(" ", 1)
-                getattr(found, kind)[name] = kept[key]
+        for key, values in arrays.items():
+            kind, name = key.split(" ", 1)
+            getattr(found, kind)[name] = values
         return found
 
     def shared(self, names: Sequence[str]) -> OutputGradients:
@@ -98,7 +94,8 @@ def measure(
     """For the model ``source``, whose tensors are ``original`` (``tune.load``), on the text ``pieces``.
 
     ``at_once``: tokens that are computed together; on a CPU each sequence of them by itself, on ``threads``
-    threads, of which the result does not depend. The same ``seed`` draws the same tokens.
+    threads, of which the result does not depend. The same ``seed`` draws the same tokens. Raises LutraError
+    when a prediction is not finite.
     """
     import torch
 
@@ -154,6 +151,10 @@ class _Sums:
         start = {first: self._original[first].detach().requires_grad_()}
         predict = self._network.watched({**self._original, **start}, self._see)
         likely = predict(tokens).log_softmax(-1)
+        if likely.isnan().any():
+            raise LutraError(
+                "the model's predictions are not finite: its weights may be damaged, or too large"
+            )
         with torch.no_grad():
             drawn = torch.multinomial(likely.exp().flatten(0, 1), 1, generator=random)
         likely.flatten(0, 1).gather(1, drawn).sum().backward()

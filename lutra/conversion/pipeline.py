@@ -547,16 +547,17 @@ def _gradients(
     work: WorkDirectory, source: Source, pieces: Sequence[Sequence[int]], options: ConversionOptions
 ) -> OutputGradients:
     """What errors of outputs do to the predictions."""
-    path, device = work.temporary("gradients.npz"), tune.device_of(options.device)
-    if not path.exists():
+    device = tune.device_of(options.device)
+
+    def measured() -> Mapping[str, NDArray[np.float32]]:
         original = tune.load(source, device)
         with tune.reproducible(device):
-            found = output_gradients.measure(
+            return output_gradients.measure(
                 source, original, pieces,
                 at_once=tune.BATCH[device.type], seed=options.seed, threads=options.threads,
-            )  # fmt: skip
-        found.save(path)
-    return OutputGradients.load(path)
+            ).arrays()  # fmt: skip
+
+    return OutputGradients.of(work.arrays_of("gradients", measured))
 
 
 def _experts_used(source: Source) -> int:
@@ -686,7 +687,7 @@ def fingerprint(source: Source, planned: Sequence[Planned], options: ConversionO
         "calibration text": workdir.file_digest(options.text if options.target else options.calibration_text),
         "calibration with the model's own text": options.calibrates_with_own_text,
         "calibration tokens": options.calibration_tokens,
-        "gradients": tune.device_of(options.device).type if options.tune else None,
+        "torch or GPU": tune.computed_by(tune.device_of(options.device)) if options.tune else None,
         "importance matrix": workdir.file_digest(options.imatrix),
         "version of lutra or numpy": workdir.software(),
         "CPU": workdir.cpu(),

@@ -87,14 +87,14 @@ class TransformersNetwork:
             arguments = tokens, None, None, cache  # masks and positions are those of plain text
             keywords = {"use_cache": cache is not None}
             module = self._module(tokens.device)
-            with self._watching(module, weights, see):
+            with self._watching(module, weights, see) if see else contextlib.nullcontext():
                 logits: Tensor = functional_call(module, parameters, arguments, keywords).logits
             return logits
 
         return predict
 
     @contextlib.contextmanager
-    def _watching(self, model: Any, weights: Weights, see: See | None) -> Iterator[None]:
+    def _watching(self, model: Any, weights: Weights, see: See) -> Iterator[None]:
         """Within, products of linear modules tell ``see`` their gradients when these are computed."""
         import torch
 
@@ -102,7 +102,7 @@ class TransformersNetwork:
         for name, origin in self._origins.items():
             module = model.get_submodule(name.rpartition(".")[0])
             is_matrix = isinstance(module, torch.nn.Linear) and name.endswith(".weight")
-            if see and is_matrix and origin.parts[0].startswith("blk."):
+            if is_matrix and origin.parts[0].startswith("blk."):
                 told = partial(_tell, see, origin, [len(weights[part]) for part in origin.parts])
                 handles.append(module.register_forward_hook(told))
         try:

@@ -86,6 +86,14 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
+def computed_by(device: torch.device) -> str:
+    """The version of torch and the kind of GPU, if it is one: what the last bits of sums depend on."""
+    import torch
+
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return f"{torch.__version__} {kind}"
+
+
 def load(source: Source, device: torch.device, *, frugal: bool = False) -> Weights:
     """The original's tensors by GGUF name, in single precision, on a GPU in the half precision they have.
 
@@ -413,11 +421,8 @@ class _Tuning:
 
     def _signature(self, pieces: NDArray[np.int64]) -> str:
         """What the steps depend on, beside the file."""
-        import torch
-
-        kind = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
         fixed = f"{SHARDS} {WARM_UP} {BETAS} {HELD_OUT} {LOOKS} {PATIENCE}"
-        about = f"{torch.__version__} {kind} {self._batch} {fixed}{' frugal' if self.is_frugal else ''}"
+        about = f"{computed_by(self._device)} {self._batch} {fixed}{' frugal' if self.is_frugal else ''}"
         return hashlib.sha256(about.encode() + np.ascontiguousarray(pieces).tobytes()).hexdigest()
 
     def _save(self, path: Path, signature: str, schedule: Any) -> None:

@@ -191,20 +191,26 @@ class WorkDirectory:
 
         Raises LutraError when they cannot be kept.
         """
-        path = self.temporary(f"{name}.npy")
+        tokens = self.arrays_of(name, lambda: {"tokens": np.array(write(), np.int32)})["tokens"]
+        return [list(map(int, sequence)) for sequence in tokens]
+
+    def arrays_of(self, name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+        """Arrays that are kept under ``name``, or else what ``make`` gives. Raises LutraError as above."""
+        path = self.temporary(f"{name}.npz")
         if not path.exists():
             partial = path.with_suffix(".partial")
-            sequences = np.array(write(), np.int32)
+            arrays: dict[str, Any] = dict(make())
             try:
                 with partial.open("wb") as file:
-                    np.save(file, sequences)
+                    np.savez(file, **arrays)
                 partial.replace(path)
             except OSError as error:
                 partial.unlink(missing_ok=True)
                 raise LutraError(
                     f"{path}: cannot be written: {error.strerror}; make room, or choose another place with -o"
                 ) from None
-        return [list(map(int, tokens)) for tokens in np.load(path)]
+        with np.load(path) as kept:
+            return dict(kept)
 
     def number(self, name: str, compute: Callable[[], float]) -> float:
         """A number that is kept under ``name``, or else what ``compute`` gives: it may depend on the day."""

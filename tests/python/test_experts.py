@@ -48,17 +48,7 @@ def encoded(p: SimpleNamespace, before: MatmulInputs, now: MatmulInputs, threads
     """The bytes and the loss of a stack and of a second one with the same inputs, which is its double."""
     results = list(
         calibrate._encoded(
-            before,
-            now,
-            [p, p],
-            None,
-            [],
-            Jobs(threads),
-            rounds=1,
-            seed=0,
-            threads=threads,
-            aims=None,
-            gradients=OutputGradients(),
+            before, now, [p, p], None, [], Jobs(threads), 1, 0, threads, None, OutputGradients()
         )
     )
     (first, loss), (second, _) = ((b"".join(part.tobytes() for part in parts), x) for parts, x in results)

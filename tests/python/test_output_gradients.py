@@ -17,6 +17,7 @@ from lutra.conversion.options import ConversionOptions
 from lutra.conversion.output_gradients import OutputGradients, measure
 from lutra.conversion.pipeline import convert
 from lutra.conversion.transformers_network import TransformersNetwork
+from lutra.conversion.workdir import WorkDirectory
 
 try:
     import torch
@@ -71,8 +72,9 @@ def test_they_are_the_gradients_of_what_is_added_to_outputs(source, monkeypatch)
 @pytest.mark.torch
 def test_threads_do_not_change_them_and_they_can_be_kept(source, tmp_path):
     one, three = measured(source), measured(source, threads=3)
-    three.save(tmp_path / "kept.npz")
-    kept = OutputGradients.load(tmp_path / "kept.npz")
+    with WorkDirectory(tmp_path / "out.gguf", {}) as work:
+        kept = OutputGradients.of(work.arrays_of("gradients", three.arrays))
+        assert work.arrays_of("gradients", {}.copy).keys() == three.arrays().keys()
     for mine, theirs in ((one.tokens, kept.tokens), (one.rows, kept.rows)):
         assert mine.keys() == theirs.keys()
         assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
@@ -125,6 +127,18 @@ def test_a_tuned_conversion_is_calibrated_with_them_and_goes_on_to_the_same_byte
     monkeypatch.setattr(pipeline, "_is_two_sided", lambda *_: False)
     convert(model, options, tmp_path / "one-sided.gguf")
     assert before[2] != before[0]
+
+
+@pytest.mark.torch
+def test_damaged_weights_and_a_full_disk_are_one_line(source, tmp_path):
+    original = tune.load(source, torch.device("cpu"))
+    original[DOWN][3, 5] = torch.nan
+    with pytest.raises(LutraError, match="predictions are not finite"):
+        measure(source, original, PIECES, at_once=48, seed=0, threads=2)
+    with WorkDirectory(tmp_path / "out.gguf", {}) as work:
+        (work.path / "gradients.partial").symlink_to("/dev/full")
+        with pytest.raises(LutraError, match="No space left on device; make room"):
+            work.arrays_of("gradients", lambda: {"rows x": np.eye(300)})
 
 
 @pytest.mark.torch
