@@ -31,6 +31,7 @@ from lutra.conversion.targets import encode, targets
 from lutra.conversion.text import TOKENS
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime.matmul_inputs import Capture, MatmulInputs, bytes_needed
+from lutra.runtime.memory import total_memory
 from pyquant import in_order
 from pyquant.gptq import SLAB, column_blocks
 
@@ -64,13 +65,14 @@ def token_limit(
     """Tokens to calibrate a model with: as many as help, but both copies of the model stay within MEMORY.
 
     ``needed``: ``copy_bytes`` for sequences of ``length`` tokens. ``wanted``: tokens that the user asks for,
-    whatever memory they take. ``thorough``: time is not what is short; four times as many, twice the memory.
+    whatever memory they take. ``thorough``: time is not what is short; four times as many, and twice the
+    memory where that is a quarter of the machine's.
     """
     if wanted is not None:
         return min(max(1, wanted // length), SEQUENCES) * length
     is_small = sum(t.rows * t.k for t in source.tensors) <= SMALL
     tokens = TOKENS * (4 if thorough else 2 if is_small else 1)
-    memory = MEMORY * (2 if thorough else 1)
+    memory = max(MEMORY, min(2 * MEMORY, total_memory() // 4)) if thorough else MEMORY
     sequences = max(1, min(tokens // length, SEQUENCES))
     while sequences > 1 and (both := 2 * needed(sequences)) > memory:
         sequences = max(1, min(sequences - 1, sequences * memory // both))  # they grow alike

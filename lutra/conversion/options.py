@@ -261,7 +261,11 @@ class ConversionOptions:
     @property
     def text_origin(self) -> str:
         """What kind of text that is, behind a number of tokens."""
-        return "that the model wrote" if self.calibrates_with_own_text else f"of {self.text}"
+        if self.calibrates_with_own_text:
+            return "that the model wrote"
+        if self.tune and self.tunes_with_own_text:
+            return f"of {self.text} and of the model's own, in halves"
+        return f"of {self.text}"
 
     @property
     def calibrates_with_own_text(self) -> bool:

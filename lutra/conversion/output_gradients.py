@@ -101,7 +101,8 @@ def measure(
 
     network = network_of(source)
     device = original[EMBEDDING].device
-    size = max(1, at_once // len(pieces[0]))
+    length = len(pieces[0])
+    count, size = len(pieces) * length, max(1, at_once // length)
     is_cpu = device.type == "cpu"
     torch.set_num_threads(1)
 
@@ -111,28 +112,26 @@ def measure(
         sums.add(torch.tensor([pieces[i] for i in numbers], device=device), random)
         return sums
 
-    tokens: dict[str, list[Tensor]] = {}
+    tokens: dict[str, Array] = {}
     rows: dict[str, Tensor] = {}
     with (
         ThreadPoolExecutor(
             threads if is_cpu else 1, initializer=torch.set_num_threads, initargs=(1,)
         ) as pool,
-        progress(len(pieces) * len(pieces[0]), "tok", "gradients") as bar,
+        progress(count, "tok", "gradients") as bar,
     ):
         for start in range(0, len(pieces), size):
             stop = min(start + size, len(pieces))
             parts = [range(i, i + 1) for i in range(start, stop)] if is_cpu else [range(start, stop)]
-            for part in pool.map(of, parts):
-                for name, sizes in part.sizes.items():
-                    tokens.setdefault(name, []).append(sizes)
-                for name, total in part.rows.items():
-                    rows[name] = rows[name] + total if name in rows else total
-            bar.update((stop - start) * len(pieces[0]))
-    count = len(pieces) * len(pieces[0])
-    return OutputGradients(
-        {name: torch.cat(parts).cpu().numpy() for name, parts in tokens.items()},
-        {name: (total / count).cpu().numpy() for name, total in rows.items()},
-    )
+            for numbers, sums in zip(parts, pool.map(of, parts), strict=True):
+                # Copied: what a thread leaves among its large tensors would keep their memory.
+                for name, sizes in sums.sizes.items():
+                    known = tokens.setdefault(name, np.empty(count, np.float32))
+                    known[numbers.start * length : numbers.stop * length] = sizes.cpu().numpy()
+                for name, total in sums.rows.items():
+                    rows[name] = rows[name] + total if name in rows else total.clone()
+            bar.update((stop - start) * length)
+    return OutputGradients(tokens, {name: (total / count).cpu().numpy() for name, total in rows.items()})
 
 
 class _Sums:

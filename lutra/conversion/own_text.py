@@ -56,12 +56,14 @@ def write_pieces(
     seed: int,
     at_once: int = AT_ONCE,
     temperatures: Sequence[float] = TEMPERATURES,
+    first: int = 0,
     affordable: Callable[[float], int] | None = None,
 ) -> list[list[int]]:
     """About ``tokens`` tokens that ``model`` writes, as sequences of ``piece_length`` tokens.
 
     ``affordable`` is told after the first ``at_once`` sequences how many seconds a token took, and gives the
-    number of tokens instead. The same ``seed`` gives the same tokens. ``tokenizer`` is of the same model.
+    number of tokens instead. The same ``seed`` gives the same tokens, and others where the ``first`` sequence
+    has another number. ``tokenizer`` is of the same model.
     Raises LutraError when it cannot be computed.
     """
     length = piece_length(tokenizer)
@@ -69,18 +71,19 @@ def write_pieces(
     beginnings = Beginnings(tokenizer)
     pieces: list[list[int]] = []
     started = time.monotonic()
-    first = at_once if affordable else count
-    with progress(min(first, count) * (length - 1), "tok", "writing a text") as bar:
+    known = at_once if affordable else count
+    with progress(min(known, count) * (length - 1), "tok", "writing a text") as bar:
         while len(pieces) < count:
             numbers = range(len(pieces), min(len(pieces) + at_once, count))
             writers = [
                 writer(
-                    beginnings.endless(i // len(temperatures), np.random.default_rng([seed, i])), tokenizer
+                    beginnings.endless(i // len(temperatures), np.random.default_rng([seed, first + i])),
+                    tokenizer,
                 )
                 for i in numbers
             ]
             warmth = [temperatures[i % len(temperatures)] for i in numbers]
-            pieces += model.write(writers, warmth, seed + len(pieces), bar.update)
+            pieces += model.write(writers, warmth, seed + first + len(pieces), bar.update)
             if affordable and len(pieces) == len(numbers):
                 count = affordable((time.monotonic() - started) / (len(pieces) * length)) // length
                 bar.total = max(count, len(pieces)) * (length - 1)
@@ -95,6 +98,7 @@ def write_on_cpu(
     seed: int,
     threads: int,
     temperatures: Sequence[float] = TEMPERATURES,
+    first: int = 0,
     affordable: Callable[[float], int] | None = None,
 ) -> list[list[int]]:
     """``write_pieces`` by the runtime, for a model in a file: the same for any number of ``threads``."""
@@ -104,7 +108,7 @@ def write_on_cpu(
     with Sampling(path, length=length, at_once=at_once, threads=threads, advice=advice) as sampling:
         return write_pieces(
             sampling, tokenizer, tokens,
-            seed=seed, at_once=at_once, temperatures=temperatures, affordable=affordable,
+            seed=seed, at_once=at_once, temperatures=temperatures, first=first, affordable=affordable,
         )  # fmt: skip
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import isnan, log10, nan
 from pathlib import Path
 
@@ -26,18 +26,17 @@ from gguf_tools.sources.gguf import good_types
 from gguf_tools.sources.open import Scratch, open_source
 from gguf_tools.sources.tensors import Source, SourceTensor
 from lutra.console import progress, say, warn
-from lutra.conversion import llama_quantize, output_gradients, own_text, sensitivity, tune, workdir
+from lutra.conversion import llama_quantize, output_gradients, sensitivity, tune, workdir
 from lutra.conversion.boards import BOARDS, HERE, Board
-from lutra.conversion.calibrate import calibrate, copy_bytes, dequantized, matmul_order, token_limit
+from lutra.conversion.calibrate import calibrate, copy_bytes, dequantized, matmul_order
+from lutra.conversion.corpus import Corpus
 from lutra.conversion.costs import Costs
-from lutra.conversion.divergence import TOKENS as ASIDE_TOKENS
 from lutra.conversion.divergence import Divergence, divergence
 from lutra.conversion.encode import Matrix, bipolar, codebook, encode_exactly
 from lutra.conversion.footprint import require_memory
 from lutra.conversion.here import measure_here
 from lutra.conversion.imports import take_over, taken_over
 from lutra.conversion.jobs import Jobs
-from lutra.conversion.network import NetworkSampling, network_of
 from lutra.conversion.options import OPTIONS_KEY, TOKENS_KEY, ConversionOptions
 from lutra.conversion.output import (
     metadata,
@@ -50,8 +49,6 @@ from lutra.conversion.output import (
 from lutra.conversion.output_gradients import OutputGradients
 from lutra.conversion.plan import Planned, Rules, describe, give_planes, is_tied, plan
 from lutra.conversion.search import Search, possible
-from lutra.conversion.text import keep_aside, piece_length, read_pieces, spread
-from lutra.conversion.tuning_memory import at_once
 from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime import crash
@@ -370,13 +367,13 @@ def _search(work: WorkDirectory, source: Source, options: ConversionOptions, out
         found.board = BOARDS[options.board]
     found.model = _f16_model(work, source, [], options, output)
     with Model(found.model, threads=1, n_ctx=32, weights=False) as tokenizer:
-        length = piece_length(tokenizer)
-        limit = _token_limit(source, length, copy_bytes(found.model, length), options)
-        found.pieces, found.aside = _pieces(work, found.model, tokenizer, limit, options)
+        corpus = Corpus(work, source, options, tokenizer, lambda: found.model)
+        limit = corpus.limit(copy_bytes(found.model, corpus.length))
+        found.pieces, found.aside = corpus.to_calibrate(limit)
     if options.target.bound and not found.aside:
         raise LutraError(
             f"{options.text}: too short to keep a part aside for {options.target.option}; it needs "
-            f"two sequences of {length} tokens"
+            f"two sequences of {corpus.length} tokens"
         )
     return found
 
@@ -481,7 +478,6 @@ def _calibrate(
             tokenizer = stack.enter_context(Model(model, threads=1, n_ctx=32, weights=False))
             tokens = tokenizer.tokenize("The graph in short.")
             groups = matmul_order(model, set(planned), tokens, options.threads)
-            length = piece_length(tokenizer)
         except LutraError as error:
             raise LutraError(
                 f"the model cannot be calibrated: {error}; --no-calibration quantizes it without"
@@ -491,9 +487,9 @@ def _calibrate(
             raise LutraError(
                 f"nothing to calibrate, the model does not multiply by {names}; add --no-calibration"
             )
-        needed = copy_bytes(model, length)
-        limit = _token_limit(source, length, needed, options)
-        pieces, _ = _pieces(work, model, tokenizer, limit, options)
+        corpus = Corpus(work, source, options, tokenizer, lambda: model)
+        needed = copy_bytes(model, corpus.length)
+        pieces, _ = corpus.to_calibrate(corpus.limit(needed), {name: p.fmt for name, p in planned.items()})
         is_two_sided = _is_two_sided(source, codebooks, options)
         require_memory(
             2 * needed(len(pieces)), [[planned[name] for name in group] for group in groups],
@@ -529,14 +525,6 @@ def _calibrate(
         model.unlink()
 
 
-def _token_limit(
-    source: Source, length: int, needed: Callable[[int], int], options: ConversionOptions
-) -> int:
-    """How many tokens of a text to calibrate with."""
-    thorough = options.tune and tune.device_of(options.device).type == "cuda"
-    return token_limit(source, length, needed, wanted=options.calibration_tokens, thorough=thorough)
-
-
 def _is_two_sided(source: Source, codebooks: Sequence[Planned], options: ConversionOptions) -> bool:
     """Whether there are gradients to calibrate with: torch is there for ``--tune``, and has room."""
     types = {p.name: p.fmt for p in codebooks}
@@ -564,27 +552,6 @@ def _experts_used(source: Source) -> int:
     """How many experts of a mixture each token meets."""
     value = source.metadata.get(f"{source.architecture}.expert_used_count")
     return int(value.value) if value else 1
-
-
-def _pieces(
-    work: WorkDirectory, model: Path, tokenizer: Model, limit: int, options: ConversionOptions
-) -> tuple[list[list[int]], list[list[int]]]:
-    """The sequences to calibrate with, at most ``limit`` tokens of the text, or the model's own, which
-    ``work`` keeps; and where there is a target others, kept aside for measuring.
-    """
-    if options.calibrates_with_own_text:
-        pieces = work.tokens_of(
-            "own-text",
-            lambda: own_text.write_on_cpu(
-                model, tokenizer, limit, seed=options.seed, threads=options.threads
-            ),
-        )
-        return keep_aside(pieces) if options.target else (pieces, [])
-    if not options.target:
-        return read_pieces(options.text, tokenizer, limit), []
-    pieces, aside = keep_aside(read_pieces(options.text, tokenizer, sys.maxsize))
-    length = len(pieces[0])
-    return spread(pieces, limit // length), spread(aside, ASIDE_TOKENS // length)
 
 
 def _decibel(loss: float) -> str:
@@ -637,41 +604,24 @@ def _tune(
     frugal = tune.is_frugal(source, types, device, aloud=True)
     original = tune.load(source, device, frugal=frugal)
 
-    limit = options.tune_tokens or tune.MOST
+    def affordable(writing: float) -> int:
+        # Kept, as a step takes more or less time when the conversion goes on after a crash.
+        return int(work.number("tuning tokens", lambda: tune.affordable(
+            untuned, source, original, tune.SHARE * work.number(SECONDS, lambda: 0),
+            length=corpus.length, writing=writing, threads=options.threads,
+        )))  # fmt: skip
 
-    def text() -> list[list[int]]:
-        assert options.calibration_text
-        with Model(untuned, threads=1, n_ctx=32, weights=False) as tokenizer, tune.reproducible(device):
-            length = piece_length(tokenizer)
-
-            def affordable(writing: float) -> int:
-                # Kept, as a step takes more or less time when the conversion goes on after a crash.
-                return int(work.number("tuning tokens", lambda: tune.affordable(
-                    untuned, source, original, tune.SHARE * work.number(SECONDS, lambda: 0),
-                    length=length, writing=writing, threads=options.threads,
-                )))  # fmt: skip
-
-            by_time = device.type == "cpu" and not options.tune_tokens
-            if not options.tunes_with_own_text:
-                return read_pieces(options.calibration_text, tokenizer, affordable(0) if by_time else limit)
-            if device.type == "cuda":
-                network = network_of(source)
-                most = at_once(network, source.tensors, device, length, most=own_text.ON_GPU, frugal=frugal)
-                samples = NetworkSampling(network, original, length=length)
-                return own_text.write_pieces(
-                    samples, tokenizer, limit, seed=options.seed, at_once=most, temperatures=[1]
-                )
-            model = _f16_model(work, source, codebooks, options, output)
-            return own_text.write_on_cpu(
-                model, tokenizer, limit, seed=options.seed, threads=options.threads, temperatures=[1],
-                affordable=affordable if by_time else None,
-            )  # fmt: skip
-
-    pieces = work.tokens_of(f"tuning-text-{device.type}-{limit}", text)
-    of = "that the model wrote" if options.tunes_with_own_text else f"of {options.calibration_text}"
-    say(f"tuning with {sum(map(len, pieces))} tokens {of}, on {device.type}")
+    by_time = device.type == "cpu" and not options.tune_tokens
+    with Model(untuned, threads=1, n_ctx=32, weights=False) as tokenizer:
+        f16 = partial(_f16_model, work, source, codebooks, options, output)
+        corpus = Corpus(work, source, options, tokenizer, f16)
+        limit = options.tune_tokens or tune.MOST
+        pieces, known = corpus.to_tune(limit, original, affordable if by_time else None)
+    of = "that the model wrote" if options.tunes_with_own_text else f"of {options.text}"
+    more = f" and {sum(map(len, known))} of {options.text}" if known else ""
+    say(f"tuning with {sum(map(len, pieces))} tokens {of}{more}, on {device.type}")
     tune.tune(
-        untuned, source, original, output, pieces,
+        untuned, source, original, output, pieces, known,
         seed=options.seed, threads=options.threads, checkpoint=work.path / "tuning.pt",
     )  # fmt: skip
 

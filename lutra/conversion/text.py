@@ -29,9 +29,9 @@ TOKENS = 16384  # calibration tokens, at most
 ASIDE = 5  # of so many sequences one is kept aside, where a loss is measured
 
 
-def read_pieces(path: Path, model: Model, limit: int) -> list[list[int]]:
+def read_pieces(path: Path, model: Model, limit: int, *, overlapping: bool = False) -> list[list[int]]:
     """The calibration text as sequences of ``piece_length(model)`` tokens, spread evenly over it if it has
-    more than ``limit``. ``model`` tokenizes.
+    more than ``limit``, or if they may be ``overlapping``, to have as many. ``model`` tokenizes.
 
     JSON lines hold {"text": ...} or {"messages": [...]} (through the model's chat template, if it has one
     that works); any other file is one text. Raises LutraError when there is less than one sequence.
@@ -43,7 +43,7 @@ def read_pieces(path: Path, model: Model, limit: int) -> list[list[int]]:
     if len(tokens) < length:
         raise LutraError(f"{path}: {len(tokens)} tokens; calibration needs {length}, better {TOKENS}")
     # The last sequence of a short text overlaps the one before it, so that all of the text is used.
-    count = min(limit // length, -(-len(tokens) // length))
+    count = limit // length if overlapping else min(limit // length, -(-len(tokens) // length))
     starts = np.linspace(0, len(tokens) - length, count).astype(int)
     return [tokens[start : start + length] for start in starts]
 

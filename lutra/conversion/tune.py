@@ -46,10 +46,11 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda")
 MOST = 1 << 22  # tokens to tune with: minutes on a GPU
-SHARE = 3  # of the calibration's time, which writing a text and tuning with it may take on CPUs
+SHARE = 1  # of the calibration's time, which writing a text and tuning with it may take on CPUs
 BATCH = {"cpu": 1024, "cuda": 2048}  # tokens of a step: on CPUs there is time for few of them
 SHARDS = 4  # of a step on CPUs, side by side; fixed, so that sums do not depend on the number of threads
 WARM_UP = 5  # steps
+FEW = 64  # steps; of more, each is smaller
 BETAS = 0.9, 0.95
 HELD_OUT = 32  # sequences that only tell how far tuning has come, at most an eighth of all
 LOOKS = 8  # at them, on the way
@@ -68,10 +69,14 @@ def require(source: Source, device: str = "auto") -> None:
     device has too little memory even if all of it becomes CB2.
     """
     require_torch()
-    smallest = {
+    is_frugal(source, smallest(source), device_of(device))
+
+
+def smallest(source: Source) -> dict[str, CBFormat | None]:
+    """The formats of the tensors that can become codebooks, as CB2."""
+    return {
         t.name: CB_FORMATS.get(TYPES["cb2"].id_for(t.shape) or 0) for t in source.tensors if not t.keeps_f32
     }
-    is_frugal(source, smallest, device_of(device))
 
 
 def device_of(name: str) -> torch.device:
@@ -114,6 +119,11 @@ def load(source: Source, device: torch.device, *, frugal: bool = False) -> Weigh
         else:
             weights[t.name] = torch.from_numpy(t.read().reshape(t.shape)).to(device, kind)
     return weights
+
+
+def is_for_frugal(original: Weights) -> bool:
+    """Whether ``load`` was told to be frugal."""
+    return isinstance(original[EMBEDDING], Matrix)
 
 
 def needs(source: Source, types: Mapping[str, CBFormat | None], device: torch.device) -> Needs:
@@ -205,6 +215,7 @@ def tune(
     original: Weights,
     output: Path,
     pieces: Sequence[Sequence[int]],
+    known: Sequence[Sequence[int]] = (),
     *,
     seed: int,
     threads: int,
@@ -213,7 +224,8 @@ def tune(
     """Write ``path``, a file made from ``source``, to ``output`` with other libraries, scales and norms.
 
     ``original``: what ``load`` gives, on the device that computes. ``pieces``: sequences of tokens, all of
-    one length, to predict. Nothing else in the file changes. The same ``seed`` gives the same file for any
+    one length, to predict, and more that are ``known``: none of these is held out to tell how far tuning has
+    come. Nothing else in the file changes. The same ``seed`` gives the same file for any
     number of ``threads``, on one kind of CPU or GPU and version of torch, and so does a tuning that was
     stopped and goes on from ``checkpoint``. Memory: see ``needs``; 12 bytes per weight, 18 on a GPU, and
     activations and logits of a step's tokens, or about 3 bytes in all if ``original`` was loaded for the
@@ -222,14 +234,19 @@ def tune(
     device = original[EMBEDDING].device
     with GGUFFile(path) as file, reproducible(device):
         tuning = tuning_of(file, source, original, seed, threads)
-        tuning.run(np.array(pieces), checkpoint)
+        tuning.run(np.array(pieces), np.array(known or pieces[:0]), checkpoint)
         tuning.write(output)
 
 
 def tuning_of(file: GGUFFile, source: Source, original: Weights, seed: int, threads: int) -> _Tuning:
     """The way that ``original`` was loaded for."""
-    kind = _FrugalTuning if isinstance(original[EMBEDDING], Matrix) else _Tuning
+    kind = _FrugalTuning if is_for_frugal(original) else _Tuning
     return kind(file, source, original, seed, threads)
+
+
+def pace(steps: int) -> float:
+    """What the rates of so many steps are multiplied by: the longer the way, the smaller its steps may be."""
+    return min(1.0, float((FEW / steps) ** 0.2))
 
 
 class _Tuning:
@@ -264,16 +281,23 @@ class _Tuning:
         self._worse = self._step = 0
         self._recorded = Recorded(lambda tokens: self._gradients(self._weights(), tokens))
 
-    def run(self, pieces: NDArray[np.int64], checkpoint: Path | None) -> None:
-        """Tune with all of ``pieces`` but some, until these say that nothing is gained any more."""
+    def run(self, pieces: NDArray[np.int64], known: NDArray[np.int64], checkpoint: Path | None) -> None:
+        """Tune with ``known`` and all of ``pieces`` but some, until these say that nothing is gained any
+        more.
+        """
         from torch.optim.lr_scheduler import LambdaLR
 
         pieces = self._rng.permutation(pieces)
         held = min(HELD_OUT, len(pieces) // 8)
         held_out, pieces = pieces[:held], pieces[held:]
+        if len(known):
+            pieces = self._rng.permutation(np.concatenate([pieces, known]))
         size = max(1, self._batch // pieces.shape[1])
         batches = [pieces[start : start + size] for start in range(0, len(pieces), size)]
-        schedule = LambdaLR(self._adam, lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / len(batches)))
+        most = pace(len(batches))
+        schedule = LambdaLR(
+            self._adam, lambda step: most * min(1, (step + 1) / WARM_UP) * (1 - step / len(batches))
+        )
         signature = self._signature(pieces)
         self._load(checkpoint, signature, schedule)
         looks = {round(len(batches) * i / LOOKS) for i in range(1, LOOKS + 1)}
@@ -421,7 +445,7 @@ class _Tuning:
 
     def _signature(self, pieces: NDArray[np.int64]) -> str:
         """What the steps depend on, beside the file."""
-        fixed = f"{SHARDS} {WARM_UP} {BETAS} {HELD_OUT} {LOOKS} {PATIENCE}"
+        fixed = f"{SHARDS} {WARM_UP} {FEW} {BETAS} {HELD_OUT} {LOOKS} {PATIENCE}"
         about = f"{computed_by(self._device)} {self._batch} {fixed}{' frugal' if self.is_frugal else ''}"
         return hashlib.sha256(about.encode() + np.ascontiguousarray(pieces).tobytes()).hexdigest()
 

@@ -15,3 +15,12 @@ def tiny_chat_cb4(tmp_path_factory):
     done = lutra("convert", TINY_CHAT, "--type", "cb4", "--no-calibration", "-o", file)
     assert done.returncode == 0, done.stderr
     return file
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_f16(tmp_path_factory):
+    """A file of tiny-chat as F16."""
+    require_built()
+    file = tmp_path_factory.mktemp("tiny-chat") / "f16.gguf"
+    assert lutra("convert", TINY_CHAT, "--type", "f16", "-o", file).returncode == 0
+    return file

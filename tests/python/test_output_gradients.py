@@ -102,7 +102,7 @@ def test_a_tuned_conversion_is_calibrated_with_them_and_goes_on_to_the_same_byte
     )  # fmt: skip
     before = []
 
-    def copied(path, source, original, output, pieces, **_):  # the steps have tests of their own
+    def copied(path, source, original, output, pieces, known, **_):  # the steps have tests of their own
         before.append(path.read_bytes())
         output.write_bytes(path.read_bytes())
 

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cli_runner import TINY_CHAT, lutra, require_built
 
 from gguf_tools.reader import GGUFFile
-from lutra.conversion import own_text, pipeline
+from lutra.conversion import corpus, own_text, pipeline
 from lutra.conversion.options import OPTIONS_KEY, ConversionOptions
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime.model import Model
@@ -26,14 +25,6 @@ class Vocabulary:
 
     def ends(self, token: int) -> bool:
         return token == END
-
-
-@pytest.fixture(scope="module")
-def tiny_chat(tmp_path_factory):
-    require_built()
-    path = tmp_path_factory.mktemp("tiny-chat") / "f16.gguf"
-    assert lutra("convert", TINY_CHAT, "--type", "f16", "-o", path).returncode == 0
-    return path
 
 
 def written(writer, model_says, n):
@@ -106,8 +97,8 @@ def test_a_token_is_drawn_as_often_as_it_is_likely():
     assert edges.tolist() == [0, 3]
 
 
-def test_dialogues_follow_the_template(tiny_chat):
-    with Model(tiny_chat, n_ctx=32, weights=False) as model:
+def test_dialogues_follow_the_template(tiny_chat_f16):
+    with Model(tiny_chat_f16, n_ctx=32, weights=False) as model:
         user, both = own_text.dialogues(model)
         text = [b"".join(model.piece(t, special=True) for t in part).decode() for part in both]
         assert len(user) == 2
@@ -119,12 +110,12 @@ def test_dialogues_follow_the_template(tiny_chat):
         assert all(part[:1] != bos for part in both[1:])
 
 
-def test_the_same_for_any_number_of_threads_and_another_for_another_seed(tiny_chat, monkeypatch):
+def test_the_same_for_any_number_of_threads_and_another_for_another_seed(tiny_chat_f16, monkeypatch):
     monkeypatch.setattr(own_text, "piece_length", lambda _: 48)
-    with Model(tiny_chat, n_ctx=32, weights=False) as model:
+    with Model(tiny_chat_f16, n_ctx=32, weights=False) as model:
         texts = []
         for threads, seed in ((1, 0), (2, 0), (1, 1)):
-            sampling = Sampling(tiny_chat, length=48, at_once=4, threads=threads, advice="")
+            sampling = Sampling(tiny_chat_f16, length=48, at_once=4, threads=threads, advice="")
             with sampling:
                 texts.append(own_text.write_pieces(sampling, model, 6 * 48, seed=seed, at_once=4))
         assert [len(piece) for piece in texts[0]] == [48] * 6
@@ -133,15 +124,15 @@ def test_the_same_for_any_number_of_threads_and_another_for_another_seed(tiny_ch
         assert all(0 <= token < model.n_vocab for piece in texts[0] for token in piece)
 
 
-def test_a_conversion_with_it_says_so(tiny_chat, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "token_limit", lambda *_, **__: 512)
+def test_a_conversion_with_it_says_so(tiny_chat_f16, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(corpus, "token_limit", lambda *_, **__: 512)
     files = []
     for calibration in ("self", "default"):
         options = ConversionOptions(
             type="f16", tensor_types=["blk.7.attn_v=cb2"], calibration=Path(calibration), threads=1
         )
         files.append(tmp_path / f"{calibration}.gguf")
-        pipeline.convert(tiny_chat, options, files[-1])
+        pipeline.convert(tiny_chat_f16, options, files[-1])
     assert "calibrating with 512 tokens that the model wrote" in capsys.readouterr().err
     with GGUFFile(files[0]) as own, GGUFFile(files[1]) as other:
         assert "--calibration self" in own.metadata[OPTIONS_KEY].value

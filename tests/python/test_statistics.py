@@ -88,7 +88,7 @@ def test_experts_are_compared_with_the_same_experts():
     assert np.array_equal(originals(before, now), expected)
 
 
-def test_tokens_shrink_with_what_the_model_takes():
+def test_tokens_shrink_with_what_the_model_takes(monkeypatch):
     def limit(sequence: int, weights: int = 1 << 30, once: int = 0, **wanted: object) -> int:
         shape = (weights // 256, 256)
         tensor = SourceTensor(
@@ -103,7 +103,10 @@ def test_tokens_shrink_with_what_the_model_takes():
     assert large == MEMORY // (2 * (57 << 20)) * 256
     assert limit(57 << 20, once=512 << 20) < large
     assert limit(4 << 30) == 256  # at least one
-    assert limit(1 << 20, thorough=True) == 4 * TOKENS
-    assert limit(57 << 20, thorough=True) == 2 * MEMORY // (2 * (57 << 20)) * 256
+    for total, memory in ((8 << 30, MEMORY), (20 << 30, 5 << 30), (64 << 30, 2 * MEMORY)):
+        monkeypatch.setattr("lutra.conversion.calibrate.total_memory", lambda total=total: total)
+        assert limit(1 << 20, thorough=True) == 4 * TOKENS
+        assert limit(57 << 20, thorough=True) == memory // (2 * (57 << 20)) * 256
+        assert limit(57 << 20) == large
     assert limit(4 << 30, wanted=5000) == 19 * 256
     assert limit(1 << 20, wanted=1 << 20) == SEQUENCES * 256  # as many as llama.cpp computes side by side

@@ -311,7 +311,7 @@ def test_a_slower_day_does_not_change_how_many_tokens(tmp_path, monkeypatch):
     options = ConversionOptions(type="cb2", calibration=text, tune=True, device="cpu", threads=1)
     asked, numbers = [], []
 
-    def stops(path, source, original, output, pieces, **_):
+    def stops(path, source, original, output, pieces, known, **_):
         numbers.append(len(pieces))
         raise KeyboardInterrupt
 
@@ -353,6 +353,27 @@ def test_a_checkpoint_of_another_text_is_not_used(tmp_path, source, quantized, m
     alone = tmp_path / "alone.gguf"
     tuned(quantized, source, alone, pieces(16, 32))
     assert output.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.torch
+def test_what_is_known_is_tuned_with_and_tells_nothing(tmp_path, source, quantized, monkeypatch):
+    own, known = pieces(16, 32), pieces(5, 32, seed=1)
+    looked, tuned_with = [], []
+    monkeypatch.setattr(tune._Tuning, "_divergence", lambda self, held: looked.extend(held.tolist()) or 1.0)
+    monkeypatch.setattr(
+        tune._Tuning, "_descend", lambda self, batch: tuned_with.extend(batch.tolist()) or 1.0
+    )
+    original = weights_of(source)
+    tune.tune(quantized, source, original, tmp_path / "tuned.gguf", own, known, seed=0, threads=1)
+    assert all(piece in tuned_with for piece in known)
+    assert all(piece in own and piece not in tuned_with for piece in looked)
+    assert len(tuned_with) + len({tuple(piece) for piece in looked}) == 21
+    assert tuned_with[-5:] != known  # they come in between
+
+
+def test_many_steps_are_smaller_ones():
+    assert [tune.pace(steps) for steps in (1, 64)] == [1, 1]
+    assert tune.pace(2048) == pytest.approx(0.5)
 
 
 @pytest.mark.torch
