@@ -47,10 +47,11 @@ tokens are used, twice as many for small models, fewer for those that would take
 (--calibration-tokens). --imatrix alone takes the importance matrix instead; with --calibration it serves what
 the calibration cannot reach.
 
-With --tune calibration knows from the gradients of the predictions which tokens and outputs count. Then codes
-stay and all that is continuous follows the original model's predictions of a text that the model writes, or
-of --calibration FILE. That takes longer than calibrating, and much of the loss away; a GPU has time for 30
-times as much text. It needs torch, and for most of the families that lutra reads itself transformers (pip
+With --tune calibration knows from the gradients of the predictions which tokens and outputs count, and takes
+up to 65 thousand tokens. Then codes stay and all that is continuous follows the original model's predictions.
+Half of the text to calibrate with and most of the text to tune with are written by the model; --calibration
+FILE serves for both alone. That takes many times as long and much of the loss away; a GPU has time for far
+more text. It needs torch, and for most of the families that lutra reads itself transformers (pip
 install "lutra-llm[hf]" has both); other families cannot be tuned. Where memory is too small, those that need
 no transformers are tuned in about 3 bytes per weight, more slowly.
 
@@ -97,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="what tunes (default: a GPU, if torch finds one)")  # fmt: skip
     add("--tune-tokens", type=positive, metavar="N",
-        help="tokens to tune with (default: 4 million, on CPUs 3 times the calibration's time)")  # fmt: skip
+        help="tokens to tune with (default: 4 million, on CPUs as long as the calibration took)")  # fmt: skip
     add("--report", type=Path, metavar="FILE", help="what became of each tensor, as JSON, with its loss")
     add("--dry-run", action="store_true", help="show types and sizes, write nothing")
     add_options(add)
@@ -117,8 +118,8 @@ def add_options(add: Callable[..., object]) -> None:
     add("--calibration", type=Path, metavar="FILE",
         help="text to calibrate codebooks with, or self; see below")  # fmt: skip
     add("--calibration-tokens", type=positive, metavar="N",
-        help="tokens of it, at most 65536 (default: 16384, or all of these with --tune on a GPU; fewer if "
-        "memory is short); more take longer and lose less")  # fmt: skip
+        help="tokens of it, at most 65536 (default: 16384, or all of these with --tune; fewer if memory is "
+        "short); more take longer and lose less")  # fmt: skip
     add("--codebook", choices=("learned", "bipolar"), default="learned",
         help="bipolar: tables are odd integers, nothing is learned; see below")  # fmt: skip
     add("--no-calibration", action="store_true", help="no importance of any kind; many times faster")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What a model reads while it is converted: the text that comes along, the user's, or its own words.
 
-Where torch is there, for ``--tune``, half of the text to calibrate with and nine tenths of the text to tune
-with are the model's own. Each half makes up for what the other does not show: its own words are what it
-knows best, the text that comes along has kinds that it rarely writes (docs/CALIBRATION.md#which-text).
+With ``--tune``, and no other text asked for, half of what is calibrated with and nine tenths of what is tuned
+with are the model's own. Its own words are what it knows best; the text that comes along has kinds that it
+rarely writes (docs/CALIBRATION.md#which-text).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gguf_tools.formats.family import CBFormat
-from gguf_tools.sources.tensors import Source
+from gguf_tools.sources.tensors import EMBEDDING, Source
 from lutra.conversion import own_text, tune
 from lutra.conversion.calibrate import SEQUENCES, token_limit
 from lutra.conversion.divergence import TOKENS as ASIDE_TOKENS
@@ -32,7 +32,7 @@ Pieces = list[list[int]]
 """Sequences of tokens, all of one length."""
 
 OWN = 2  # of so many sequences to calibrate with before tuning, one is the model's own
-KNOWN = 10  # of so many sequences to tune with, one is of the text that comes along
+SHIPPED = 10  # of so many sequences to tune with, one is of the text that comes along
 TUNING = 1.0  # the temperature of what is tuned with: what the model would write
 
 
@@ -55,47 +55,66 @@ class Corpus:
         self.length = piece_length(tokenizer)
 
     def limit(self, needed: Callable[[int], int]) -> int:
-        """Tokens to calibrate with; ``needed``: of ``calibrate.copy_bytes``."""
+        """Tokens to calibrate with; ``needed``: of ``calibrate.copy_bytes``. Kept: memory may change."""
         wanted, thorough = self._options.calibration_tokens, self._options.tune
-        return token_limit(self._source, self.length, needed, wanted=wanted, thorough=thorough)
+        return int(self._work.number("calibration tokens", lambda: token_limit(
+            self._source, self.length, needed, wanted=wanted, thorough=thorough
+        )))  # fmt: skip
 
     def to_calibrate(
-        self, limit: int, types: Mapping[str, CBFormat | None] | None = None
+        self, limit: int, types: Mapping[str, CBFormat | None], check: Callable[[int], object]
     ) -> tuple[Pieces, Pieces]:
-        """At most ``limit`` tokens to calibrate with, and where there is a target others, kept aside for
-        measuring. ``types`` of the file's tensors, where they are known.
+        """At most ``limit`` tokens to calibrate a file of these ``types`` with: of a text, and the model's
+        own. ``check`` is told how many sequences there will be before any is written.
         """
         options, count = self._options, limit // self.length
         if options.calibrates_with_own_text:
+            check(count)
             own = self._own("own-text", count, own_text.TEMPERATURES, types=types)
-            return keep_aside(own) if options.target else (own, [])
-        own = []
-        if options.tune and options.tunes_with_own_text and count >= OWN:
-            own = self._own("own-text", count // OWN, [TUNING], types=types)
-        if not options.target:
-            return read_pieces(options.text, self._tokenizer, limit - len(own) * self.length) + own, []
-        pieces, aside = keep_aside(read_pieces(options.text, self._tokenizer, sys.maxsize))
-        return spread(pieces, count - len(own)) + own, spread(aside, ASIDE_TOKENS // self.length)
+            return [], keep_aside(own)[0] if options.target else own
+        written = count // OWN if options.mixes_own_text else 0
+        if options.target:
+            given, _ = self.to_measure((count - written) * self.length)
+        else:
+            given = read_pieces(options.text, self._tokenizer, (count - written) * self.length)
+        check(len(given) + written)
+        return given, self._own("own-text", written, [TUNING], types=types) if written else []
+
+    def to_measure(self, limit: int) -> tuple[Pieces, Pieces]:
+        """For a target: at most ``limit`` tokens of a text, of those to calibrate with, to learn what costs
+        how much, and others, which nothing is calibrated with, to measure a file.
+        """
+        count = limit // self.length
+        if self._options.calibrates_with_own_text:
+            return keep_aside(self._own("own-text", count, own_text.TEMPERATURES))
+        pieces, aside = keep_aside(read_pieces(self._options.text, self._tokenizer, sys.maxsize))
+        return spread(pieces, count), spread(aside, ASIDE_TOKENS // self.length)
 
     def to_tune(
-        self, limit: int, original: Weights, affordable: Callable[[float], int] | None
+        self, limit: int | None, original: Weights, affordable: Callable[[float], int]
     ) -> tuple[Pieces, Pieces]:
         """About ``limit`` tokens to tune with, in two parts: what the model wrote, or the user's text, and
-        what it may have been calibrated with. ``original``: of ``tune.load``. ``affordable`` gives the number
-        of tokens instead, told the seconds that writing one takes.
+        what it may have been calibrated with. ``original``: of ``tune.load``. Without a limit ``affordable``
+        gives the number of tokens, told the seconds that writing one takes.
         """
         options = self._options
         if not options.tunes_with_own_text:
-            return read_pieces(options.text, self._tokenizer, affordable(0) if affordable else limit), []
-        share = 1 if options.calibrates_with_own_text else 1 - 1 / KNOWN
-        name = f"tuning-text-{tune.device_of(options.device).type}-{limit}"
+            tokens = affordable(0) if limit is None else max(limit, self.length)
+            return read_pieces(options.text, self._tokenizer, tokens), []
+
+        def to_write(tokens: int) -> int:
+            return tokens - tokens // SHIPPED if options.mixes_own_text else tokens
+
         own = self._own(
-            name, int(limit * share) // self.length, [TUNING],
-            original=original, first=SEQUENCES,
-            affordable=affordable and (lambda writing: int(affordable(writing) * share)),
+            f"tuning-text-{'by-time' if limit is None else limit}",
+            to_write(limit or tune.MOST) // self.length, [TUNING],
+            original=original, first=SEQUENCES,  # calibration has none of these numbers
+            affordable=(lambda writing: to_write(affordable(writing))) if limit is None else None,
         )  # fmt: skip
-        known = int(len(own) * (1 / share - 1) + 0.5) * self.length
-        return own, read_pieces(options.text, self._tokenizer, known, overlapping=True) if known else []
+        if not options.mixes_own_text:
+            return own, []
+        again = len(own) // (SHIPPED - 1) * self.length
+        return own, read_pieces(options.text, self._tokenizer, again, overlapping=True)
 
     def _own(
         self,
@@ -119,19 +138,24 @@ class Corpus:
                     self._f16(), self._tokenizer, tokens, seed=options.seed, threads=options.threads,
                     temperatures=temperatures, first=first, affordable=affordable,
                 )  # fmt: skip
+            assert affordable is None  # a GPU has time
             weights = original
             if not weights:
                 frugal = tune.is_frugal(self._source, types or tune.smallest(self._source), device)
                 weights = tune.load(self._source, device, frugal=frugal)
-            network, frugal = network_of(self._source), tune.is_for_frugal(weights)
-            most = at_once(
-                network, self._source.tensors, device, self.length, most=own_text.ON_GPU, frugal=frugal
-            )
-            samples = NetworkSampling(network, weights, length=self.length)
-            with tune.reproducible(device):
-                return own_text.write_pieces(
-                    samples, self._tokenizer, tokens,
-                    seed=options.seed, at_once=most, temperatures=temperatures, first=first,
-                )  # fmt: skip
+            return self._written_by(weights, tokens, temperatures, first)
 
         return self._work.tokens_of(name, write)
+
+    def _written_by(self, weights: Weights, tokens: int, temperatures: Sequence[float], first: int) -> Pieces:
+        """``_own`` by torch."""
+        device, network = weights[EMBEDDING].device, network_of(self._source)
+        most = at_once(
+            network, self._source.tensors, device, self.length,
+            most=own_text.ON_GPU, frugal=tune.is_for_frugal(weights),
+        )  # fmt: skip
+        with tune.reproducible(device):
+            return own_text.write_pieces(
+                NetworkSampling(network, weights, length=self.length), self._tokenizer, tokens,
+                seed=self._options.seed, at_once=most, temperatures=temperatures, first=first,
+            )  # fmt: skip

@@ -119,10 +119,10 @@ class ConversionOptions:
     llama-imatrix. ``calibration``: a text file, "self" for what the model writes itself, or "default" for the
     text that comes along, which codebooks are calibrated with where neither this nor ``imatrix`` is given,
     unless ``calibrate`` is False; ``calibration_tokens`` of it instead of as many as mostly suffice. ``tune``
-    takes what the model writes, unless ``calibration`` is a file; ``device`` ("cpu", "cuda" or "auto") and
-    ``tune_tokens``, at most, belong to it. ``cluster``: the address of a Dask scheduler. ``codebook``:
-    "learned", or "bipolar" for tables of odd integers, which take no text and next to no time. ``threads``
-    default to the fast cores. ``allow_requantize``: a GGUF may be quantized already.
+    takes what the model writes and some of that text, unless ``calibration`` is a file; ``device`` ("cpu",
+    "cuda" or "auto") and ``tune_tokens``, at most, belong to it. ``cluster``: the address of a Dask
+    scheduler. ``codebook``: "learned", or "bipolar" for tables of odd integers, which take no text and next
+    to no time. ``threads`` default to the fast cores. ``allow_requantize``: a GGUF may be quantized already.
 
     Raises LutraError, naming the option of the command line, for what cannot be: no source is needed to know.
     """
@@ -259,15 +259,6 @@ class ConversionOptions:
         return self.calibration_text or CALIBRATION_TEXT
 
     @property
-    def text_origin(self) -> str:
-        """What kind of text that is, behind a number of tokens."""
-        if self.calibrates_with_own_text:
-            return "that the model wrote"
-        if self.tune and self.tunes_with_own_text:
-            return f"of {self.text} and of the model's own, in halves"
-        return f"of {self.text}"
-
-    @property
     def calibrates_with_own_text(self) -> bool:
         """Whether the model writes the text; the one that comes along gives beginnings."""
         return self.calibration == SELF
@@ -276,6 +267,13 @@ class ConversionOptions:
     def tunes_with_own_text(self) -> bool:
         """Whether tuning has no file of the user's, but what the model writes."""
         return self.calibration_text == CALIBRATION_TEXT
+
+    @property
+    def mixes_own_text(self) -> bool:
+        """Whether what the model writes and the text that comes along are taken together, before tuning and
+        in it.
+        """
+        return self.tune and self.tunes_with_own_text and not self.calibrates_with_own_text
 
     def least_bytes(self, weights: int) -> int:
         """Bytes that the file of a model of so many weights will have at least, by the name of the type."""

@@ -71,8 +71,8 @@ def write_pieces(
     beginnings = Beginnings(tokenizer)
     pieces: list[list[int]] = []
     started = time.monotonic()
-    known = at_once if affordable else count
-    with progress(min(known, count) * (length - 1), "tok", "writing a text") as bar:
+    expected = min(at_once, count) if affordable else count
+    with progress(expected * (length - 1), "tok", "writing a text") as bar:
         while len(pieces) < count:
             numbers = range(len(pieces), min(len(pieces) + at_once, count))
             writers = [

@@ -29,7 +29,7 @@ from lutra.console import progress, say, warn
 from lutra.conversion import llama_quantize, output_gradients, sensitivity, tune, workdir
 from lutra.conversion.boards import BOARDS, HERE, Board
 from lutra.conversion.calibrate import calibrate, copy_bytes, dequantized, matmul_order
-from lutra.conversion.corpus import Corpus
+from lutra.conversion.corpus import Corpus, Pieces
 from lutra.conversion.costs import Costs
 from lutra.conversion.divergence import Divergence, divergence
 from lutra.conversion.encode import Matrix, bipolar, codebook, encode_exactly
@@ -369,7 +369,7 @@ def _search(work: WorkDirectory, source: Source, options: ConversionOptions, out
     with Model(found.model, threads=1, n_ctx=32, weights=False) as tokenizer:
         corpus = Corpus(work, source, options, tokenizer, lambda: found.model)
         limit = corpus.limit(copy_bytes(found.model, corpus.length))
-        found.pieces, found.aside = corpus.to_calibrate(limit)
+        found.pieces, found.aside = corpus.to_measure(limit)
     if options.target.bound and not found.aside:
         raise LutraError(
             f"{options.text}: too short to keep a part aside for {options.target.option}; it needs "
@@ -489,14 +489,19 @@ def _calibrate(
             )
         corpus = Corpus(work, source, options, tokenizer, lambda: model)
         needed = copy_bytes(model, corpus.length)
-        pieces, _ = corpus.to_calibrate(corpus.limit(needed), {name: p.fmt for name, p in planned.items()})
         is_two_sided = _is_two_sided(source, codebooks, options)
-        require_memory(
-            2 * needed(len(pieces)), [[planned[name] for name in group] for group in groups],
-            sum(map(len, pieces)), _experts_used(source),
-            list(filter(output_gradients.READERS.search, planned)) if is_two_sided else (),
-        )  # fmt: skip
-        say(f"calibrating with {sum(map(len, pieces))} tokens {options.text_origin}")
+
+        def require(sequences: int) -> None:
+            require_memory(
+                2 * needed(sequences), [[planned[name] for name in group] for group in groups],
+                sequences * corpus.length, _experts_used(source),
+                list(filter(output_gradients.READERS.search, planned)) if is_two_sided else (),
+            )  # fmt: skip
+
+        types = {name: p.fmt for name, p in planned.items()}
+        given, own = corpus.to_calibrate(corpus.limit(needed), types, require)
+        say(f"calibrating with {_described(given, own, options)}")
+    pieces = given + own
     work.tokens = sum(map(len, pieces))
     left = [name for group in groups for name in group if name not in work]
     aims = sensitivity.Matrices(work.path / AIMS, writable=True) if (work.path / AIMS).exists() else None
@@ -552,6 +557,13 @@ def _experts_used(source: Source) -> int:
     """How many experts of a mixture each token meets."""
     value = source.metadata.get(f"{source.architecture}.expert_used_count")
     return int(value.value) if value else 1
+
+
+def _described(given: Pieces, own: Pieces, options: ConversionOptions) -> str:
+    """So many tokens, of a text and of the model's own."""
+    parts = [f"{sum(map(len, given))} tokens of {options.text}"] if given else []
+    parts += [f"{sum(map(len, own))} tokens that the model wrote"] if own else []
+    return " and ".join(parts)
 
 
 def _decibel(loss: float) -> str:
@@ -612,16 +624,15 @@ def _tune(
         )))  # fmt: skip
 
     by_time = device.type == "cpu" and not options.tune_tokens
+    limit = None if by_time else options.tune_tokens or tune.MOST
     with Model(untuned, threads=1, n_ctx=32, weights=False) as tokenizer:
         f16 = partial(_f16_model, work, source, codebooks, options, output)
         corpus = Corpus(work, source, options, tokenizer, f16)
-        limit = options.tune_tokens or tune.MOST
-        pieces, known = corpus.to_tune(limit, original, affordable if by_time else None)
-    of = "that the model wrote" if options.tunes_with_own_text else f"of {options.text}"
-    more = f" and {sum(map(len, known))} of {options.text}" if known else ""
-    say(f"tuning with {sum(map(len, pieces))} tokens {of}{more}, on {device.type}")
+        pieces, again = corpus.to_tune(limit, original, affordable)
+    parts = (again, pieces) if options.tunes_with_own_text else (pieces, [])
+    say(f"tuning with {_described(*parts, options)}, on {device.type}")
     tune.tune(
-        untuned, source, original, output, pieces, known,
+        untuned, source, original, output, pieces, again,
         seed=options.seed, threads=options.threads, checkpoint=work.path / "tuning.pt",
     )  # fmt: skip
 

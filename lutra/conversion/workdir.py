@@ -162,8 +162,9 @@ class WorkDirectory:
         return list(self.path.glob("*.tensor"))
 
     def _measured(self) -> list[Path]:
-        """The files of what is ``cached``."""
-        return [path for path in self.path.glob("*.json") if path.name != SIGNATURE]
+        """The files of what is ``cached``, and of arrays."""
+        files = (*self.path.glob("*.json"), *self.path.glob("*.npz"))
+        return [path for path in files if path.name != SIGNATURE]
 
     def __contains__(self, name: str) -> bool:
         return self._file(name).exists()
@@ -196,7 +197,7 @@ class WorkDirectory:
 
     def arrays_of(self, name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
         """Arrays that are kept under ``name``, or else what ``make`` gives. Raises LutraError as above."""
-        path = self.temporary(f"{name}.npz")
+        path = self.path / f"{name}.npz"
         if not path.exists():
             partial = path.with_suffix(".partial")
             arrays: dict[str, Any] = dict(make())
@@ -204,6 +205,7 @@ class WorkDirectory:
                 with partial.open("wb") as file:
                     np.savez(file, **arrays)
                 partial.replace(path)
+                self._keep()
             except OSError as error:
                 partial.unlink(missing_ok=True)
                 raise LutraError(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cli_runner import require_built
@@ -91,13 +93,17 @@ def test_tokens_count_as_in_the_mean_of_what_shares_them():
 
 
 @pytest.mark.torch
-def test_a_tuned_conversion_is_calibrated_with_them_and_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("text", ["text.txt", "default"])  # "default": and what the model writes
+def test_a_tuned_conversion_is_calibrated_with_them_and_goes_on_to_the_same_bytes(
+    tmp_path, monkeypatch, text
+):
     require_built()
-    text = tmp_path / "text.txt"
-    text.write_text("The old man said to the boy that the sea was calm. " * 400)
+    if text != "default":
+        text = tmp_path / text
+        text.write_text("The old man said to the boy that the sea was calm. " * 400)
     model = hf_model(tmp_path / "model", "LlamaForCausalLM", intermediate_size=448)
     options = ConversionOptions(
-        type="cb2", pure=True, calibration=text, calibration_tokens=1024, tune=True, tune_tokens=4096,
+        type="cb2", pure=True, calibration=Path(text), calibration_tokens=1024, tune=True, tune_tokens=4096,
         device="cpu", threads=1,
     )  # fmt: skip
     before = []

@@ -371,9 +371,25 @@ def test_what_is_known_is_tuned_with_and_tells_nothing(tmp_path, source, quantiz
     assert tuned_with[-5:] != known  # they come in between
 
 
-def test_many_steps_are_smaller_ones():
+@pytest.mark.torch
+def test_many_steps_are_smaller_ones(tmp_path, source, quantized, monkeypatch):
+    monkeypatch.setitem(tune.BATCH, "cpu", 8)
     assert [tune.pace(steps) for steps in (1, 64)] == [1, 1]
     assert tune.pace(2048) == pytest.approx(0.5)
+    most = []
+    for few in (tune.FEW, 16):  # 112 steps
+        monkeypatch.setattr(tune, "FEW", few)
+        rates = []
+
+        def descend(self, batch, rates=rates):
+            rates.append(max(group["lr"] for group in self._adam.param_groups))
+            self._adam.step()
+            return 1.0
+
+        monkeypatch.setattr(tune._Tuning, "_descend", descend)
+        tuned(quantized, source, tmp_path / "tuned.gguf", pieces(128, 8))
+        most.append(max(rates))
+    assert most[0] / most[1] == pytest.approx(4**0.2)
 
 
 @pytest.mark.torch
