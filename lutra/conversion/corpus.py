@@ -3,7 +3,7 @@
 
 With ``--tune``, and no other text asked for, half of what is calibrated with and nine tenths of what is tuned
 with are the model's own. Its own words are what it knows best; the text that comes along has kinds that it
-rarely writes (docs/CALIBRATION.md#which-text).
+rarely writes (docs/TUNING.md#which-text).
 """
 
 from __future__ import annotations
