@@ -218,6 +218,8 @@ class WorkDirectory:
         """A number that is kept under ``name``, or else what ``compute`` gives: it may depend on the day."""
         path = self.path / f"{name}.number"
         if not path.exists():
+            if not (self.done() or self._measured()):
+                self._empty.enter_context(crash.removing(path))
             partial = path.with_suffix(".partial")
             partial.write_text(repr(compute()))
             partial.replace(path)
