@@ -36,6 +36,13 @@ SHIPPED = 10  # of so many sequences to tune with, one is of the text that comes
 TUNING = 1.0  # the temperature of what is tuned with: what the model would write
 
 
+def own_share(options: ConversionOptions) -> float:
+    """Of the text to calibrate with."""
+    if options.calibrates_with_own_text:
+        return 1.0
+    return 1 / OWN if options.mixes_own_text else 0.0
+
+
 class Corpus:
     """The texts of a conversion, in the words of ``tokenizer``; ``f16`` gives the model as an F16 GGUF.
 

@@ -173,7 +173,9 @@ class ConversionOptions:
             self._check_bipolar()
         if self.tune and not self.calibration_text:
             raise LutraError(
-                f"--tune needs codebooks and a text: a type of cb2 to cb6, --calibration {DEFAULT}"
+                "--no-calibration and --tune contradict each other; drop one of them"
+                if not self.calibrate
+                else f"--tune needs codebooks and a text: a type of cb2 to cb6, --calibration {DEFAULT}"
             )
         if self.calibration_tokens and not self.calibration_text:
             raise LutraError(
@@ -194,7 +196,7 @@ class ConversionOptions:
             raise LutraError(f"--seed {self.seed}: give a number of 0 or more")
         for path in (self.imatrix, self.calibration):
             if path and path not in (DEFAULT, SELF) and not path.is_file():
-                raise LutraError(f"{path}: no such file")
+                raise LutraError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         if self.calibration_text:
             for _ in read_documents(self.calibration_text):
                 pass  # only whether it can be read
@@ -266,7 +268,7 @@ class ConversionOptions:
     @property
     def tunes_with_own_text(self) -> bool:
         """Whether tuning has no file of the user's, but what the model writes."""
-        return self.calibration_text == CALIBRATION_TEXT
+        return self.calibration_text is not None and self.calibration in (None, DEFAULT, SELF)
 
     @property
     def mixes_own_text(self) -> bool:

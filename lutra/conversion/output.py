@@ -107,7 +107,8 @@ def require_space(output: Path, nbytes: int) -> None:
     free = shutil.disk_usage(directory).free
     if free < nbytes:
         raise LutraError(
-            f"{output}: needs {mib(nbytes)}, {directory} has {mib(free)} free; choose another place with -o"
+            f"{output}: needs {mib(nbytes)}, {directory} has {mib(free)} free; make room, or choose another "
+            "place with -o"
         )
 
 

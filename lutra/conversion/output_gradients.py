@@ -152,7 +152,8 @@ class _Sums:
         likely = predict(tokens).log_softmax(-1)
         if likely.isnan().any():
             raise LutraError(
-                "the model's predictions are not finite: its weights may be damaged, or too large"
+                "the model's predictions are not finite: its weights may be damaged, or too large; see "
+                "whether it converts without --tune"
             )
         with torch.no_grad():
             drawn = torch.multinomial(likely.exp().flatten(0, 1), 1, generator=random)

@@ -29,7 +29,7 @@ from lutra.console import progress, say, warn
 from lutra.conversion import llama_quantize, output_gradients, sensitivity, tune, workdir
 from lutra.conversion.boards import BOARDS, HERE, Board
 from lutra.conversion.calibrate import calibrate, copy_bytes, dequantized, matmul_order
-from lutra.conversion.corpus import Corpus, Pieces
+from lutra.conversion.corpus import Corpus, Pieces, own_share
 from lutra.conversion.costs import Costs
 from lutra.conversion.divergence import Divergence, divergence
 from lutra.conversion.encode import Matrix, bipolar, codebook, encode_exactly
@@ -49,6 +49,7 @@ from lutra.conversion.output import (
 from lutra.conversion.output_gradients import OutputGradients
 from lutra.conversion.plan import Planned, Rules, describe, give_planes, is_tied, plan
 from lutra.conversion.search import Search, possible
+from lutra.conversion.tuning_memory import checkpoint_bytes
 from lutra.conversion.weighting import Importance, read_importance, warn_uncovered
 from lutra.conversion.workdir import WorkDirectory
 from lutra.runtime import crash
@@ -236,17 +237,35 @@ def _convert_planned(source: Source, options: ConversionOptions, output: Path) -
     planned = _completed(plan(source.tensors, options.rules), options)
     _note_origin(source, planned)
     if not any(p.fmt for p in planned):
+        _note_nothing_to_tune(options)
         _write_stock(source, planned, options, output)
         return planned, {}
     if options.tune:  # before any work: is there enough memory?
         tune.is_frugal(source, {p.name: p.fmt for p in planned}, tune.device_of(options.device))
     with WorkDirectory(output, fingerprint(source, planned, options)) as work:
         jobs = Jobs(options.threads, options.cluster)
+        if options.tune:
+            require_space(output, _space_to_tune(source, planned) - work.nbytes())
         path = work.temporary("untuned.gguf") if options.tune else output
         losses = _make(work, source, planned, options, jobs, output, path)
         if options.tune:
             _tune(work, path, source, [p for p in planned if p.fmt], options, output)
     return planned, losses
+
+
+def _space_to_tune(source: Source, planned: Sequence[Planned]) -> int:
+    """Bytes on the disk: finished tensors, the file before and after tuning, the steps' state, and an F16
+    copy.
+    """
+    is_f16 = source.gguf and all(t.dtype == "F16" for t in source.tensors if not t.keeps_f32)
+    copy = 0 if is_f16 else 2 * sum(p.weights for p in planned)
+    state = sum(checkpoint_bytes(p.weights, p.fmt) for p in planned if p.fmt)
+    return 3 * sum(p.nbytes for p in planned) + state + copy
+
+
+def _note_nothing_to_tune(options: ConversionOptions) -> None:
+    if options.tune:
+        say("no tensor became a codebook: there is nothing to tune")
 
 
 def _convert_searched(source: Source, options: ConversionOptions, output: Path) -> Made:
@@ -276,8 +295,7 @@ def _convert_searched(source: Source, options: ConversionOptions, output: Path) 
         if options.tune and codebooks:
             _tune(work, best, source, codebooks, options, output)
         else:
-            if options.tune:
-                say("no tensor became a codebook: there is nothing to tune")
+            _note_nothing_to_tune(options)
             best.replace(output)
     return planned, losses
 
@@ -646,7 +664,7 @@ def fingerprint(source: Source, planned: Sequence[Planned], options: ConversionO
         "codebook": options.codebook,
         "seed": options.seed,
         "calibration text": workdir.file_digest(options.text if options.target else options.calibration_text),
-        "calibration with the model's own text": options.calibrates_with_own_text,
+        "share of the model's own text in the calibration": own_share(options),
         "calibration tokens": options.calibration_tokens,
         "torch or GPU": tune.computed_by(tune.device_of(options.device)) if options.tune else None,
         "importance matrix": workdir.file_digest(options.imatrix),

@@ -41,7 +41,10 @@ def read_pieces(path: Path, model: Model, limit: int, *, overlapping: bool = Fal
     tokens = [token for document in documents for token in model.tokenize(render(document))]
     length = piece_length(model)
     if len(tokens) < length:
-        raise LutraError(f"{path}: {len(tokens)} tokens; calibration needs {length}, better {TOKENS}")
+        raise LutraError(
+            f"{path}: {len(tokens)} tokens; calibration needs {length}, better {TOKENS}: give a longer text, "
+            "or --calibration default"
+        )
     # The last sequence of a short text overlaps the one before it, so that all of the text is used.
     count = limit // length if overlapping else min(limit // length, -(-len(tokens) // length))
     starts = np.linspace(0, len(tokens) - length, count).astype(int)
@@ -82,8 +85,11 @@ def read_documents(path: Path) -> Iterator[str | list[Message]]:
             continue
         try:
             entry = json.loads(line)
-            document = entry["text"] if "text" in entry else entry["messages"]
-            if not isinstance(document, str) and not all(
+            is_text = "text" in entry
+            document = entry["text"] if is_text else entry["messages"]
+            if isinstance(document, str) != is_text:
+                raise TypeError
+            if not is_text and not all(
                 isinstance(message["role"], str) and isinstance(message["content"], str)
                 for message in document
             ):

@@ -130,5 +130,14 @@ def _vocabulary(tensors: Sequence[SourceTensor]) -> int:
     return next(t.rows for t in tensors if t.name == EMBEDDING)
 
 
+def checkpoint_bytes(weights: int, fmt: CBFormat) -> int:
+    """Of the file that keeps a tensor's state: what is tuned, the best of it, two moments, each 4 bytes."""
+    return 4 * 4 * _parameters(weights, fmt)
+
+
 def _adam(weights: int, fmt: CBFormat) -> int:
-    return ADAM * (weights // fmt.sb + fmt.library_bytes)
+    return ADAM * _parameters(weights, fmt)
+
+
+def _parameters(weights: int, fmt: CBFormat) -> int:
+    return weights // fmt.sb + fmt.library_bytes

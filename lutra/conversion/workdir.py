@@ -12,10 +12,11 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 import numpy as np
@@ -40,6 +41,23 @@ if TYPE_CHECKING:
 SIGNATURE = "fingerprint.json"
 TOKENS = "tokens"
 LOSS_BYTES = 8  # behind the bytes of a tensor
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; it is there under its name once all of it is on the disk. Raises LutraError."""
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise LutraError(
+            f"{path}: cannot be written: {error.strerror}; make room, or choose another place with -o"
+        ) from None
 
 
 class WorkDirectory:
@@ -171,21 +189,10 @@ class WorkDirectory:
 
     def save(self, name: str, parts: Sequence[NDArray[Any]], loss: float) -> None:
         """Keep a tensor: its bytes, in parts, and the loss of its calibration (NaN without)."""
-        path = self._file(name)
-        partial = path.with_suffix(".partial")
-        try:
-            with partial.open("wb") as file:
-                for part in (*parts, np.array([loss], "<f8")):
-                    file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            self._keep()
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise LutraError(
-                f"{path}: cannot be written: {error.strerror}; make room, or choose another place with -o"
-            ) from None
+        with _whole(self._file(name)) as file:
+            for part in (*parts, np.array([loss], "<f8")):
+                file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+        self._keep()
 
     def tokens_of(self, name: str, write: Callable[[], Sequence[Sequence[int]]]) -> list[list[int]]:
         """Sequences of one length that are kept under ``name``, or else what ``write`` gives.
@@ -198,32 +205,25 @@ class WorkDirectory:
     def arrays_of(self, name: str, make: Callable[[], Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
         """Arrays that are kept under ``name``, or else what ``make`` gives. Raises LutraError as above."""
         path = self.path / f"{name}.npz"
-        if not path.exists():
-            partial = path.with_suffix(".partial")
-            arrays: dict[str, Any] = dict(make())
-            try:
-                with partial.open("wb") as file:
-                    np.savez(file, **arrays)
-                partial.replace(path)
-                self._keep()
-            except OSError as error:
-                partial.unlink(missing_ok=True)
-                raise LutraError(
-                    f"{path}: cannot be written: {error.strerror}; make room, or choose another place with -o"
-                ) from None
-        with np.load(path) as kept:
+        with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(path) as kept:
             return dict(kept)
+        arrays: dict[str, Any] = dict(make())
+        with _whole(path) as file:
+            np.savez(file, **arrays)
+        self._keep()
+        return arrays
 
     def number(self, name: str, compute: Callable[[], float]) -> float:
         """A number that is kept under ``name``, or else what ``compute`` gives: it may depend on the day."""
         path = self.path / f"{name}.number"
-        if not path.exists():
-            if not (self.done() or self._measured()):
-                self._empty.enter_context(crash.removing(path))
-            partial = path.with_suffix(".partial")
-            partial.write_text(repr(compute()))
-            partial.replace(path)
-        return float(path.read_text())
+        with contextlib.suppress(OSError, ValueError):
+            return float(path.read_text())
+        if not (self.done() or self._measured()):
+            self._empty.enter_context(crash.removing(path))
+        number = compute()
+        with _whole(path) as file:
+            file.write(repr(number).encode())
+        return number
 
     def cached(self, name: str, compute: Callable[[], Any]) -> Any:
         """What is kept as JSON under ``name``, or else what ``compute`` gives, which is kept from now on."""
@@ -239,10 +239,13 @@ class WorkDirectory:
 
     def keep(self, name: str, value: Any) -> None:
         """Keep a value as JSON under ``name``, in the place of what was there."""
-        partial = self.path / f"{name}.partial"
-        partial.write_text(json.dumps(value))
-        partial.replace(self.path / f"{name}.json")
+        with _whole(self.path / f"{name}.json") as file:
+            file.write(json.dumps(value).encode())
         self._keep()
+
+    def nbytes(self) -> int:
+        """What is in the directory, in bytes."""
+        return sum(path.stat().st_size for path in self.path.iterdir())
 
     def drop_other_types(self, nbytes: Mapping[str, int]) -> None:
         """Remove all finished tensors if one has not so many bytes: it gets another type now, and what comes

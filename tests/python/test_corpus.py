@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from gguf_tools.sources.open import open_source
-from lutra.conversion import corpus, own_text
+from lutra.conversion import corpus, own_text, pipeline
 from lutra.conversion.calibrate import SEQUENCES
 from lutra.conversion.corpus import Corpus
 from lutra.conversion.options import ConversionOptions, Target
@@ -172,3 +172,21 @@ def test_sequences_of_other_numbers_are_others(tiny_chat_f16, monkeypatch):
                     own_text.write_pieces(sampling, words, 4 * LENGTH, seed=0, at_once=4, first=first)
                 )
     assert not {tuple(piece) for piece in texts[0]} & {tuple(piece) for piece in texts[1]}
+
+
+def test_a_kept_work_directory_tells_texts_apart(corpus_of):
+    """The one that comes along, given as a file, is a user's: nothing is mixed into it."""
+    chosen = [
+        {}, {"tune": True}, {"tune": True, "calibration": CALIBRATION_TEXT},
+        {"calibration": Path("self")}, {"tune": True, "calibration": Path("self")},
+    ]  # fmt: skip
+    options = [ConversionOptions(type="cb2", **given) for given in chosen]
+    assert [corpus.own_share(o) for o in options] == [0, 0.5, 0, 1, 1]
+    source = SimpleNamespace(tensors=[], path=Path("x"), metadata={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.workdir, "source_files", lambda _: [])
+        patch.setattr(pipeline.workdir, "software", lambda: "this")
+        patch.setattr(pipeline.tune, "computed_by", lambda _: "torch")
+        mixed, given = (pipeline.fingerprint(source, [], o) for o in options[1:3])
+    assert mixed["calibration text"] == given["calibration text"]
+    assert mixed != given

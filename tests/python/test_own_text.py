@@ -146,6 +146,12 @@ def test_a_kept_text_is_whole_and_another_name_is_another_text(tmp_path):
         assert work.tokens_of("a", lambda: next(texts)) == [[1, 2]]
         assert work.tokens_of("a", lambda: next(texts)) == [[1, 2]]
         assert work.tokens_of("b", lambda: next(texts)) == [[3, 4]]
+        for damaged in (b"", b"PK\x03\x04"):
+            (work.path / "b.npz").write_bytes(damaged)
+            assert work.tokens_of("b", lambda: [[6]]) == [[6]]
+        assert [work.number("n", lambda n=n: n) for n in (7, 8)] == [7, 7]
+        (work.path / "n.number").write_bytes(b"")
+        assert work.number("n", lambda: 9) == 9
         with pytest.raises(KeyboardInterrupt):
             work.tokens_of("c", interrupted)
         assert work.tokens_of("c", lambda: [[5]]) == [[5]]

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import math
 import re
+import shutil
 import sys
 import weakref
 from dataclasses import replace
@@ -678,3 +679,41 @@ def test_it_needs_codebooks_and_a_text(tmp_path, options):
     done = lutra("convert", TINY_CHAT, *options, "--tune", "-o", tmp_path / "out.gguf")
     assert_error(done, "--tune needs codebooks and a text", "--calibration default")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.torch
+def test_room_for_all_of_it_is_asked_for_before_any_work(tmp_path, monkeypatch):
+    require_built()
+    text = tmp_path / "text.txt"
+    text.write_text("The old man said to the boy that the sea was calm. " * 400)
+    model = hf_model(tmp_path / "model", intermediate_size=448)
+    options = ConversionOptions(
+        type="cb2",
+        calibration=text,
+        calibration_tokens=512,
+        tune=True,
+        tune_tokens=1024,
+        device="cpu",
+        threads=1,
+    )
+    convert(model, options, tmp_path / "out.gguf")
+    size = (tmp_path / "out.gguf").stat().st_size
+    (tmp_path / "out.gguf").unlink()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 * size))
+    with pytest.raises(LutraError, match=r"out.gguf: needs .* MiB, .* free; make room"):
+        convert(model, options, tmp_path / "out.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.txt"]
+
+
+@pytest.mark.torch
+def test_where_there_are_no_codebooks_it_says_so(tmp_path, capsys):
+    require_built()
+    text = tmp_path / "text.txt"
+    text.write_text("The old man said to the boy that the sea was calm. " * 400)
+    options = ConversionOptions(
+        type="cb2", tensor_types=[".*=q8_0"], embedding_type="q8_0", output_type="q8_0",
+        calibration=text, tune=True, device="cpu", threads=1,
+    )  # fmt: skip
+    convert(hf_model(tmp_path / "model"), options, tmp_path / "out.gguf")
+    assert "nothing to tune" in capsys.readouterr().err
