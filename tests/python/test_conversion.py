@@ -266,7 +266,7 @@ def test_json_lines_as_editors_and_programs_write_them(tmp_path):
     assert list(read_documents(path)) == ["a\u2028b", "c\x85d"]
     for what in ('{"messages": "a"}', '{"text": ["a"]}', '{"messages": ["a"]}', "[]", '"text"', "1"):
         path.write_text(what)
-        with pytest.raises(LutraError, match="t.jsonl:1: needs"):
+        with pytest.raises(LutraError, match=r"t\.jsonl:1: needs"):
             list(read_documents(path))
     path.write_bytes('\ufeff{"question": "a\u2028b", "answer": "c"}\r\n'.encode())
     assert read_questions(path) == [("a\u2028b", "c")]
