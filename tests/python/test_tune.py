@@ -674,10 +674,16 @@ def test_without_torch_it_says_what_to_install(source, monkeypatch):
         tune.require(source)
 
 
-@pytest.mark.parametrize("options", [["--type", "q4_k"], ["--type", "cb2", "--no-calibration"]])
-def test_it_needs_codebooks_and_a_text(tmp_path, options):
+@pytest.mark.parametrize(
+    ("options", "what", "advice"),
+    [
+        (["--type", "q4_k"], "--tune needs codebooks and a text", "--calibration default"),
+        (["--type", "cb2", "--no-calibration"], "--no-calibration and --tune contradict", "drop one of them"),
+    ],
+)
+def test_it_needs_codebooks_and_a_text(tmp_path, options, what, advice):
     done = lutra("convert", TINY_CHAT, *options, "--tune", "-o", tmp_path / "out.gguf")
-    assert_error(done, "--tune needs codebooks and a text", "--calibration default")
+    assert_error(done, what, advice)
     assert list(tmp_path.iterdir()) == []
 
 
