@@ -68,6 +68,13 @@ def source(tmp_path):
 
 
 @pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("The old man said to the boy that the sea was calm. " * 400)
+    return path
+
+
+@pytest.fixture
 def quantized(tmp_path, source):
     return quantize(source, tmp_path / "quantized.gguf")
 
@@ -304,10 +311,8 @@ def test_a_stopped_tuning_goes_on_to_the_same_file(tmp_path, source, quantized, 
 
 
 @pytest.mark.torch
-def test_a_slower_day_does_not_change_how_many_tokens(tmp_path, monkeypatch):
+def test_a_slower_day_does_not_change_how_many_tokens(tmp_path, text, monkeypatch):
     require_built()
-    text = tmp_path / "text.txt"
-    text.write_text("The old man said to the boy that the sea was calm. " * 400)
     model = hf_model(tmp_path / "model", intermediate_size=448)
     options = ConversionOptions(type="cb2", calibration=text, tune=True, device="cpu", threads=1)
     asked, numbers = [], []
@@ -547,10 +552,8 @@ def test_the_frugal_way_is_taken_where_the_usual_does_not_fit(monkeypatch, capsy
 
 
 @pytest.mark.torch
-def test_a_conversion_tunes_frugally_where_memory_is_little(tmp_path, monkeypatch, capsys):
+def test_a_conversion_tunes_frugally_where_memory_is_little(tmp_path, text, monkeypatch, capsys):
     require_built()
-    text = tmp_path / "text.txt"
-    text.write_text("The old man said to the boy that the sea was calm. " * 400)
     model = hf_model(tmp_path / "model", intermediate_size=448)
     options = ConversionOptions(
         type="cb2", calibration=text, tune=True, tune_tokens=4096, device="cpu", threads=1
@@ -688,10 +691,8 @@ def test_it_needs_codebooks_and_a_text(tmp_path, options, what, advice):
 
 
 @pytest.mark.torch
-def test_room_for_all_of_it_is_asked_for_before_any_work(tmp_path, monkeypatch):
+def test_room_for_all_of_it_is_asked_for_before_any_work(tmp_path, text, monkeypatch):
     require_built()
-    text = tmp_path / "text.txt"
-    text.write_text("The old man said to the boy that the sea was calm. " * 400)
     model = hf_model(tmp_path / "model", intermediate_size=448)
     options = ConversionOptions(
         type="cb2",
@@ -713,10 +714,8 @@ def test_room_for_all_of_it_is_asked_for_before_any_work(tmp_path, monkeypatch):
 
 
 @pytest.mark.torch
-def test_where_there_are_no_codebooks_it_says_so(tmp_path, capsys):
+def test_where_there_are_no_codebooks_it_says_so(tmp_path, text, capsys):
     require_built()
-    text = tmp_path / "text.txt"
-    text.write_text("The old man said to the boy that the sea was calm. " * 400)
     options = ConversionOptions(
         type="cb2", tensor_types=[".*=q8_0"], embedding_type="q8_0", output_type="q8_0",
         calibration=text, tune=True, device="cpu", threads=1,
