@@ -365,10 +365,14 @@ def test_a_checkpoint_of_another_text_is_not_used(tmp_path, source, quantized, m
 def test_what_is_known_is_tuned_with_and_tells_nothing(tmp_path, source, quantized, monkeypatch):
     own, known = pieces(16, 32), pieces(5, 32, seed=1)
     looked, tuned_with = [], []
+
+    def descend(self, batch):
+        tuned_with.extend(batch.tolist())
+        self._adam.step()
+        return 1.0
+
     monkeypatch.setattr(tune._Tuning, "_divergence", lambda self, held: looked.extend(held.tolist()) or 1.0)
-    monkeypatch.setattr(
-        tune._Tuning, "_descend", lambda self, batch: tuned_with.extend(batch.tolist()) or 1.0
-    )
+    monkeypatch.setattr(tune._Tuning, "_descend", descend)
     original = weights_of(source)
     tune.tune(quantized, source, original, tmp_path / "tuned.gguf", own, known, seed=0, threads=1)
     assert all(piece in tuned_with for piece in known)
