@@ -102,7 +102,7 @@ def write_on_cpu(
     affordable: Callable[[float], int] | None = None,
 ) -> list[list[int]]:
     """``write_pieces`` by the runtime, for a model in a file: the same for any number of ``threads``."""
-    advice = "--calibration default takes the text that comes along instead of the model's own"
+    advice = "--calibration FILE takes a text of yours instead of what the model writes"
     length = piece_length(tokenizer)
     at_once = max(1, min(AT_ONCE, tokens // length))
     with Sampling(path, length=length, at_once=at_once, threads=threads, advice=advice) as sampling:
